@@ -1,0 +1,29 @@
+"""Errors of the package: one base class; each concrete error is also the matching builtin."""
+
+
+class PEFTCLError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(PEFTCLError, ValueError):
+    """A setting that cannot be used: unknown key or option, wrong type, out of range."""
+
+
+class UnknownComponentError(PEFTCLError, LookupError):
+    """A component name that no loaded package offers."""
+
+
+class AmbiguousComponentError(PEFTCLError, LookupError):
+    """A component name that several packages offer."""
+
+
+class DataError(PEFTCLError, ValueError):
+    """Images or splits that cannot be used: missing folder, unreadable image, uneven split."""
+
+
+class CheckpointError(PEFTCLError, RuntimeError):
+    """Weights that cannot be had or do not fit the model."""
+
+
+class PluginLoadWarning(UserWarning):
+    """A plugin package was left out; the text says which, its version and why."""
