@@ -3,13 +3,18 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
 import torch
+from safetensors.torch import load_file
+from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the name everybody uses)
 
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 
@@ -101,9 +106,38 @@ class Backbone(nn.Module):
         tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
         return cast(Tensor, tokens)  # (B, N, D)
 
+    def attend(self, index: int, tokens: Tensor, *, queries: int | None = None) -> Tensor:
+        """Return tokens plus their attention in block ``index``.
+
+        Args:
+            index: Which block, from 0.
+            tokens: ``(B, N, D)``.
+            queries: Return the first so many tokens only; the others still serve as keys.
+
+        Returns:
+            ``(B, N, D)``, or ``(B, queries, D)``: equal to the slice of the whole.
+        """
+        block = self.blocks[index]
+        normed = block.norm1(tokens)
+        if queries is None or not _is_plain(block.attn):
+            attended = block.attn(normed)[:, :queries]
+        else:
+            attended = _attention(block.attn, normed[:, :queries], normed)
+        return cast(Tensor, tokens[:, :queries] + block.drop_path1(block.ls1(attended)))
+
+    def feed(self, index: int, tokens: Tensor) -> Tensor:
+        """Return what the MLP of block ``index`` adds to ``tokens``, without the residual."""
+        block = self.blocks[index]
+        return cast(Tensor, block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))))
+
     def pool(self, tokens: Tensor) -> Tensor:
         """Return the image's feature from the last block's tokens: ``(B, N, D)`` to ``(B, D)``."""
         return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
+
+    @property
+    def pools_cls(self) -> bool:
+        """Whether :meth:`pool` reads the first token only."""
+        return self.vit.global_pool == "token" and self.vit.attn_pool is None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the frozen features of ``images``: ``(B, 3, H, W)`` to ``(B, D)``."""
@@ -147,6 +181,12 @@ def create_backbone(
         known = timm.list_models("*vit*") + timm.list_models("deit*")
         near = _nearest(model_name, known)
         raise ConfigError(f"timm has no model {model_name!r}{near}; see timm.list_models()")
+    allowed = [*signature(create_backbone).parameters, *signature(VisionTransformer).parameters]
+    for option in model_args:
+        if option not in allowed:
+            raise ConfigError(
+                f"backbone {model_name!r} has no option {option!r}{_nearest(option, allowed)}"
+            )
     size = {} if img_size is None else {"img_size": img_size}
     try:
         with _downloads(model_name, pretrained):
@@ -157,6 +197,9 @@ def create_backbone(
         raise ConfigError(f"timm cannot build {model_name!r} with {size | model_args}: {error}") from error
     if not isinstance(vit, VisionTransformer):
         raise ConfigError(f"{model_name!r} is a {type(vit).__name__}, not a plain vision transformer")
+    height, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
+    if height < patch or height % patch:
+        raise ConfigError(f"img_size={height} is not a multiple of the patch size {patch}")
     if checkpoint is not None:
         load_checkpoint(vit, checkpoint)
     return Backbone(vit, _input_config(vit, img_size, normalize))
@@ -208,8 +251,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"no weights file at {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -221,6 +262,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no state dict (a mapping of names to tensors)")
     return dict(state)
+
+
+def _is_plain(attention: nn.Module) -> bool:
+    plain = type(attention) is Attention and type(attention.qkv) is nn.Linear
+    return plain and getattr(attention, "gate", None) is None
+
+
+def _attention(attention: Attention, queries: Tensor, tokens: Tensor) -> Tensor:
+    """Attend from ``queries`` ``(B, Q, D)`` to ``tokens`` ``(B, N, D)`` with a block's weights."""
+    dim, heads = attention.attn_dim, attention.num_heads
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    q = F.linear(queries, weight[:dim], None if bias is None else bias[:dim])
+    kv = F.linear(tokens, weight[dim:], None if bias is None else bias[dim:])
+    q = q.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, H, Q, D / H)
+    k, v = kv.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D / H) each
+    out = F.scaled_dot_product_attention(
+        attention.q_norm(q), attention.k_norm(k), v, scale=attention.scale
+    )
+    out = out.transpose(1, 2).flatten(2)  # (B, Q, D)
+    return cast(Tensor, attention.proj_drop(attention.proj(attention.norm(out))))
 
 
 def _input_config(
@@ -237,8 +298,6 @@ def _input_config(
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
     match = get_close_matches(name, known, n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
 

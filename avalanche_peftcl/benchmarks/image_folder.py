@@ -1,0 +1,195 @@
+"""Images in folders, one folder a class, with or without domains."""
+
+from pathlib import Path
+from typing import Annotated
+
+from avalanche.benchmarks import CLScenario
+from pydantic import Field
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from avalanche_peftcl.benchmarks.datasets import ImageFiles
+from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.transforms import Augment
+from avalanche_peftcl.errors import ConfigError, DataError
+from avalanche_peftcl.models.backbone import InputConfig
+
+
+def image_folder(
+    *,
+    input_config: InputConfig,
+    root: Path,
+    scenario: Scenario = "class",
+    n_experiences: Count | None = None,
+    classes_per_experience: list[Count] | None = None,
+    seed: Seed = 0,
+    class_order: list[int] | None = None,
+    domain_order: list[str] | None = None,
+    own_classes: bool | None = None,
+    experience_size: Count = 10,
+    augment: Augment = "random_resized_crop",
+    crop_scale: tuple[float, float] = (0.05, 1.0),
+    train_per_class: Count | None = None,
+    validation_per_class: Annotated[int, Field(ge=0)] = 0,
+    in_memory: bool = False,
+) -> CLScenario:
+    """Make a benchmark from ``root/{train,test}/class/`` or ``root/domain/{train,test}/class/``.
+
+    Labels follow the sorted names of the class folders. Files count as images by their ending
+    (``.jpg``, ``.png`` and whatever torchvision's ``ImageFolder`` takes); others and hidden ones
+    are left out.
+
+    With domain folders, scenario ``"domain"`` has one experience a domain, ``"class"`` and
+    ``"online"`` join the domains, and ``"task"`` makes each domain a task with classes of its own,
+    unless ``own_classes`` is false.
+
+    Args:
+        input_config: What the backbone expects of an image.
+        root: The folder.
+        scenario: ``"class"``, ``"task"``, ``"domain"`` or ``"online"``, see
+            :func:`.scenarios.make_benchmark`, also for the options below.
+        n_experiences: Number of experiences with equally many classes; leave it out where each
+            domain is an experience.
+        classes_per_experience: Number of classes in each experience, instead.
+        seed: Seed of the class order, of the subsets and of the chunks.
+        class_order: Labels in order of arrival, instead of drawing it.
+        domain_order: Names of all domains in order of arrival; ``None`` sorts them.
+        own_classes: Whether folders of one name in two domains are two classes, named
+            ``domain/class`` (the characters of alphabets), or one (photographs and sketches of a
+            dog). ``None``: true in scenario ``"task"``, false in the others.
+        experience_size: Images in a chunk of scenario ``"online"``.
+        augment: Augmentation in training.
+        crop_scale: Share of the area that a random crop keeps, smallest and largest.
+        train_per_class: Train on at most that many images of a class; ``None``, on all.
+        validation_per_class: If positive, that many training images of a class replace the test
+            images.
+        in_memory: Decode every image at the start and keep it, 3 bytes a pixel: finds a broken
+            file at once and saves the decoding in every epoch. Otherwise a broken file is found
+            when it is read.
+
+    Returns:
+        The benchmark, see :func:`.scenarios.make_benchmark`.
+
+    Raises:
+        ConfigError: An option that is out of range or makes no sense for this folder.
+        DataError: A folder is missing or has no images, a class has no test images, an image
+            cannot be decoded (the message names the file), a split does not divide.
+    """
+    root = Path(root)
+    domains = _find_domains(root, domain_order)
+    if own_classes is None:
+        own_classes = scenario == "task" and domains is not None
+    if own_classes and (domains is None or scenario == "domain"):
+        reason = f"{root} has no domain folders" if domains is None else "scenario is 'domain'"
+        raise ConfigError(f"own_classes=True makes no sense: {reason}; leave it out")
+
+    found = {
+        part: [
+            (d, f"{domain}/{folder.name}" if own_classes else folder.name, path)
+            for d, domain in enumerate(domains or [""])
+            for folder in _subfolders(root / domain / part)
+            for path in _images(folder)
+        ]
+        for part in ("train", "test")
+    }
+    cells = {part: {(d, name) for d, name, _ in files} for part, files in found.items()}
+    for part, other in (("train", "test"), ("test", "train")):
+        if lacking := sorted(cells[other] - cells[part]):
+            d, name = lacking[0]
+            domain = domains[d] if domains else ""
+            raise DataError(
+                f"{len(lacking)} class folders of {root / domain / other} have none in "
+                f"{root / domain / part}, the first is {name!r}; add images or take it out"
+            )
+    class_names = sorted({name for _, name in cells["train"]})
+    if own_classes:  # domain by domain, in order of arrival
+        class_names = [name for _, name in sorted(cells["train"])]
+    by_domain = own_classes and scenario == "task"
+    if by_domain:
+        given = {
+            "n_experiences": n_experiences,
+            "classes_per_experience": classes_per_experience,
+            "class_order": class_order,
+        }
+        for option, value in given.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{option}={value}: each of the {len(domains or [])} domains is a task with "
+                    "its own classes; leave it out (domain_order gives the order), or say "
+                    "own_classes=False to join the domains"
+                )
+        classes_per_experience = [
+            sum(d == at for at, _ in cells["train"]) for d in range(len(domains or []))
+        ]
+        class_order = list(range(len(class_names)))
+
+    label = {name: i for i, name in enumerate(class_names)}
+    datasets = {
+        part: ImageFiles(
+            [path for _, _, path in files],
+            [label[name] for _, name, _ in files],
+            in_memory=in_memory,
+        )
+        for part, files in found.items()
+    }
+    benchmark = make_benchmark(
+        datasets["train"],
+        datasets["test"],
+        input_config=input_config,
+        scenario=scenario,
+        n_experiences=n_experiences,
+        classes_per_experience=classes_per_experience,
+        seed=seed,
+        class_order=class_order,
+        class_names=class_names,
+        train_domains=[d for d, _, _ in found["train"]] if domains else None,
+        test_domains=[d for d, _, _ in found["test"]] if domains else None,
+        domain_names=domains,
+        experience_size=experience_size,
+        augment=augment,
+        crop_scale=crop_scale,
+        train_per_class=train_per_class,
+        validation_per_class=validation_per_class,
+    )
+    if by_domain:
+        benchmark.domains = domains
+    return benchmark
+
+
+def _find_domains(root: Path, domain_order: list[str] | None) -> list[str] | None:
+    """Return the names of the domain folders in order, or None if there are none."""
+    names = [folder.name for folder in _subfolders(root)]
+    if {"train", "test"} & set(names):
+        if domain_order is not None:
+            raise ConfigError(f"domain_order={domain_order}, but {root} has no domain folders")
+        return None
+    if not names:
+        raise DataError(
+            f"{root} has no folders; expected {{train,test}}/class or domain/{{train,test}}/class"
+        )
+    if domain_order is None:
+        return names
+    if sorted(domain_order) != names:
+        raise ConfigError(
+            f"domain_order={domain_order} does not name each of the domains of {root} once: {names}"
+        )
+    return domain_order
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(
+            f"no folder {folder}; expected root/{{train,test}}/class or "
+            "root/domain/{train,test}/class"
+        )
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    paths = sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and p.suffix.lower() in IMG_EXTENSIONS and not p.name.startswith(".")
+    )
+    if not paths:
+        raise DataError(f"the class folder {folder} has no images; add some or take it out")
+    return paths

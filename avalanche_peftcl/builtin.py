@@ -1,0 +1,111 @@
+"""What this package offers, registered through the same hooks as everybody's.
+
+Import paths instead of imports: listing these costs neither torch nor Avalanche.
+"""
+
+from collections.abc import Iterable
+
+from avalanche_peftcl.component import Component
+from avalanche_peftcl.hookspecs import hookimpl
+
+_MODELS = "avalanche_peftcl.models"
+_BENCHMARKS = "avalanche_peftcl.benchmarks"
+_TRAINING = "avalanche_peftcl.training"
+
+
+@hookimpl
+def peftcl_backbones() -> Iterable[Component]:
+    """Frozen vision transformers."""
+    return (
+        Component(
+            "timm_vit",
+            f"{_MODELS}.backbone:create_backbone",
+            source="any timm VisionTransformer; Dosovitskiy et al., arXiv 2010.11929",
+        ),
+        Component(
+            "vit_glyph",
+            f"{_MODELS}.glyph:vit_glyph",
+            source="bundled small ViT; Dosovitskiy et al., arXiv 2010.11929",
+        ),
+    )
+
+
+@hookimpl
+def peftcl_modules() -> Iterable[Component]:
+    """PEFT modules."""
+    return (
+        Component(
+            "adapter",
+            f"{_MODELS}.adapter:build_adapters",
+            source="AdaptFormer, arXiv 2205.13535; channel branch of NTK-CL, arXiv 2407.17120",
+        ),
+        Component(
+            "patch_prompt",
+            f"{_MODELS}.prompt:build_patch_prompts",
+            source="patch branch of NTK-CL, arXiv 2407.17120",
+        ),
+    )
+
+
+@hookimpl
+def peftcl_benchmarks() -> Iterable[Component]:
+    """Streams of experiences."""
+    classic = f"{_BENCHMARKS}.classic"
+    return (
+        Component(
+            "digits",
+            f"{_BENCHMARKS}.digits:digits",
+            source="scikit-learn load_digits; Alpaydin and Kaynak, UCI 1998",
+        ),
+        Component(
+            "image_folder", f"{_BENCHMARKS}.image_folder:image_folder", source="a folder of images"
+        ),
+        Component("mnist", f"{classic}:mnist", source="LeCun et al., Proc. IEEE 1998"),
+        Component("fashion_mnist", f"{classic}:fashion_mnist", source="arXiv 1708.07747"),
+        Component("cifar10", f"{classic}:cifar10", source="Krizhevsky, technical report 2009"),
+        Component("cifar100", f"{classic}:cifar100", source="Krizhevsky, technical report 2009"),
+        Component("tiny_imagenet", f"{classic}:tiny_imagenet", source="Stanford CS231n"),
+        Component("cub200", f"{classic}:cub200", source="Wah et al., CNS-TR-2011-001"),
+        Component("core50", f"{classic}:core50", source="arXiv 1705.03550"),
+    )
+
+
+@hookimpl
+def peftcl_strategies() -> Iterable[Component]:
+    """Methods."""
+    return (
+        Component("ntk_cl", f"{_TRAINING}.ntk_cl:build_ntk_cl", source="arXiv 2407.17120"),
+        Component(
+            "naive", f"{_TRAINING}.naive:build_naive", source="fine-tuning in turn; Avalanche Naive"
+        ),
+        Component(
+            "nearest_class_mean",
+            f"{_TRAINING}.nearest_class_mean:build_nearest_class_mean",
+            source="SimpleCIL, arXiv 2303.07338",
+        ),
+    )
+
+
+@hookimpl
+def peftcl_strategy_plugins() -> Iterable[Component]:
+    """Avalanche's own plugins, by name."""
+    host = f"{_TRAINING}.plugins.host"
+    return (
+        Component("replay", f"{host}:replay", source="arXiv 1902.10486; Avalanche ReplayPlugin"),
+        Component("ewc", f"{host}:ewc", source="arXiv 1612.00796; Avalanche EWCPlugin"),
+        Component("lwf", f"{host}:lwf", source="arXiv 1606.09282; Avalanche LwFPlugin"),
+    )
+
+
+@hookimpl
+def peftcl_metrics() -> Iterable[Component]:
+    """Plugin metrics."""
+    evaluation = "avalanche_peftcl.evaluation"
+    return (
+        Component(
+            "accuracy_matrix",
+            f"{evaluation}:accuracy_matrix_metrics",
+            source="GEM, arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112",
+        ),
+        Component("cost", f"{evaluation}:cost_metrics", source="seconds, memory, parameters"),
+    )

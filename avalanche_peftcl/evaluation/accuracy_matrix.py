@@ -1,0 +1,211 @@
+"""One accuracy matrix per run, and every number that follows from it."""
+
+import math
+from typing import Any
+
+import torch
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.training.supervised import JointTraining
+from torch import Tensor
+
+from avalanche_peftcl.functional import accuracy_matrix as functional
+
+Summary = dict[str, float | list[float | None] | None]
+
+
+class AccuracyMatrix(PluginMetric[Summary]):
+    """Record the accuracy on each test experience after each training experience.
+
+    Rows are training experiences (of online streams: the origin experience of the chunk), columns
+    are test experiences. A row holds the last evaluation made while, or after, its experience was
+    the last one trained; so periodic evaluation during training is overwritten by the final one.
+    Works with every strategy that has ``mb_output`` and ``mb_y``, with and without task labels.
+
+    The numbers are emitted after each ``eval()``, as ``Average_Accuracy/eval_phase/test_stream``
+    and so on; their formulas are in :mod:`avalanche_peftcl.functional.accuracy_matrix`.
+
+    Args:
+        stream_name: The stream whose evaluations are recorded; others are left alone.
+
+    Attributes:
+        matrix: ``(T, T)``, float64, fractions; ``nan`` where not evaluated.
+        counts: Test images of each experience, ``(T,)``, int64; 0 where there are none.
+        baseline: Accuracies before any training, ``(T,)``, float64; ``nan`` where not evaluated.
+
+    Source:
+        Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017.
+        Differs: nothing.
+
+    Example:
+        >>> metric = AccuracyMatrix()
+        >>> metric.record(None, 0, correct=1, total=10)  # the evaluator does this
+        >>> metric.record(0, 0, correct=9, total=10)
+        >>> metric.matrix, metric.baseline, metric.summary()["last_accuracy"]
+        (tensor([[0.9000]], dtype=torch.float64), tensor([0.1000], dtype=torch.float64), 0.9)
+    """
+
+    def __init__(self, *, stream_name: str = "test") -> None:
+        super().__init__()
+        self.stream_name = stream_name
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the run."""
+        self.matrix = torch.empty(0, 0, dtype=torch.float64)
+        self.counts = torch.empty(0, dtype=torch.int64)
+        self.baseline = torch.empty(0, dtype=torch.float64)
+        self._row: int | None = None  # of the experience last trained
+        self._correct: Tensor | int = 0
+        self._total = 0
+        self._recorded = False  # anything, since before_eval
+
+    def record(self, row: int | None, column: int, *, correct: int, total: int) -> None:
+        """Enter the result on one test experience.
+
+        Args:
+            row: Training experience last trained; ``None`` before any training.
+            column: Test experience.
+            correct: Images predicted right.
+            total: Images.
+        """
+        self._grow(max(column, -1 if row is None else row) + 1)
+        accuracy = correct / total if total else math.nan
+        self.counts[column] = total
+        if row is None:
+            self.baseline[column] = accuracy
+        else:
+            self.matrix[row, column] = accuracy
+
+    def summary(self) -> Summary:
+        """Return all derived numbers.
+
+        Returns:
+            Fractions; ``None`` where undefined. ``average_accuracy`` weighs experiences equally,
+            ``last_accuracy`` and ``accuracy_curve`` weigh images equally, and
+            ``average_incremental_accuracy`` is the mean of the curve. ``per_task`` is the final
+            row: one value a task or, if experiences are domains, a domain.
+        """
+        matrix, counts = self.matrix, self.counts
+        row = functional.final_row(matrix)
+        scalars = {
+            "average_accuracy": functional.average_accuracy(matrix),
+            "average_incremental_accuracy": functional.average_incremental_accuracy(matrix, counts),
+            "last_accuracy": functional.last_accuracy(matrix, counts),
+            "forgetting": functional.forgetting(matrix),
+            "clipped_forgetting": functional.clipped_forgetting(matrix),
+            "backward_transfer": functional.backward_transfer(matrix),
+            "forward_transfer": functional.forward_transfer(matrix, self.baseline),
+            "learning_accuracy": functional.learning_accuracy(matrix),
+        }
+        curve = functional.accuracy_curve(matrix, counts)[: len(row)]
+        return {
+            **{name: _defined(value) for name, value in scalars.items()},
+            "accuracy_curve": [_defined(value) for value in curve.tolist()],
+            "per_task": [_defined(value) for value in row.tolist()],
+        }
+
+    def result(self) -> Summary:
+        """Return :meth:`summary`."""
+        return self.summary()
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Note the row; the length of the stream, where known, is the size of the matrix."""
+        experience = trained_experience(strategy)
+        self._row = int(experience.current_experience)
+        self._grow(max(self._row + 1, _length(full_stream(experience))))
+
+    def before_eval(self, strategy: Any) -> None:
+        """Begin an evaluation."""
+        self._recorded = False
+
+    def before_eval_exp(self, strategy: Any) -> None:
+        """Start counting; note how many images the other test experiences have, where known."""
+        self._correct, self._total = 0, 0
+        if not self._is_ours(strategy):
+            return
+        stream = full_stream(strategy.experience)
+        self._grow(_length(stream))
+        for column in range(_length(stream)):
+            if not self.counts[column]:
+                self.counts[column] = len(stream[column].dataset)
+
+    def after_eval_iteration(self, strategy: Any) -> None:
+        """Count a minibatch; the sum stays on the device."""
+        if self._is_ours(strategy):
+            self._correct = self._correct + (strategy.mb_output.argmax(1) == strategy.mb_y).sum()
+            self._total += len(strategy.mb_y)
+
+    def after_eval_exp(self, strategy: Any) -> None:
+        """Enter the accuracy on a test experience."""
+        if self._is_ours(strategy):
+            column = int(strategy.experience.current_experience)
+            self.record(self._row, column, correct=int(self._correct), total=self._total)
+            self._recorded = True
+
+    def after_eval(self, strategy: Any) -> list[MetricValue]:
+        """Emit the numbers that are defined."""
+        if not self._recorded or self._row is None:
+            return []
+        return [
+            MetricValue(
+                self,
+                f"{name.title()}/eval_phase/{self.stream_name}_stream",
+                value,
+                strategy.clock.train_iterations,
+            )
+            for name, value in self.summary().items()
+            if isinstance(value, float)
+        ]
+
+    def __str__(self) -> str:
+        return "Accuracy_Matrix"
+
+    def _is_ours(self, strategy: Any) -> bool:
+        return bool(strategy.experience.origin_stream.name == self.stream_name)
+
+    def _grow(self, size: int) -> None:
+        more = size - len(self.matrix)
+        if more > 0:
+            pad = torch.nn.functional.pad
+            self.matrix = pad(self.matrix, (0, more, 0, more), value=math.nan)
+            self.baseline = pad(self.baseline, (0, more), value=math.nan)
+            self.counts = pad(self.counts, (0, more))
+
+
+def accuracy_matrix_metrics() -> AccuracyMatrix:
+    """Build the accuracy matrix of the test stream."""
+    return AccuracyMatrix()
+
+
+def trained_experience(strategy: Any) -> Any:
+    """Return the experience that ``strategy`` trains on, as an experience of the original stream.
+
+    Args:
+        strategy: Any Avalanche strategy, while it trains on an experience.
+
+    Returns:
+        For a chunk of an online stream its origin experience; for joint training, which visits the
+        first experience only, the last of the list.
+    """
+    experience = strategy.experience
+    if isinstance(strategy, JointTraining):
+        experience = strategy._experiences[-1]
+    origin = getattr(experience, "origin_experience", None)
+    return experience if origin is None else origin
+
+
+def full_stream(experience: Any) -> Any:
+    """Return the whole stream of ``experience``, which may have been taken from a slice."""
+    stream = experience.origin_stream
+    streams = getattr(getattr(stream, "benchmark", None), "streams", {})
+    return streams.get(stream.name, stream)
+
+
+def _length(stream: Any) -> int:
+    """Return the number of experiences of a stream that can be indexed; 0 if it is lazy."""
+    return len(stream) if hasattr(stream, "__len__") and hasattr(stream, "__getitem__") else 0
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

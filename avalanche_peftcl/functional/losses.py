@@ -1,0 +1,144 @@
+"""Losses of NTK-CL; each is a pure function of features."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the name everybody uses)
+
+
+def pooled_nce(features: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
+    r"""Contrast all pairs of one label with all pairs, pooled under one logarithm.
+
+    With :math:`s_{ij} = \hat z_i \cdot \hat z_j / \tau` and :math:`N` rows
+
+    .. math::
+        \mathrm{NCE} = -\ln \sum_{i \ne j,\; y_i = y_j} e^{s_{ij}}
+                       + \frac1N \sum_i \ln \sum_{j \ne i} e^{s_{ij}}
+
+    Minimising it draws features of one label together.
+
+    Args:
+        features: ``(N, D)``, of any length; normalised here.
+        labels: ``(N,)`` integers.
+        temperature: :math:`\tau > 0`.
+
+    Returns:
+        A scalar; 0 with zero gradient where no two rows share a label.
+
+    Raises:
+        ValueError: If the shapes do not match or the temperature is not positive.
+
+    Source:
+        Liu et al., arXiv 2407.17120; released code 24de712 (``nce_loss``). Differs: nothing; the
+        release adds it with a minus sign, see :class:`avalanche_peftcl.training.NTKCL`.
+
+    Example:
+        >>> z = torch.eye(2).repeat(2, 1)
+        >>> same, other = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+        >>> bool(pooled_nce(z, same) < pooled_nce(z, other))
+        True
+    """
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            "features must be (N, D) and labels (N,), not "
+            f"{tuple(features.shape)} and {tuple(labels.shape)}"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    n = len(features)
+    if n < 2:
+        return features.sum() * 0.0
+    normed = F.normalize(features.float(), dim=1)
+    similarity = normed @ normed.T / temperature  # (N, N)
+    itself = torch.eye(n, dtype=torch.bool, device=features.device)
+    positive = (labels[:, None] == labels[None, :]) & ~itself
+    any_positive = positive.any()
+    # torch.where twice keeps the gradient finite without asking the device for a decision
+    pairs = similarity.masked_fill(~positive, -torch.inf)
+    pairs = torch.where(any_positive, pairs, torch.zeros_like(pairs))
+    others = similarity.masked_fill(itself, -torch.inf)
+    loss = others.logsumexp(dim=1).mean() - pairs.flatten().logsumexp(dim=0)
+    return torch.where(any_positive, loss, torch.zeros_like(loss))
+
+
+def span_energy(features: Tensor, basis: Tensor) -> Tensor:
+    r"""Return how much of each feature's direction lies in the span of ``basis``.
+
+    .. math:: \sum_b \lVert B^\top \hat z_b \rVert^2
+
+    Args:
+        features: ``(B, D)``, of any length; normalised here.
+        basis: Orthonormal columns, ``(D, K)``; ``K = 0`` gives 0.
+
+    Returns:
+        A scalar in ``[0, B]``; 0 exactly when every feature is orthogonal to the span.
+
+    Raises:
+        ValueError: If the last axes do not match.
+
+    Source:
+        The orthogonality that arXiv 2407.17120 states; the release has another term, see
+        :func:`released_orthogonality`. Differs: the paper's own formula could not be read.
+
+    Example:
+        >>> span_energy(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [0.0]]))
+        tensor(0.3600)
+    """
+    if features.shape[-1] != basis.shape[0]:
+        raise ValueError(
+            f"features have {features.shape[-1]} dimensions, the basis {basis.shape[0]}"
+        )
+    return (F.normalize(features.float(), dim=-1) @ basis).square().sum()
+
+
+def released_direction(prototypes: Tensor, *, columns: int = 40) -> Tensor:
+    r"""Return the constant vector along which the released orthogonality term pushes.
+
+    .. math:: v = (I - B B^\top)\, \mathbf 1
+
+    with :math:`B` the first ``columns`` left singular vectors of the normalised prototypes, from
+    a full SVD: beyond the rank they are whatever the linear algebra library returns, and for
+    zero prototypes they are the first coordinates.
+
+    Args:
+        prototypes: Rows of all classes, ``(C, D)``; rows of classes to come are zero.
+        columns: How many singular vectors, at most ``D`` are used.
+
+    Returns:
+        ``(D,)``.
+
+    Source:
+        Released NTK-CL code 24de712. Differs: the SVD of one experience is made once, not in
+        each step; the numbers are the same.
+
+    Example:
+        >>> released_direction(torch.zeros(2, 4), columns=3)
+        tensor([0., 0., 0., 1.])
+    """
+    matrix = F.normalize(prototypes.float(), dim=1).T  # (D, C)
+    left = torch.linalg.svd(matrix, full_matrices=True)[0][:, :columns]  # (D, k)
+    ones = matrix.new_ones(len(matrix))
+    return ones - left @ (left.T @ ones)
+
+
+def released_orthogonality(features: Tensor, direction: Tensor) -> Tensor:
+    r"""Return the released orthogonality term, a signed sum over entries.
+
+    .. math:: \sum_b \sum_d \left[(I - B B^\top)\, \hat z_b\right]_d = \sum_b \hat z_b \cdot v
+
+    It is no penalty: its gradient is one constant direction outside the prototypes' span.
+
+    Args:
+        features: ``(B, D)``; normalised here.
+        direction: :math:`v` of :func:`released_direction`, ``(D,)``.
+
+    Returns:
+        A scalar of either sign.
+
+    Source:
+        Released NTK-CL code 24de712. Differs: nothing.
+
+    Example:
+        >>> released_orthogonality(torch.tensor([[3.0, 4.0]]), torch.tensor([0.0, 1.0]))
+        tensor(0.8000)
+    """
+    return (F.normalize(features.float(), dim=-1) @ direction).sum()

@@ -1,0 +1,178 @@
+"""What a run shows while it runs: a bar on a terminal, and one line per finished experience."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from avalanche.logging import BaseLogger
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+_REFRESH = 0.2  # seconds between two readings of the loss, each of which waits for the device
+_MOST = 12  # names and numbers that one line lists
+
+
+class RunProgress(BaseLogger):
+    """An Avalanche logger that shows a run on ``console``.
+
+    Args:
+        console: Where to; ``None`` shows nothing. Bars are drawn on a terminal only; elsewhere
+            there are plain lines without control characters.
+
+    Attributes:
+        trainable: Name and shape of every parameter that trained when the last experience began.
+
+    Example:
+        >>> with RunProgress(Console(width=80)) as progress:
+        ...     progress.say("ntk_cl on digits")
+        ...     progress.begin(0, 5)
+        ...     progress.end(1, 5, classes=["3", "7"], seconds=12.34, seen=0.931, row=[0.9, 0.96])
+        ntk_cl on digits
+        experience 1/5  classes 3, 7  trained 12.3 s  accuracy on seen 93.1 %  [90.0 96.0]
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
+        self.console = Console(quiet=True) if console is None else console
+        self.trainable: list[tuple[str, tuple[int, ...]]] = []
+        self._bars: Progress | None = None
+        self._bar: TaskID | None = None
+        self._loss_read = 0.0
+
+    def __enter__(self) -> "RunProgress":
+        if self.console.is_terminal and not self.console.quiet:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[loss]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars = self._bar = None
+
+    def say(self, text: str) -> None:
+        """Print one plain line."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def begin(self, index: int, total: int) -> None:
+        """Start the bar of experience ``index``, counted from 0, of ``total``."""
+        if self._bars is not None:
+            name = f"experience {index + 1}/{total}"
+            self._bar = self._bars.add_task(name, total=None, loss="")
+
+    def end(
+        self,
+        finished: int,
+        total: int,
+        *,
+        classes: Sequence[str],
+        seconds: float,
+        seen: float | None,
+        row: Sequence[float | None],
+    ) -> None:
+        """Replace the bar by the line of a finished experience.
+
+        Args:
+            finished: Experiences finished, this one included.
+            total: Experiences of the run.
+            classes: Names of the experience's classes.
+            seconds: Time of the training.
+            seen: Accuracy over all test images seen so far, a fraction.
+            row: Accuracy on each test experience seen so far, fractions.
+        """
+        if self._bars is not None and self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None
+        several = "classes" if len(classes) > 1 else "class"
+        each = f"  [{' '.join(map(_percent, row))}]" if len(row) <= _MOST else ""
+        self.say(
+            f"experience {finished}/{total}  {several} {_listed(classes)}  trained {seconds:.1f} s"
+            f"  accuracy on seen {_percent(seen)} %{each}"
+        )
+
+    def before_training_exp(self, strategy: Any, *args: Any) -> None:
+        """Note what trains, now that the model is adapted; give the bar its length."""
+        first = not self.trainable
+        self.trainable = [
+            (name, tuple(p.shape))
+            for name, p in strategy.model.named_parameters()
+            if p.requires_grad
+        ]
+        if first:
+            self._say_trainable(strategy.model)
+        if self._bars is not None and self._bar is not None:
+            steps = strategy.train_epochs * len(strategy.dataloader)
+            # an online stream comes in chunks, and nobody says how many follow
+            online = hasattr(strategy.experience, "is_last_subexp")
+            self._bars.update(self._bar, total=None if online else steps)
+
+    def after_training_iteration(self, strategy: Any, *args: Any) -> None:
+        """Advance the bar; read the loss a few times a second only."""
+        if self._bars is None or self._bar is None:
+            return
+        self._bars.advance(self._bar)
+        if time.monotonic() - self._loss_read > _REFRESH:
+            self._bars.update(self._bar, loss=f"loss {float(strategy.loss):.3f}")
+            self._loss_read = time.monotonic()
+
+    def before_eval_exp(self, strategy: Any, *args: Any) -> None:
+        """Say which test experience is evaluated."""
+        if self._bars is not None and self._bar is not None:
+            number = strategy.experience.current_experience + 1
+            self._bars.update(self._bar, loss=f"evaluating on {number}")
+
+    def _say_trainable(self, model: Any) -> None:
+        total = sum(p.numel() for p in model.parameters())
+        train = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.say(f"trains {train:,} of {total:,} parameters:" if train else "nothing trains")
+        for pattern, shapes in group_parameters(self.trainable).items():
+            self.say(f"  {pattern}  {_listed(shapes)}")
+
+
+def group_parameters(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, list[str]]:
+    """Put parameters that differ in a number only under one pattern.
+
+    Args:
+        parameters: Names and shapes.
+
+    Returns:
+        Patterns with ``*`` for numbers, and the shapes there are, with how often each.
+
+    Example:
+        >>> group_parameters([("blocks.0.up", (4, 8)), ("blocks.1.up", (4, 8)), ("scale", ())])
+        {'blocks.*.up': ['2 of 4x8'], 'scale': ['1 of scalar']}
+    """
+    groups: dict[str, dict[str, int]] = {}
+    for name, shape in parameters:
+        pattern = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        shapes = groups.setdefault(pattern, {})
+        text = "x".join(map(str, shape)) or "scalar"
+        shapes[text] = shapes.get(text, 0) + 1
+    return {
+        pattern: [f"{n} of {shape}" for shape, n in shapes.items()]
+        for pattern, shapes in groups.items()
+    }
+
+
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.1f}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    if len(words) <= _MOST:
+        return ", ".join(words)
+    return f"{', '.join(words[:_MOST])}, ... ({len(words)} in all)"

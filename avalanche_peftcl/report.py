@@ -1,0 +1,228 @@
+"""From the numbers of a run to what people read: Markdown, figures, a table on the terminal.
+
+Everything here is made from the content of ``metrics.json``, where accuracies are fractions; they
+become percent only here. Experiences are counted from 1 in everything that is rendered.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Metrics = Mapping[str, Any]
+
+_HEADLINES = {
+    "average_incremental_accuracy": "average accuracy",
+    "last_accuracy": "last accuracy",
+    "forgetting": "forgetting",
+}
+_MOST = 20  # experiences whose matrix is printed cell by cell
+
+
+def percent(value: float | None, *, sign: str = " %") -> str:
+    """Return a fraction in percent, a dash for ``None``.
+
+    Example:
+        >>> percent(0.9312), percent(None)
+        ('93.1 %', '-')
+    """
+    return "-" if value is None else f"{100 * value:.1f}{sign}"
+
+
+def headlines(metrics: Metrics) -> list[tuple[str, str]]:
+    """Return the run's headline numbers, name and percent.
+
+    ``average accuracy`` is the mean over the experiences of the accuracy on all test images seen;
+    ``last accuracy`` is that after the last experience; ``forgetting`` the mean drop from the best.
+    """
+    accuracy = metrics["accuracy"]
+    return [(name, percent(accuracy.get(key))) for key, name in _HEADLINES.items()]
+
+
+def terminal_report(metrics: Metrics, folder: str) -> RenderableType:
+    """Return what a run shows at its end, for a rich console.
+
+    Args:
+        metrics: Content of ``metrics.json``.
+        folder: Where the run record is.
+    """
+    numbers = Table.grid(padding=(0, 2))
+    for name, value in headlines(metrics):
+        numbers.add_row(Text(name), Text(value, justify="right"))
+    parts: list[RenderableType] = [Text(""), numbers, Text(""), Text(f"run record: {folder}")]
+    matrix = metrics["accuracy_matrix"]
+    if len(matrix) <= _MOST:
+        table = Table(title="accuracy in % (row: trained up to; column: tested on)")
+        for name in ("", *map(str, range(1, len(matrix) + 1))):
+            table.add_column(name, justify="right")
+        for t, row in enumerate(matrix, start=1):
+            table.add_row(str(t), *(percent(value, sign="") for value in row))
+        parts.insert(1, table)
+    return Group(*parts)
+
+
+def markdown_report(metrics: Metrics) -> str:
+    """Return ``summary.md``.
+
+    Args:
+        metrics: Content of ``metrics.json``.
+    """
+    config, protocol, count = metrics["config"], metrics["protocol"], metrics["experiences"]
+    matrix = metrics["accuracy_matrix"]
+    state = "" if metrics["complete"] else f" ({count['finished']} of {count['total']} experiences)"
+    lines = [
+        f"# {config['strategy']['name']} on {config['benchmark']['name']}{state}",
+        "",
+        *_table(["number", "value"], headlines(metrics)),
+        "",
+        "Average accuracy is the mean over the experiences of the accuracy on all test images seen "
+        "so far; last accuracy is that accuracy after the last experience; forgetting is the mean "
+        "drop of the earlier experiences from their best accuracy.",
+        "",
+        "## Accuracy matrix",
+        "",
+        "In percent; rows: after training on that experience, columns: on the test images of it.",
+        "",
+        *_table(
+            ["", *(str(i) for i in range(1, len(matrix) + 1))],
+            [
+                (str(t), *(percent(value, sign="") for value in row))
+                for t, row in enumerate(matrix, start=1)
+            ],
+        ),
+        "",
+        "![accuracy matrix](accuracy_matrix.png)",
+        "",
+        "![accuracy curve](accuracy_curve.png)",
+        "",
+        "## Protocol",
+        "",
+        f"- scenario: {protocol['scenario']}, {count['total']} experiences, seed {metrics['seed']}",
+        f"- class order: {_words(protocol['class_order'])}",
+        f"- task label at test: {'used' if protocol['task_label_at_test'] else 'not used'}",
+        f"- input: {_pairs(protocol['normalisation'])}",
+        f"- weights of the backbone: sha256 {metrics['weights_sha256']}",
+        "",
+        *_table(
+            ["experience", "classes", "train images", "test images"],
+            [
+                (
+                    str(e),
+                    _words(experience["class_names"]),
+                    str(experience["train_images"]),
+                    str(experience["test_images"]),
+                )
+                for e, experience in enumerate(protocol["experiences"], start=1)
+            ],
+        ),
+        "",
+        "## Components",
+        "",
+        *_table(
+            ["kind", "name", "provider", "version", "source"],
+            [tuple(component.values()) for component in metrics["components"]],
+        ),
+        "",
+        "## Cost",
+        "",
+        *(f"- {name}: {_value(value)}" for name, value in _spaced(metrics["cost"])),
+        f"- device: {_pairs(metrics['platform'])}",
+        f"- versions: {_pairs(metrics['versions'])}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def matrix_figure(metrics: Metrics) -> Figure:
+    """Draw the accuracy matrix as a heat map; grey where nothing was evaluated."""
+    matrix = _array(metrics["accuracy_matrix"])
+    size = len(matrix)
+    side = min(10.0, 3.0 + 0.45 * size)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(
+        title=_title(metrics), xlabel="tested on experience", ylabel="trained up to experience"
+    )
+    axes.set_facecolor("0.92")
+    extent = (0.5, size + 0.5, size + 0.5, 0.5)  # so that ticks count from 1
+    image = axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis", extent=extent)
+    figure.colorbar(image, label="accuracy (%)", shrink=0.85)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=size if size <= _MOST else 10))
+    if size <= _MOST:
+        for (t, i), value in np.ndenumerate(100 * matrix):
+            if np.isfinite(value):
+                colour = "white" if value < 60 else "black"
+                text = f"{value:.1f}" if size <= 10 else f"{value:.0f}"
+                axes.text(i + 1, t + 1, text, ha="center", va="center", color=colour, fontsize=9)
+    return figure
+
+
+def curve_figure(metrics: Metrics) -> Figure:
+    """Draw the accuracy on all test images seen so far after each experience."""
+    curve = 100 * _array(metrics["accuracy"]["accuracy_curve"])
+    total = metrics["experiences"]["total"]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(
+        title=_title(metrics),
+        xlabel="experiences trained",
+        ylabel="accuracy on all seen (%)",
+        xlim=(0.5, total + 0.5),
+        ylim=(0, 103),
+    )
+    axes.grid(color="0.9")
+    axes.plot(range(1, len(curve) + 1), curve, marker="o", markersize=4, clip_on=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=total if total <= _MOST else 10))
+    if len(curve):
+        axes.annotate(
+            f"{curve[-1]:.1f}",
+            (len(curve), curve[-1]),
+            xytext=(0, -14 if curve[-1] > 50 else 8),
+            textcoords="offset points",
+            ha="center",
+        )
+    return figure
+
+
+def _array(values: Sequence[Any]) -> np.ndarray:
+    """Return (nested) fractions as an array, ``None`` as nan."""
+    return np.array(values, dtype=float)
+
+
+def _title(metrics: Metrics) -> str:
+    config = metrics["config"]
+    title = f"{config['strategy']['name']} on {config['benchmark']['name']}"
+    return f"{title}, seed {metrics['seed']}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    ]
+
+
+def _words(values: Sequence[Any] | None) -> str:
+    return "unknown" if values is None else ", ".join(map(str, values))
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in _spaced(values))
+
+
+def _spaced(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name.replace("_", " "), value) for name, value in values.items() if value is not None]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "(" + ", ".join(map(_value, value)) + ")"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

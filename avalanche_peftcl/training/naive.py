@@ -1,0 +1,63 @@
+"""Sequential tuning: the same modules trained on one experience after the other, no protection."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from avalanche.training.plugins import LRSchedulerPlugin
+from pydantic import Field
+
+from avalanche_peftcl.models import Backbone, Branch, PEFTModel
+from avalanche_peftcl.models.adapter import build_adapters
+from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
+
+
+def build_naive(
+    *,
+    backbone: Backbone,
+    module: Branch | None = None,
+    device: str = "cpu",
+    plugins: Sequence[Any] = (),
+    evaluator: Any = None,
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
+    lr: Annotated[float, Field(gt=0)] = 0.025,
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4,
+    anneal: bool = True,
+    train_mb_size: Annotated[int, Field(ge=1)] = 16,
+    train_epochs: Annotated[int, Field(ge=1)] = 20,
+    eval_mb_size: Annotated[int, Field(ge=1)] = 64,
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None,
+    accumulation_steps: Annotated[int, Field(ge=1)] = 1,
+    mixed_precision: MixedPrecision = "no",
+) -> PEFTTemplate:
+    """Build Avalanche's naive strategy for a PEFT module (adapters by default) and a linear head.
+
+    The loss is cross-entropy over all classes seen so far (of the image's task label), as
+    in ``avalanche.training.Naive`` with a growing head.
+    """
+    model = PEFTModel(backbone, module or build_adapters(backbone=backbone))
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    chosen: torch.optim.Optimizer
+    if optimizer == "sgd":
+        chosen = torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    else:
+        adam = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
+        chosen = adam(trainable, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
+    plugins = list(plugins)
+    if anneal:
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(chosen, T_max=train_epochs)
+        plugins.append(LRSchedulerPlugin(schedule, reset_scheduler=True, reset_lr=True))
+    return PEFTTemplate(
+        model=model,
+        optimizer=chosen,
+        train_mb_size=train_mb_size,
+        train_epochs=train_epochs,
+        eval_mb_size=eval_mb_size,
+        device=device,
+        plugins=plugins,
+        evaluator=evaluator,
+        max_grad_norm=max_grad_norm,
+        accumulation_steps=accumulation_steps,
+        mixed_precision=mixed_precision,
+    )

@@ -1,0 +1,33 @@
+"""Nearest class mean on frozen features: the floor of every comparison."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from avalanche_peftcl.models import Backbone, PrototypeModel
+from avalanche_peftcl.training.plugins import PrototypePlugin
+from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
+
+
+def build_nearest_class_mean(
+    *,
+    backbone: Backbone,
+    device: str = "cpu",
+    plugins: Sequence[Any] = (),
+    evaluator: Any = None,
+    eval_mb_size: Annotated[int, Field(ge=1)] = 64,
+    mixed_precision: MixedPrecision = "no",
+) -> PEFTTemplate:
+    """Build a classifier by cosine to the mean frozen feature of each class; nothing trains."""
+    return PEFTTemplate(
+        model=PrototypeModel(backbone),
+        optimizer=None,
+        train_mb_size=eval_mb_size,
+        train_epochs=0,
+        eval_mb_size=eval_mb_size,
+        device=device,
+        plugins=[*plugins, PrototypePlugin()],
+        evaluator=evaluator,
+        mixed_precision=mixed_precision,
+    )

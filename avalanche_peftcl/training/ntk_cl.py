@@ -1,0 +1,233 @@
+r"""NTK-CL as an Avalanche strategy.
+
+A step minimises ``CE(c) + CE(p) + CE(m)`` over the classes at hand, plus ``eta * NCE(m)``,
+``upsilon * orthogonality(c, p)`` and ``lambda * |p - p0|^2``; after an experience the older
+adapters become the mean of all, and class means of ``m`` become the classifier.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import torch
+from avalanche.training.plugins import LRSchedulerPlugin
+from avalanche.training.plugins.evaluation import default_evaluator
+from pydantic import Field
+from torch import Tensor
+
+from avalanche_peftcl.models import Backbone, NTKCLModel, Recipe
+from avalanche_peftcl.training.plugins import (
+    PrototypeContrastPlugin,
+    PrototypePlugin,
+    ReleasedContrastPlugin,
+    ReleasedOrthogonalityPlugin,
+    ReleasedRunningMeanPlugin,
+    RetentionPlugin,
+    RunningMeanPlugin,
+    TaskOrthogonalityPlugin,
+)
+from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
+
+
+class NTKCL(PEFTTemplate):
+    r"""Parameter-efficient continual learning from the neural tangent kernel.
+
+    Works on class-, task-, domain-incremental and online streams of any Avalanche benchmark.
+    A task label of a test image is used where the benchmark gives several of them, and only then.
+
+    Args:
+        model: The network; its ``recipe`` is the strategy's.
+        optimizer: Over the model's trainable parameters; its state is new in each experience.
+        criterion: Classification loss, cross-entropy by default.
+        contrast_weight: :math:`\eta`, of the contrastive term.
+        temperature: Of the contrastive term.
+        orthogonality_weight: :math:`\upsilon`, of the orthogonality term.
+        retention_weight: :math:`\lambda`, of the distance from the start of the experience.
+        anneal: Let the learning rate fall to 0 as a cosine over each experience's epochs.
+        train_mb_size: Images a training minibatch.
+        train_epochs: Epochs an experience.
+        eval_mb_size: Images a test minibatch.
+        device: Where to compute.
+        plugins: Further Avalanche plugins; they act before the strategy's own.
+        evaluator: Avalanche's evaluation plugin.
+        eval_every: As in Avalanche.
+        peval_mode: As in Avalanche.
+        max_grad_norm: Clip the gradient's norm.
+        accumulation_steps: Minibatches a step.
+        mixed_precision: Autocast.
+
+    Source:
+        Liu et al., "Parameter-Efficient Fine-Tuning for Continual Learning: A Neural Tangent
+        Kernel Perspective", arXiv 2407.17120; released code Programmergg/NTK-CL at 24de712.
+
+    Differs:
+        Recipe ``"released"``, from the release:
+
+        - one SVD an experience for the orthogonality term, none in evaluation;
+        - what all branches share is computed once; the fusion's attention is its closed form;
+        - a class met again moves its prototype on instead of losing it;
+        - replayed images of other classes bring their classes into the loss.
+
+        Recipe ``"corrected"``, beside those:
+
+        - the generators of the patch prompts start at Kaiming and 1 instead of 0, so they train;
+        - the orthogonality term is the energy inside the span of old prototypes, of their rank;
+        - the contrastive term has a plus sign: equal classes attract;
+        - the retention term holds every adapted parameter, biases too;
+        - older copies of the adapters have no dropout in training;
+        - the running mean takes in the last experience too, so nothing depends on knowing it;
+        - the fusion has no query and key layers, whose gradient is always zero.
+
+    Example:
+        >>> from avalanche_peftcl.models import create_backbone
+        >>> model = NTKCLModel(create_backbone("vit_tiny_patch16_224", img_size=32))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.025, momentum=0.9)
+        >>> strategy = NTKCL(model=model, optimizer=optimizer, evaluator=None)
+        >>> strategy.recipe
+        'corrected'
+    """
+
+    def __init__(
+        self,
+        *,
+        model: NTKCLModel,
+        optimizer: torch.optim.Optimizer,
+        criterion: Callable[..., Tensor] | None = None,
+        contrast_weight: float = 0.03,
+        temperature: float = 0.1,
+        orthogonality_weight: float = 1e-4,
+        retention_weight: float = 1e-3,
+        anneal: bool = True,
+        train_mb_size: int = 16,
+        train_epochs: int = 20,
+        eval_mb_size: int | None = 64,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: Any = default_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+        max_grad_norm: float | None = None,
+        accumulation_steps: int = 1,
+        mixed_precision: MixedPrecision = "no",
+    ) -> None:
+        released = model.recipe == "released"
+        contrast = ReleasedContrastPlugin if released else PrototypeContrastPlugin
+        orthogonality = ReleasedOrthogonalityPlugin if released else TaskOrthogonalityPlugin
+        mean = ReleasedRunningMeanPlugin if released else RunningMeanPlugin
+        copies = range(len(model.channel_copies))
+        own = [
+            contrast(contrast_weight, temperature=temperature),
+            orthogonality(orthogonality_weight),
+            RetentionPlugin(retention_weight, select=_released if released else _adapted),
+            mean("channel", [f"channel_copies.{i}" for i in copies]),
+            mean("patch", [f"patch_copies.{i}" for i in copies]),
+            PrototypePlugin(),
+        ]
+        if anneal and train_epochs > 0:
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=train_epochs)
+            own.append(LRSchedulerPlugin(schedule, reset_scheduler=True, reset_lr=True))
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            criterion=criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=[*(plugins or ()), *own],
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+            max_grad_norm=max_grad_norm,
+            accumulation_steps=accumulation_steps,
+            mixed_precision=mixed_precision,
+        )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the model."""
+        recipe: Recipe = self.model.recipe
+        return recipe
+
+    def check_model_and_optimizer(self, reset_optimizer_state: bool = True, **kwargs: Any) -> None:
+        """Adapt the model and start the optimizer anew."""
+        super().check_model_and_optimizer(reset_optimizer_state=reset_optimizer_state, **kwargs)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the views ``c``, ``p`` and ``m``."""
+        return tuple(self.model.views(images))
+
+    def criterion(self) -> Tensor:
+        """Return the sum of the three views' losses; in evaluation that of the prototypes."""
+        if not self.is_training:
+            return super().criterion()
+        with self.autocast():
+            logits = self.model.proxies(torch.cat(self.mb_features)).chunk(3)
+        return torch.stack([self.local_loss(view) for view in logits]).sum()
+
+
+def _adapted(name: str) -> bool:
+    return name.startswith(("channel.", "patch.", "fusion."))
+
+
+def _released(name: str) -> bool:
+    return _adapted(name) and name.endswith(".weight")
+
+
+def build_ntk_cl(
+    *,
+    backbone: Backbone,
+    device: str = "cpu",
+    plugins: Sequence[Any] = (),
+    evaluator: Any = None,
+    recipe: Recipe = "corrected",
+    r: Annotated[int, Field(ge=1)] = 16,
+    prompt_length: Annotated[int, Field(ge=1)] = 10,
+    n_copies: Annotated[int, Field(ge=1, le=3)] = 1,
+    use_pretrained: bool = False,
+    section_weights: tuple[float, float, float] = (1.0, 0.3, 0.1),
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    lr: Annotated[float, Field(gt=0)] = 0.025,
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4,
+    contrast_weight: float = 0.03,
+    temperature: Annotated[float, Field(gt=0)] = 0.1,
+    orthogonality_weight: float = 1e-4,
+    retention_weight: float = 1e-3,
+    anneal: bool = True,
+    train_mb_size: Annotated[int, Field(ge=1)] = 16,
+    train_epochs: Annotated[int, Field(ge=1)] = 20,
+    eval_mb_size: Annotated[int, Field(ge=1)] = 64,
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None,
+    accumulation_steps: Annotated[int, Field(ge=1)] = 1,
+    mixed_precision: MixedPrecision = "no",
+) -> NTKCL:
+    """Build :class:`NTKCL` with its network and SGD on a backbone."""
+    model = NTKCLModel(
+        backbone,
+        recipe=recipe,
+        r=r,
+        prompt_length=prompt_length,
+        n_copies=n_copies,
+        use_pretrained=use_pretrained,
+        section_weights=section_weights,
+        dropout=dropout,
+    )
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return NTKCL(
+        model=model,
+        optimizer=torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay),
+        contrast_weight=contrast_weight,
+        temperature=temperature,
+        orthogonality_weight=orthogonality_weight,
+        retention_weight=retention_weight,
+        anneal=anneal,
+        train_mb_size=train_mb_size,
+        train_epochs=train_epochs,
+        eval_mb_size=eval_mb_size,
+        device=device,
+        plugins=plugins,
+        evaluator=evaluator,
+        max_grad_norm=max_grad_norm,
+        accumulation_steps=accumulation_steps,
+        mixed_precision=mixed_precision,
+    )

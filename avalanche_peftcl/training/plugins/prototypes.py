@@ -1,0 +1,50 @@
+"""Class means of the model's features, taken after each experience."""
+
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch.utils.data import DataLoader
+
+
+class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[misc, call-arg]  # the host is untyped
+    """Fill the model's ``prototypes`` from one pass over the experience just trained.
+
+    The pass runs in eval mode with the test transforms. A class met again (domain-incremental and
+    online streams) keeps the mean over all its images; earlier images keep the features of the
+    adapters of their time.
+
+    The model has ``embed(images)``, ``classes`` and ``prototypes`` (a
+    :class:`~avalanche_peftcl.models.PrototypeHead`).
+
+    Source:
+        Liu et al., arXiv 2407.17120; released code 24de712 (``replace_fc``).
+        Differs: repeated classes accumulate; sums are in float64.
+    """
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the experience's images to the class means."""
+        model = strategy.model
+        head = model.prototypes
+        device = head.counts.device
+        sums = torch.zeros(len(head.counts), head.prototypes.shape[1], dtype=torch.float64)
+        sums = sums.to(device)
+        counts = torch.zeros_like(head.counts)
+        was_training = model.training
+        model.eval()
+        for batch in DataLoader(
+            strategy.experience.dataset.eval(),
+            batch_size=strategy.eval_mb_size,
+            num_workers=kwargs.get("num_workers", 0),
+        ):
+            images, targets = batch[0].to(device), batch[1].to(device)
+            task_labels = batch[-1].to(device) if len(batch) > 2 else None
+            rows = model.classes.index(targets, task_labels)
+            with strategy.autocast():
+                features = model.embed(images)
+            sums.index_add_(0, rows, features.double())
+            counts += torch.bincount(rows, minlength=len(counts))
+        model.train(was_training)
+        seen = counts.nonzero()[:, 0].tolist()
+        head.add(seen, sums[seen], counts[seen])

@@ -1,0 +1,241 @@
+"""What every strategy here needs from Avalanche and does not get."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from avalanche.models.dynamic_optimizers import update_optimizer
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.training.classes import class_pairs, starts_experience, whole_experience
+
+MixedPrecision = Literal["no", "bf16", "fp16"]
+
+
+class PEFTTemplate(SupervisedTemplate):  # type: ignore[misc]  # the host is untyped
+    """Avalanche's supervised template for a model of which few parameters train.
+
+    Beside Avalanche's arguments, which keep their names:
+
+    Args:
+        model: Network. If it has ``start_experience(pairs, fresh=)`` and ``classes`` (a
+            :class:`~avalanche_peftcl.models.ClassRows`), its heads grow with the stream and the
+            loss is over the classes at hand; any other model is adapted as Avalanche does.
+        optimizer: Over any of the model's parameters; it is kept to those that train. ``None``
+            where nothing trains.
+        max_grad_norm: Clip the gradient's norm to this before each step.
+        accumulation_steps: Minibatches whose gradients are averaged for one step.
+        mixed_precision: ``"bf16"`` or ``"fp16"``: run forward and loss under autocast, with a
+            gradient scaler for ``"fp16"``; logits are float32.
+
+    Raises:
+        ConfigError: If a device is not there, or one of the three arguments is out of range.
+
+    Differs:
+        from ``SupervisedTemplate``: only parameters with ``requires_grad`` are in the optimizer,
+        in any number of groups; growing heads are followed by name; three arguments more.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        criterion: Callable[..., Tensor] | None = None,
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = 1,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: Any = default_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+        max_grad_norm: float | None = None,
+        accumulation_steps: int = 1,
+        mixed_precision: MixedPrecision = "no",
+    ) -> None:
+        if mixed_precision not in ("no", "bf16", "fp16"):
+            raise ConfigError(f"mixed_precision must be no, bf16 or fp16, not {mixed_precision!r}")
+        if accumulation_steps < 1:
+            raise ConfigError(f"accumulation_steps must be at least 1, not {accumulation_steps}")
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ConfigError(f"max_grad_norm must be positive, not {max_grad_norm}")
+        super().__init__(
+            model=model,
+            optimizer=torch.optim.SGD([nn.Parameter()]) if optimizer is None else optimizer,
+            criterion=criterion or nn.CrossEntropyLoss(),
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=list(plugins or ()),
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+        )
+        self.max_grad_norm = max_grad_norm
+        self.accumulation_steps = accumulation_steps
+        self.mixed_precision: MixedPrecision = mixed_precision
+        self.mb_features: tuple[Tensor, ...] = ()
+        """What :meth:`features` returned for the current minibatch."""
+        self.mb_rows: Tensor | None = None
+        """Head rows of the current minibatch's targets, in training."""
+        kind = torch.device(self.device).type
+        self._scaler = torch.amp.GradScaler(kind, enabled=mixed_precision == "fp16")
+        self.loss_share = 1.0
+        self.current_rows: list[int] = []
+
+    # --- model and optimizer -------------------------------------------------------------------
+
+    @property
+    def grows(self) -> bool:
+        """Whether the model's heads grow through ``start_experience``."""
+        return hasattr(self.model, "start_experience")
+
+    @property
+    def task_label_at_test(self) -> bool:
+        """Whether predictions are restricted by the task labels of test images."""
+        return self.grows and len(self.model.classes.task_labels) > 1
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        """Grow the heads for the current experience, then adapt as Avalanche does."""
+        model = self.model if model is None else model
+        if hasattr(model, "start_experience"):
+            if self.is_training:
+                pairs = class_pairs(whole_experience(self.experience))
+                online = hasattr(self.experience, "access_task_boundaries")
+                known_boundary = not online or self.experience.access_task_boundaries
+                model.start_experience(pairs, fresh=known_boundary)
+                self.current_rows = model.classes.add(pairs)
+            else:
+                pairs = class_pairs(self.experience)
+                model.classes.widen(1 + max(c for _, c in pairs))
+        adapted: nn.Module = super().model_adaptation(model)
+        return adapted
+
+    def make_optimizer(
+        self, reset_optimizer_state: bool = False, remove_params: bool = True, **kwargs: Any
+    ) -> None:
+        """Point the optimizer at the parameters that train now, and at no others."""
+        trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if self.optimized_param_id is None:
+            kept = set(map(id, trainable.values()))
+            for group in self.optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) in kept]
+        try:
+            self.optimized_param_id = update_optimizer(
+                self.optimizer,
+                trainable,
+                self.optimized_param_id,
+                reset_state=reset_optimizer_state,
+                remove_params=remove_params and self.optimized_param_id is not None,
+            )
+        except AttributeError as error:
+            raise ConfigError(
+                "the optimizer's parameter groups do not say to which of them a new parameter "
+                f"belongs ({error}); put all parameters of one module in one group"
+            ) from error
+
+    # --- one minibatch -------------------------------------------------------------------------
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the features that losses and plugins see; the last one is classified."""
+        return (self.model.embed(images),)
+
+    def forward(self) -> Tensor:
+        """Return the logits by class, ``(B, C)``, in float32."""
+        with self.autocast():
+            if not self.grows:
+                logits: Tensor = super().forward()
+                return logits.float() if torch.is_tensor(logits) else logits
+            self.mb_features = self.features(self.mb_x)
+            row_logits = self.model.classify(self.mb_features[-1])
+        task_labels = self.mbatch[-1] if len(self.mbatch) > 2 else None
+        if self.is_training:
+            self.mb_rows = self.model.classes.index(self.mb_y, task_labels)
+        return self.model.classes.scatter(row_logits.float(), task_labels)
+
+    def criterion(self) -> Tensor:
+        """Return the loss of the logits by class."""
+        with self.autocast():
+            loss: Tensor = super().criterion()
+            return loss
+
+    def local_loss(self, row_logits: Tensor) -> Tensor:
+        """Return the loss over the classes at hand: those of the experience and of the minibatch.
+
+        Args:
+            row_logits: ``(B, R)``, a logit a head row.
+        """
+        present = torch.zeros(row_logits.shape[1], dtype=torch.bool, device=row_logits.device)
+        present[self.current_rows] = True
+        present[self.mb_rows] = True
+        place = present.cumsum(0) - 1  # where a present row stands among them
+        loss: Tensor = self._criterion(row_logits[:, present].float(), place[self.mb_rows])
+        return loss
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        dtype = torch.float16 if self.mixed_precision == "fp16" else torch.bfloat16
+        return torch.autocast(
+            torch.device(self.device).type, dtype=dtype, enabled=self.mixed_precision != "no"
+        )
+
+    # --- one step ------------------------------------------------------------------------------
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Run the host's epoch; a step is taken each ``accumulation_steps`` minibatches."""
+        n_batches = len(self.dataloader)
+        for i, self.mbatch in enumerate(self.dataloader):
+            if self._stop_training:
+                break
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            first = i - i % self.accumulation_steps
+            size = min(self.accumulation_steps, n_batches - first)
+            if i == first:
+                self.optimizer.zero_grad()
+            self.loss = self._make_empty_loss()
+            self._before_forward(**kwargs)
+            self.mb_output = self.forward()
+            self._after_forward(**kwargs)
+            self.loss = self.loss + self.criterion()
+            self._before_backward(**kwargs)
+            self.loss_share = 1 / size
+            self.backward()
+            self._after_backward(**kwargs)
+            if i == first + size - 1:
+                self._scaler.unscale_(self.optimizer)
+                self._before_update(**kwargs)
+                self.optimizer_step()
+                self._after_update(**kwargs)
+            self._after_training_iteration(**kwargs)
+
+    def backward(self) -> None:
+        """Add this minibatch's share to the gradient."""
+        loss = self._scaler.scale(self.loss * self.loss_share)
+        loss.backward(retain_graph=self.retain_graph)
+
+    def optimizer_step(self) -> None:
+        """Clip the gradient if asked to, then update the weights."""
+        if self.max_grad_norm is not None:
+            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+    def _train_cleanup(self) -> None:
+        super()._train_cleanup()
+        self.mb_features, self.mb_rows = (), None
+
+    def _eval_cleanup(self) -> None:
+        super()._eval_cleanup()
+        self.mb_features, self.mb_rows = (), None
+
+    @property
+    def begins_experience(self) -> bool:
+        """Whether the current training experience is no later chunk of a cut one."""
+        return starts_experience(self.experience)

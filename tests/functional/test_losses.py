@@ -1,0 +1,119 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.linalg import orth, subspace_angles
+from torch.nn import functional as F
+
+from avalanche_peftcl.functional.losses import (
+    pooled_nce,
+    released_direction,
+    released_orthogonality,
+    span_energy,
+)
+from avalanche_peftcl.functional.subspace import orthonormal_basis
+
+
+def loop_nce(z, labels, temperature):
+    """The formula of the NCE, written out with loops."""
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    n = len(z)
+    e = np.exp(z @ z.T / temperature)
+    positive = sum(e[i, j] for i in range(n) for j in range(n) if i != j and labels[i] == labels[j])
+    negative = sum(math.log(sum(e[i, j] for j in range(n) if j != i)) for i in range(n)) / n
+    return -math.log(positive) + negative
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(3, 9), d=st.integers(2, 6))
+def test_nce_is_its_formula(seed, n, d):
+    generator = np.random.default_rng(seed)
+    z, labels = generator.normal(size=(n, d)), generator.integers(0, 2, n)
+    ours = pooled_nce(torch.tensor(z), torch.tensor(labels), temperature=0.5)
+    assert ours.item() == pytest.approx(loop_nce(z, labels, 0.5), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_nce_without_a_positive_pair_is_zero_with_zero_gradient(n):
+    z = torch.randn(n, 3, requires_grad=True)
+    loss = pooled_nce(z, torch.arange(n))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(z.grad, torch.zeros_like(z))
+
+
+def test_minimising_nce_draws_equal_classes_together():
+    torch.manual_seed(0)
+    z = torch.randn(8, 5, requires_grad=True)
+    labels = torch.arange(8) % 2
+    same = labels[:, None] == labels[None]
+
+    def gap():
+        s = F.normalize(z, dim=1) @ F.normalize(z, dim=1).T
+        return (s[same].mean() - s[~same].mean()).item()
+
+    before = gap()
+    optimizer = torch.optim.SGD([z], lr=0.5)
+    for _ in range(50):
+        optimizer.zero_grad()
+        pooled_nce(z, labels).backward()
+        optimizer.step()
+    assert gap() > before + 0.2
+
+
+@given(seed=st.integers(0, 1000), d=st.integers(2, 8), k=st.integers(1, 8), rank=st.integers(1, 8))
+def test_basis_is_orthonormal_and_spans(seed, d, k, rank):
+    generator = np.random.default_rng(seed)
+    matrix = generator.normal(size=(d, rank)) @ generator.normal(size=(rank, k))
+    basis = orthonormal_basis(torch.tensor(matrix))
+    reference = orth(matrix, rcond=1e-6)
+    assert basis.shape == reference.shape
+    torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]).double())
+    assert np.allclose(subspace_angles(basis.numpy(), reference), 0, atol=1e-6)
+
+
+def test_basis_of_nothing_and_of_zeros_is_empty():
+    assert orthonormal_basis(torch.zeros(5, 0)).shape == (5, 0)
+    assert orthonormal_basis(torch.zeros(5, 3)).shape == (5, 0)
+    with pytest.raises(ValueError, match=r"\(D, C\)"):
+        orthonormal_basis(torch.zeros(5))
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(0, 4))
+def test_span_energy_is_zero_exactly_when_orthogonal(seed, k):
+    generator = torch.Generator().manual_seed(seed)
+    old = torch.randn(6, k, generator=generator, dtype=torch.double)
+    basis = orthonormal_basis(old)
+    z = torch.randn(4, 6, generator=generator, dtype=torch.double)
+    outside = (z - z @ basis @ basis.T).float()
+    assert span_energy(outside, basis.float()).item() == pytest.approx(0, abs=1e-5)
+    if k:
+        inside = torch.randn(4, k, generator=generator, dtype=torch.double) @ old.T
+        assert span_energy(inside.float(), basis.float()).item() == pytest.approx(4, rel=1e-4)
+
+
+def test_released_orthogonality_is_a_signed_sum_outside_the_span():
+    torch.manual_seed(0)
+    prototypes, z = torch.randn(5, 12), torch.randn(3, 12)
+    left = torch.linalg.svd(F.normalize(prototypes.T, dim=0), full_matrices=True)[0][:, :4]
+    outside = (torch.eye(12) - left @ left.T) @ F.normalize(z, dim=1).T
+    direction = released_direction(prototypes, columns=4)
+    assert released_orthogonality(z, direction).item() == pytest.approx(
+        outside.sum().item(), abs=1e-5
+    )
+
+
+def test_released_direction_of_the_first_experience_drops_the_first_coordinates():
+    assert torch.equal(released_direction(torch.zeros(3, 50))[:40], torch.zeros(40))
+    assert torch.equal(released_direction(torch.zeros(3, 50))[40:], torch.ones(10))
+
+
+def test_losses_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="labels"):
+        pooled_nce(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match="temperature"):
+        pooled_nce(torch.zeros(2, 3), torch.zeros(2), temperature=0)
+    with pytest.raises(ValueError, match="3 dimensions"):
+        span_energy(torch.zeros(2, 3), torch.zeros(4, 1))

@@ -1,0 +1,183 @@
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from avalanche_peftcl import __version__, cli
+from avalanche_peftcl.discovery import HOOKS, SWITCH
+from avalanche_peftcl.errors import ConfigError
+
+
+@pytest.fixture
+def peftcl(monkeypatch: pytest.MonkeyPatch):
+    """Run the command with the built-in package alone."""
+    monkeypatch.setenv(SWITCH, "")
+    return lambda *words: CliRunner().invoke(cli.app, words)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch):
+    """Put a stand-in in the place of a run; ``calls.error`` is what it raises."""
+    module = types.ModuleType("avalanche_peftcl.run")
+    seen = types.SimpleNamespace(error=None, arguments=[])
+
+    def run_from_file(path, overrides, overwrite, console):
+        seen.arguments.append((path, overrides, overwrite))
+        console.print("running")
+        if seen.error is not None:
+            raise seen.error
+
+    module.run_from_file = run_from_file  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "avalanche_peftcl.run", module)
+    return seen
+
+
+def test_version(peftcl):
+    result = peftcl("--version")
+    assert (result.exit_code, result.stdout) == (0, f"avalanche-peftcl {__version__}\n")
+
+
+def test_list_shows_every_kind_with_provider_version_and_source(peftcl):
+    result = peftcl("list")
+    assert result.exit_code == 0
+    rows = [[c.strip() for c in r.split("│")[1:-1]] for r in result.stdout.splitlines() if "│" in r]
+    assert ["strategy", "ntk_cl", "avalanche-peftcl", __version__, "arXiv 2407.17120"] in rows
+    assert {row[0] for row in rows} == set(HOOKS)
+    assert all(all(row) for row in rows)
+
+
+def test_list_one_kind(peftcl):
+    result = peftcl("list", "module")
+    assert "patch_prompt" in result.stdout
+    assert "ntk_cl" not in result.stdout
+
+
+def test_list_one_component_shows_its_options(peftcl):
+    result = peftcl("list", "strategy_plugin", "lwf")
+    assert result.exit_code == 0, result.stderr
+    rows = [[c.strip() for c in r.split("│")[1:-1]] for r in result.stdout.splitlines() if "│" in r]
+    assert ["temperature", "float (> 0)", "2.0"] in rows
+
+
+def test_list_unknown_kind(peftcl):
+    result = peftcl("list", "methods")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        "error: unknown kind 'methods'; the kinds are backbone, module, benchmark, strategy, "
+        "strategy_plugin, metric\n"
+    )
+
+
+def test_list_unknown_name(peftcl):
+    result = peftcl("list", "strategy", "naif")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        "error: unknown strategy 'naif' (did you mean 'naive'?); known: "
+    )
+    assert "Traceback" not in result.stderr
+
+
+def test_plugins(peftcl):
+    result = peftcl("plugins")
+    assert result.exit_code == 0
+    rows = [[c.strip() for c in r.split("│")[1:-1]] for r in result.stdout.splitlines() if "│" in r]
+    assert rows[0] == ["avalanche-peftcl", __version__, "builtin", "loaded", ""]
+
+
+@pytest.mark.parametrize("command", ["list", "plugins"])
+def test_a_package_that_was_left_out_is_one_line_on_stderr(peftcl, tmp_path, monkeypatch, command):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[avalanche_peftcl]\nbroken = nowhere_to_be_found\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(SWITCH, "broken")
+    result = peftcl(command)
+    assert result.exit_code == 0
+    cause = "ModuleNotFoundError: No module named 'nowhere_to_be_found'"
+    assert result.stderr == (
+        "warning: plugin package broken 1.0 (entry point 'broken', with avalanche-peftcl "
+        f"{__version__}) was left out: {cause}\n"
+    )
+    if command == "plugins":
+        (row,) = [r for r in result.stdout.splitlines() if "broken" in r]
+        assert [c.strip() for c in row.split("│")[1:-1]] == [
+            "broken",
+            "1.0",
+            "broken",
+            "left out",
+            cause,
+        ]
+
+
+def test_run_hands_on_what_was_typed(peftcl, calls):
+    result = peftcl("run", "a.yaml", "seed=1", "strategy.lr=0.1", "--overwrite")
+    assert (result.exit_code, result.stdout) == (0, "running\n")
+    assert peftcl("run", "b.yaml").exit_code == 0
+    assert calls.arguments == [
+        (Path("a.yaml"), ["seed=1", "strategy.lr=0.1"], True),
+        (Path("b.yaml"), [], False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            ConfigError("seed: [x] is wrong\n  line two"),
+            2,
+            "error: seed: [x] is wrong\n  line two\n",
+        ),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted: the experiences of a run that were finished are on disk, in its output "
+            "folder\n",
+        ),
+    ],
+)
+def test_errors_are_one_message_and_a_code(peftcl, calls, error, code, said):
+    calls.error = error
+    result = peftcl("run", "a.yaml")
+    assert result.exit_code == code
+    assert result.stderr == said
+
+
+def test_a_bug_keeps_its_traceback(peftcl, calls):
+    calls.error = RuntimeError("a bug")
+    assert isinstance(peftcl("run", "a.yaml").exception, RuntimeError)
+
+
+def test_main_ends_with_the_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["peftcl", "list", "nothing"])
+    with pytest.raises(SystemExit) as raised:
+        cli.main()
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unknown kind 'nothing'")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["list"], ["plugins"]], ids=" ".join)
+def test_start_up_imports_neither_torch_nor_avalanche(words):
+    code = (
+        "import json, sys\n"
+        "from avalanche_peftcl.cli import app\n"
+        f"app({words!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'avalanche', 'timm', 'peft', 'sklearn', 'matplotlib', 'wandb'}\n"
+        "print(json.dumps(sorted(heavy & set(sys.modules))), file=sys.stderr)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {SWITCH: "", "PYTHONIOENCODING": "utf-8"},
+    )
+    assert result.stdout
+    assert json.loads(result.stderr) == []

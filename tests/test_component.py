@@ -1,0 +1,44 @@
+import pytest
+
+from avalanche_peftcl import Component
+from avalanche_peftcl.errors import ConfigError, PEFTCLError
+
+
+def build() -> str:
+    return "built"
+
+
+def test_a_path_is_imported_at_first_use():
+    component = Component("later", "no_such_module:build", source="nowhere")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        component.load()
+
+
+@pytest.mark.parametrize("given", [build, "functools:reduce"])
+def test_load_returns_the_callable(given):
+    import functools
+
+    expected = build if given is build else functools.reduce
+    assert Component("thing", given, source="here").load() is expected
+
+
+@pytest.mark.parametrize("name", ["a", "ntk_cl", "l2p", "cifar100", "a_1_b"])
+def test_good_names(name):
+    assert Component(name, build, source="").name == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "NTK-CL", "_a", "a_", "a__b", "1a", "a b", "a/b", "ä"])
+def test_bad_names(name):
+    with pytest.raises(ConfigError) as raised:
+        Component(name, build, source="")
+    assert str(raised.value) == (
+        f"component name {name!r} is not lower_snake_case (letters, digits and single "
+        "underscores, starting with a letter)"
+    )
+    assert isinstance(raised.value, PEFTCLError | ValueError)
+
+
+@pytest.mark.parametrize("path", ["module", "a:b:c", ""])
+def test_bad_paths(path):
+    with pytest.raises(ConfigError, match='not an import path of the form "package'):
+        Component("thing", path, source="")
