@@ -40,6 +40,7 @@ class RunProgress(BaseLogger):
         self._bars: Progress | None = None
         self._bar: TaskID | None = None
         self._loss_read = 0.0
+        self._said_trainable = False
 
     def __enter__(self) -> "RunProgress":
         if self.console.is_terminal and not self.console.quiet:
@@ -106,13 +107,12 @@ class RunProgress(BaseLogger):
 
     def before_training_exp(self, strategy: Any, *args: Any) -> None:
         """Note what trains, now that the model is adapted; give the bar its length."""
-        first = not self.trainable
         self.trainable = [
             (name, tuple(p.shape))
             for name, p in strategy.model.named_parameters()
             if p.requires_grad
         ]
-        if first:
+        if not self._said_trainable:
             self._say_trainable(strategy.model)
         if self._bars is not None and self._bar is not None:
             steps = strategy.train_epochs * len(strategy.dataloader)
@@ -136,6 +136,7 @@ class RunProgress(BaseLogger):
             self._bars.update(self._bar, loss=f"evaluating on {number}")
 
     def _say_trainable(self, model: Any) -> None:
+        self._said_trainable = True
         total = sum(p.numel() for p in model.parameters())
         train = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.say(f"trains {train:,} of {total:,} parameters:" if train else "nothing trains")

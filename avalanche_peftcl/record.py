@@ -59,7 +59,9 @@ class RunRecord:
     metrics: dict[str, Any]
 
     def write(self) -> None:
-        """Write every file, the figures once there is something to draw; each is replaced in one step, so that a stop leaves no half file.
+        """Write every file, the figures once an experience is finished.
+
+        Each file is replaced in one step, so that a stop leaves no half file.
 
         Raises:
             ConfigError: If the folder cannot be written to.

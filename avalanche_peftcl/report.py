@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -58,12 +59,15 @@ def terminal_report(metrics: Metrics, folder: str) -> RenderableType:
     parts: list[RenderableType] = [Text(""), numbers, Text(""), Text(f"run record: {folder}")]
     matrix = metrics["accuracy_matrix"]
     if len(matrix) <= _MOST:
-        table = Table(title="accuracy in % (row: trained up to; column: tested on)")
+        table = Table(box=SIMPLE_HEAD)
         for name in ("", *map(str, range(1, len(matrix) + 1))):
             table.add_column(name, justify="right")
         for t, row in enumerate(matrix, start=1):
             table.add_row(str(t), *(percent(value, sign="") for value in row))
-        parts.insert(1, table)
+        parts[1:1] = [
+            Text("accuracy in % after training up to (row) on the tests of (column)"),
+            table,
+        ]
     return Group(*parts)
 
 

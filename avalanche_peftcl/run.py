@@ -228,7 +228,9 @@ def _controlled(config: RunConfig, device: torch.device) -> Iterator[None]:
     python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(devices=[device] if cuda else []):
+    with torch.random.fork_rng(devices=[device] if cuda else []), warnings.catch_warnings():
+        # what the host says to itself about its coming version
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"avalanche\.")
         try:
             _seed(config.seed)
             torch.set_num_threads(config.num_threads or threads)

@@ -81,8 +81,9 @@ def train_transform(
 
     Source:
         Liu et al., "Parameter-Efficient Fine-Tuning for Continual Learning: A Neural Tangent
-        Kernel Perspective", 2024, and the toolboxes for pre-trained models that it builds on.
-        Differs: nothing known; the size of the crop follows the backbone instead of 224.
+        Kernel Perspective", arXiv 2407.17120. Released code: Programmergg/NTK-CL at 24de712.
+        Differs: size, interpolation (there bilinear in training), test crop (there 224 of 256
+        pixels) and normalisation (there none) follow the backbone.
     """
     if augment == "none":
         return eval_transform(input_config)
