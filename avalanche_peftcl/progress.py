@@ -126,7 +126,7 @@ class RunProgress(BaseLogger):
             return
         self._bars.advance(self._bar)
         if time.monotonic() - self._loss_read > _REFRESH:
-            self._bars.update(self._bar, loss=f"loss {float(strategy.loss):.3f}")
+            self._bars.update(self._bar, loss=f"loss {float(strategy.loss.detach()):.3f}")
             self._loss_read = time.monotonic()
 
     def before_eval_exp(self, strategy: Any, *args: Any) -> None:

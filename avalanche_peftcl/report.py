@@ -65,7 +65,7 @@ def terminal_report(metrics: Metrics, folder: str) -> RenderableType:
         for t, row in enumerate(matrix, start=1):
             table.add_row(str(t), *(percent(value, sign="") for value in row))
         parts[1:1] = [
-            Text("accuracy in % after training up to (row) on the tests of (column)"),
+            Text("accuracy in %; row: trained up to, column: tested on"),
             table,
         ]
     return Group(*parts)

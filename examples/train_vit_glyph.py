@@ -23,7 +23,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 SIDE = 48  # pixels of a stored glyph; the network sees 32
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

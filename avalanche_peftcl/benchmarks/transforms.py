@@ -82,8 +82,8 @@ def train_transform(
     Source:
         Liu et al., "Parameter-Efficient Fine-Tuning for Continual Learning: A Neural Tangent
         Kernel Perspective", arXiv 2407.17120. Released code: Programmergg/NTK-CL at 24de712.
-        Differs: size, interpolation (there bilinear in training), test crop (there 224 of 256
-        pixels) and normalisation (there none) follow the backbone.
+        Differs: size, interpolation, test crop (there 224 of 256 pixels) and normalisation (there
+        none) follow the backbone.
     """
     if augment == "none":
         return eval_transform(input_config)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (the name everybody uses)
+from torch.nn import functional as F
 
 
 def pooled_nce(features: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
@@ -117,7 +117,8 @@ def released_direction(prototypes: Tensor, *, columns: int = 40) -> Tensor:
     matrix = F.normalize(prototypes.float(), dim=1).T  # (D, C)
     left = torch.linalg.svd(matrix, full_matrices=True)[0][:, :columns]  # (D, k)
     ones = matrix.new_ones(len(matrix))
-    return ones - left @ (left.T @ ones)
+    direction: Tensor = ones - left @ (left.T @ ones)
+    return direction
 
 
 def released_orthogonality(features: Tensor, direction: Tensor) -> Tensor:

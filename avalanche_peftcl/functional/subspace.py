@@ -28,4 +28,5 @@ def orthonormal_basis(vectors: Tensor, *, tolerance: float = 1e-6) -> Tensor:
     if vectors.shape[1] == 0:
         return vectors.new_zeros(vectors.shape[0], 0)
     left, values, _ = torch.linalg.svd(vectors.double(), full_matrices=False)
-    return left[:, values > tolerance * values[0]].to(vectors.dtype)
+    basis: Tensor = left[:, values > tolerance * values[0]].to(vectors.dtype)
+    return basis

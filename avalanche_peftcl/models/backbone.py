@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (the name everybody uses)
+from torch.nn import functional as F
 
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 
@@ -59,7 +59,9 @@ class Backbone(nn.Module):
     def __init__(self, vit: VisionTransformer, input_config: InputConfig) -> None:
         super().__init__()
         if not isinstance(vit, VisionTransformer) or not all(
-            hasattr(block, part) for block in vit.blocks for part in ("norm1", "attn", "norm2", "mlp")
+            hasattr(block, part)
+            for block in vit.blocks
+            for part in ("norm1", "attn", "norm2", "mlp")
         ):
             raise ConfigError(
                 f"{type(vit).__name__} is not a plain vision transformer; "
@@ -117,7 +119,7 @@ class Backbone(nn.Module):
         Returns:
             ``(B, N, D)``, or ``(B, queries, D)``: equal to the slice of the whole.
         """
-        block = self.blocks[index]
+        block: Any = self.blocks[index]
         normed = block.norm1(tokens)
         if queries is None or not _is_plain(block.attn):
             attended = block.attn(normed)[:, :queries]
@@ -127,7 +129,7 @@ class Backbone(nn.Module):
 
     def feed(self, index: int, tokens: Tensor) -> Tensor:
         """Return what the MLP of block ``index`` adds to ``tokens``, without the residual."""
-        block = self.blocks[index]
+        block: Any = self.blocks[index]
         return cast(Tensor, block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))))
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -181,7 +183,8 @@ def create_backbone(
         known = timm.list_models("*vit*") + timm.list_models("deit*")
         near = _nearest(model_name, known)
         raise ConfigError(f"timm has no model {model_name!r}{near}; see timm.list_models()")
-    allowed = [*signature(create_backbone).parameters, *signature(VisionTransformer).parameters]
+    functions = (create_backbone, timm.create_model, VisionTransformer)
+    allowed = [name for function in functions for name in signature(function).parameters]
     for option in model_args:
         if option not in allowed:
             raise ConfigError(
@@ -194,9 +197,13 @@ def create_backbone(
                 model_name, pretrained=pretrained, num_classes=0, **size, **model_args
             )
     except (TypeError, AssertionError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"timm cannot build {model_name!r} with {size | model_args}: {error}") from error
+        raise ConfigError(
+            f"timm cannot build {model_name!r} with {size | model_args}: {error}"
+        ) from error
     if not isinstance(vit, VisionTransformer):
-        raise ConfigError(f"{model_name!r} is a {type(vit).__name__}, not a plain vision transformer")
+        raise ConfigError(
+            f"{model_name!r} is a {type(vit).__name__}, not a plain vision transformer"
+        )
     height, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
     if height < patch or height % patch:
         raise ConfigError(f"img_size={height} is not a multiple of the patch size {patch}")
@@ -275,8 +282,8 @@ def _attention(attention: Attention, queries: Tensor, tokens: Tensor) -> Tensor:
     weight, bias = attention.qkv.weight, attention.qkv.bias
     q = F.linear(queries, weight[:dim], None if bias is None else bias[:dim])
     kv = F.linear(tokens, weight[dim:], None if bias is None else bias[dim:])
-    q = q.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, H, Q, D / H)
-    k, v = kv.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D / H) each
+    q = q.reshape(*q.shape[:2], heads, -1).transpose(1, 2)  # (B, H, Q, D / H)
+    k, v = kv.reshape(*kv.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, N, D / H) each
     out = F.scaled_dot_product_attention(
         attention.q_norm(q), attention.k_norm(k), v, scale=attention.scale
     )

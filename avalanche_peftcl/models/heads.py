@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (the name everybody uses)
+from torch.nn import functional as F
 
 MASK_VALUE = -1000.0  # the host's logit of a class that may not be predicted
 
@@ -218,14 +218,18 @@ class PrototypeHead(Growing):
         index = list(rows)
         old, new = self.counts[index], counts.to(self.counts.device)
         total = (old + new).clamp_min(1)[:, None]
-        mean = (self.prototypes[index].double() * old[:, None] + sums.to(self.counts.device)) / total
+        mean = (
+            self.prototypes[index].double() * old[:, None] + sums.to(self.counts.device)
+        ) / total
         self.prototypes[index] = mean.to(self.prototypes)
         self.counts[index] = old + new
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, D)`` to ``(B, R)``; -1000 for rows without an image yet."""
         n = len(self.section_weights)
-        z = F.normalize(features.float().unflatten(1, (n, -1)), dim=2)  # (B, S, D / S)
-        w = F.normalize(self.prototypes.unflatten(1, (n, -1)), dim=2)  # (R, S, D / S)
+        z = F.normalize(features.float().reshape(len(features), n, -1), dim=2)  # (B, S, D / S)
+        w = F.normalize(
+            self.prototypes.reshape(len(self.prototypes), n, -1), dim=2
+        )  # (R, S, D / S)
         logits = z.flatten(1) @ (w * self.section_weights[:, None]).flatten(1).T
         return logits.masked_fill(self.counts == 0, MASK_VALUE)

@@ -198,5 +198,7 @@ class NTKCLModel(nn.Module):
 
 
 def _copies(branch: Branch, n_copies: int) -> nn.ModuleList:
-    copies: Sequence[Branch] = [copy.deepcopy(branch).requires_grad_(False) for _ in range(n_copies)]
+    copies: Sequence[Branch] = [
+        copy.deepcopy(branch).requires_grad_(False) for _ in range(n_copies)
+    ]
     return nn.ModuleList(copies)

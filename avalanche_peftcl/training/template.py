@@ -16,7 +16,7 @@ from avalanche_peftcl.training.classes import class_pairs, starts_experience, wh
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
 
-class PEFTTemplate(SupervisedTemplate):  # type: ignore[misc]  # the host is untyped
+class PEFTTemplate(SupervisedTemplate):
     """Avalanche's supervised template for a model of which few parameters train.
 
     Beside Avalanche's arguments, which keep their names:
@@ -77,6 +77,7 @@ class PEFTTemplate(SupervisedTemplate):  # type: ignore[misc]  # the host is unt
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
+        self.optimized_param_id: dict[str, nn.Parameter] | None
         self.max_grad_norm = max_grad_norm
         self.accumulation_steps = accumulation_steps
         self.mixed_precision: MixedPrecision = mixed_precision
@@ -101,7 +102,7 @@ class PEFTTemplate(SupervisedTemplate):  # type: ignore[misc]  # the host is unt
         """Whether predictions are restricted by the task labels of test images."""
         return self.grows and len(self.model.classes.task_labels) > 1
 
-    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+    def model_adaptation(self, model: Any = None) -> nn.Module:
         """Grow the heads for the current experience, then adapt as Avalanche does."""
         model = self.model if model is None else model
         if hasattr(model, "start_experience"):
@@ -157,7 +158,8 @@ class PEFTTemplate(SupervisedTemplate):  # type: ignore[misc]  # the host is unt
         task_labels = self.mbatch[-1] if len(self.mbatch) > 2 else None
         if self.is_training:
             self.mb_rows = self.model.classes.index(self.mb_y, task_labels)
-        return self.model.classes.scatter(row_logits.float(), task_labels)
+        by_class: Tensor = self.model.classes.scatter(row_logits.float(), task_labels)
+        return by_class
 
     def criterion(self) -> Tensor:
         """Return the loss of the logits by class."""
@@ -179,6 +181,7 @@ class PEFTTemplate(SupervisedTemplate):  # type: ignore[misc]  # the host is unt
         return loss
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which the model runs."""
         dtype = torch.float16 if self.mixed_precision == "fp16" else torch.bfloat16
         return torch.autocast(
             torch.device(self.device).type, dtype=dtype, enabled=self.mixed_precision != "no"
@@ -189,9 +192,10 @@ class PEFTTemplate(SupervisedTemplate):  # type: ignore[misc]  # the host is unt
     def training_epoch(self, **kwargs: Any) -> None:
         """Run the host's epoch; a step is taken each ``accumulation_steps`` minibatches."""
         n_batches = len(self.dataloader)
-        for i, self.mbatch in enumerate(self.dataloader):
+        for i, minibatch in enumerate(self.dataloader):
             if self._stop_training:
                 break
+            self.mbatch = minibatch
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             first = i - i % self.accumulation_steps

@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import Backbone

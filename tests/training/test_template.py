@@ -20,9 +20,7 @@ def make_benchmark(n=12, size=16, classes=((0, 1), (2, 3), (4,)), task_labels=(0
         return torch.randn(n, 3, size, size, generator=generator) + y[:, None, None, None], y
 
     parts = [images(pair) for pair in classes]
-    return tensors_benchmark(
-        train_tensors=parts, test_tensors=parts, task_labels=list(task_labels)
-    )
+    return tensors_benchmark(train_tensors=parts, test_tensors=parts, task_labels=list(task_labels))
 
 
 def make_strategy(backbone, **options):

@@ -8,7 +8,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche_peftcl.functional.losses import pooled_nce
 
 
-class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[misc, call-arg]  # the host is untyped
+class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     r"""Add :math:`\eta\,\mathrm{NCE}` of the minibatch's features and drawn prototypes to the loss.
 
     The feature is the last of the strategy's ``mb_features``; up to a minibatch's size of

@@ -7,7 +7,7 @@ from avalanche.core import SupervisedPlugin
 from torch.utils.data import DataLoader
 
 
-class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[misc, call-arg]  # the host is untyped
+class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     """Fill the model's ``prototypes`` from one pass over the experience just trained.
 
     The pass runs in eval mode with the test transforms. A class met again (domain-incremental and

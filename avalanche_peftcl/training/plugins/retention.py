@@ -1,4 +1,4 @@
-r"""Keep parameters near their values at the start of the experience: :math:`\lambda\sum(p-p_0)^2`."""
+"""Keep parameters near their values at the start of the experience."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 
-class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[misc, call-arg]  # the host is untyped
+class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     r"""Add :math:`\lambda \sum_j (p_j - p_{0,j})^2` to the loss.
 
     :math:`p_0` are the values when training on the experience begins.

@@ -11,7 +11,7 @@ from avalanche_peftcl.functional.averaging import released_copy, running_mean_, 
 from avalanche_peftcl.training.classes import ends_experience, stream_length
 
 
-class RunningMeanPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[misc, call-arg]  # the host is untyped
+class RunningMeanPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     r"""Keep the plain mean of a module's parameters after each experience in a copy of it.
 
     .. math:: \bar p_t = \frac{t}{t+1}\,\bar p_{t-1} + \frac{1}{t+1}\,p_t

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (the name everybody uses)
+from torch.nn import functional as F
 
 from avalanche_peftcl.functional.losses import (
     released_direction,
@@ -15,7 +15,7 @@ from avalanche_peftcl.functional.losses import (
 from avalanche_peftcl.functional.subspace import orthonormal_basis
 
 
-class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[misc, call-arg]  # the host is untyped
+class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     r"""Add :math:`\upsilon \sum_v \sum_b \lVert B^\top \hat z_{v,b} \rVert^2` to the loss.
 
     :math:`B` spans the prototypes of classes that are not in the experience, as many columns as
@@ -47,7 +47,9 @@ class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # 
         if self.basis is None:
             return
         features = strategy.mb_features[:-1] or strategy.mb_features
-        strategy.loss = strategy.loss + self.weight * sum(self.term(z, self.basis) for z in features)
+        strategy.loss = strategy.loss + self.weight * sum(
+            self.term(z, self.basis) for z in features
+        )
 
     def prepare(self, strategy: Any) -> Tensor | None:
         """Return the basis, ``(D, K)``; ``None`` where there are no old classes."""

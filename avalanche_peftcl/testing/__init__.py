@@ -1,0 +1,17 @@
+"""Contract tests for method authors: subclass one, write its method, and pytest runs the suite."""
+
+from avalanche_peftcl.testing.backbone import BackboneContract
+from avalanche_peftcl.testing.benchmark import BenchmarkContract
+from avalanche_peftcl.testing.branch import BranchContract
+from avalanche_peftcl.testing.strategy import StrategyContract
+from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark, toy_images
+
+__all__ = [
+    "BackboneContract",
+    "BenchmarkContract",
+    "BranchContract",
+    "StrategyContract",
+    "toy_backbone",
+    "toy_benchmark",
+    "toy_images",
+]

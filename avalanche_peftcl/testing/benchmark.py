@@ -1,0 +1,77 @@
+"""What every benchmark must do."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from avalanche_peftcl.models import InputConfig
+
+
+class BenchmarkContract:
+    """Subclass, write :meth:`create_benchmark`, and the suite is yours."""
+
+    def create_benchmark(self, input_config: InputConfig, *, seed: int) -> Any:
+        """Return the benchmark under test."""
+        raise NotImplementedError
+
+    def build(self, seed: int = 0) -> Any:
+        """Return the benchmark for images of 16 pixels."""
+        return self.create_benchmark(InputConfig(img_size=16), seed=seed)
+
+    def test_minibatches(self) -> None:
+        """Images come as ``(x, y, t)`` with three channels and the size of the input config."""
+        benchmark = self.build()
+        for stream in (benchmark.train_stream, benchmark.test_stream):
+            for experience in stream:
+                x, y, t = experience.dataset[0]
+                assert x.shape == (3, 16, 16)
+                assert x.dtype == torch.float32
+                assert int(y) in experience.classes_in_this_experience
+                assert int(t) in experience.task_labels
+
+    def test_class_ids_are_contiguous_in_order_of_arrival(self) -> None:
+        """The first experience starts at class 0 and no id is left out."""
+        seen: list[int] = []
+        for experience in self.build().test_stream:
+            new = sorted(set(experience.classes_in_this_experience) - set(seen))
+            assert new == list(range(len(seen), len(seen) + len(new)))
+            seen += new
+        assert seen
+
+    def test_class_order_is_told(self) -> None:
+        """``class_order`` and ``class_names`` say what each id stands for."""
+        benchmark = self.build()
+        n = 1 + max(c for e in benchmark.test_stream for c in e.classes_in_this_experience)
+        assert len(benchmark.class_order) == len(benchmark.class_names) == n
+        assert len(set(benchmark.class_order)) == n
+
+    def test_seed_decides(self) -> None:
+        """One seed gives one stream."""
+        one, two = self.build(seed=3), self.build(seed=3)
+        assert one.class_order == two.class_order
+        for a, b in zip(one.train_stream, two.train_stream, strict=True):
+            assert list(a.dataset.targets) == list(b.dataset.targets)
+
+    def test_no_global_generator_is_touched(self) -> None:
+        """Building draws from generators of its own."""
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+        self.build()
+        assert random.getstate() == before[0]
+        assert np.random.get_state()[1].tolist() == before[1]
+        assert torch.equal(torch.get_rng_state(), before[2])
+
+    def test_test_images_do_not_change(self) -> None:
+        """A test image is the same each time it is read."""
+        dataset = self.build().test_stream[0].dataset
+        assert torch.equal(dataset[0][0], dataset[0][0])
+
+    def test_every_test_class_is_trained(self) -> None:
+        """Training and test streams hold the same classes."""
+        benchmark = self.build()
+        classes = [
+            {int(y) for e in stream for y in e.dataset.targets}
+            for stream in (benchmark.train_stream, benchmark.test_stream)
+        ]
+        assert classes[0] == classes[1]
