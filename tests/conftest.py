@@ -3,27 +3,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from avalanche_peftcl.models import Backbone, create_backbone
+from avalanche_peftcl.models import Backbone
+from avalanche_peftcl.testing import toy_backbone
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-def tiny_vit(**changes):
-    options = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
-    return create_backbone("vit_tiny_patch16_224", **(options | changes))
 
 
 @pytest.fixture
 def backbone() -> Backbone:
     """A frozen ViT of 3 blocks, 32 dimensions and 17 tokens with random weights."""
     torch.manual_seed(0)
-    return tiny_vit()
+    return toy_backbone()
 
 
 @pytest.fixture
 def make_backbone():
     """Build such a ViT with other sizes."""
-    return tiny_vit
+    return toy_backbone
 
 
 @pytest.fixture

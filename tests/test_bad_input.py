@@ -49,6 +49,7 @@ def broken_image(tmp_path: Path, num_workers: int) -> dict:
 def untested_class(tmp_path: Path) -> dict:
     root = folder_of_images(tmp_path / "images")
     (root / "test" / "dog" / "0.png").unlink()
+    (root / "test" / "dog").rmdir()
     return {"benchmark": {"name": "image_folder", "root": str(root), "n_experiences": 1}}
 
 
@@ -109,7 +110,7 @@ CASES: dict[str, tuple[Callable[[Path], dict] | dict, type[PEFTCLError], list[st
         DataError,
         ["dog/1.png"],
     ),
-    "class without test images": (untested_class, DataError, ["test images", "dog"]),
+    "class without test images": (untested_class, DataError, ["dog", "test"]),
     "split that does not divide": (
         {"benchmark": DIGITS | {"n_experiences": 3}},
         DataError,

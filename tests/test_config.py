@@ -177,7 +177,7 @@ values = st.recursive(
 )
 mappings = st.dictionaries(st.sampled_from(list(RunConfig.model_fields)), values)
 fuzz = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

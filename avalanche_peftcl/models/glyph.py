@@ -10,7 +10,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 def vit_glyph(
     *, img_size: int = 32, pretrained: bool = True, normalize: Normalize = "data_config"
 ) -> Backbone:
-    """Build the bundled ViT: 6 blocks of width 96, 3 heads, patches of 4 pixels.
+    """Build the bundled ViT: 6 blocks of width 96, 3 heads, patches of 8 pixels.
 
     It has learnt letters and symbols, printed and handwritten, and never a digit;
     ``assets/vit_glyph.md`` states data, recipe and licence.
@@ -25,7 +25,7 @@ def vit_glyph(
         The frozen backbone in eval mode.
 
     Raises:
-        ConfigError: If ``img_size`` is below the patch size of 4.
+        ConfigError: If ``img_size`` is below the patch size of 8.
         CheckpointError: If the weights are not in the installed package.
 
     Example:
@@ -39,7 +39,7 @@ def vit_glyph(
             checkpoint=weights if pretrained else None,
             img_size=img_size,
             normalize=normalize,
-            patch_size=4,
+            patch_size=8,
             embed_dim=96,
             depth=6,
             num_heads=3,

@@ -226,8 +226,8 @@ class PrototypeHead(Growing):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, D)`` to ``(B, R)``; -1000 for rows without an image yet."""
-        n = len(self.section_weights)
-        z = F.normalize(features.float().reshape(len(features), n, -1), dim=2)  # (B, S, D / S)
+        sections = len(self.section_weights), features.shape[1] // len(self.section_weights)
+        z = F.normalize(features.float().reshape(-1, *sections), dim=2)  # (B, S, D / S)
         w = F.normalize(
             self.prototypes.reshape(len(self.prototypes), n, -1), dim=2
         )  # (R, S, D / S)

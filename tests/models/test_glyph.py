@@ -66,7 +66,7 @@ def test_weights_are_float32_and_frozen():
     backbone = vit_glyph()
     assert {p.dtype for p in backbone.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in backbone.parameters())
-    assert (backbone.depth, backbone.embed_dim, backbone.num_tokens) == (6, 96, 65)
+    assert (backbone.depth, backbone.embed_dim, backbone.num_tokens) == (6, 96, 17)
 
 
 def test_two_builds_are_equal_and_random_ones_are_not():
@@ -84,7 +84,7 @@ def test_input_config():
 
 def test_other_sizes_resample_the_position_embedding():
     backbone = vit_glyph(img_size=48)
-    assert backbone.num_tokens == 1 + 12 * 12
+    assert backbone.num_tokens == 1 + 6 * 6
     assert backbone(torch.zeros(1, 3, 48, 48)).shape == (1, 96)
     assert backbone.input_config.img_size == 48
 

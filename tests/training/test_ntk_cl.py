@@ -1,6 +1,5 @@
 import copy
 
-import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark, tensors_benchmark
@@ -10,41 +9,10 @@ from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, Re
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from avalanche_peftcl.benchmarks import make_benchmark
-from avalanche_peftcl.benchmarks.datasets import ImageArray
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import InputConfig, NTKCLModel
+from avalanche_peftcl.models import NTKCLModel
+from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training import NTKCL
-
-
-def images(n_classes=6, per_class=6, seed=0):
-    """Coloured noise around a colour of the class, uint8."""
-    generator = np.random.default_rng(seed)
-    y = np.arange(n_classes).repeat(per_class)
-    colours = np.random.default_rng(99).integers(40, 216, (n_classes, 1, 1, 3))
-    noise = generator.integers(-30, 31, (len(y), 16, 16, 3))
-    return ImageArray((colours[y] + noise).astype(np.uint8), y.tolist())
-
-
-def stream(scenario="class", sizes=(2, 2, 2), per_class=6, **options):
-    n = sum(sizes)
-    train, test = images(n, per_class), images(n, 3, seed=1)
-    if scenario == "domain":
-        options |= {
-            "train_domains": [i % 3 for i in range(len(train))],
-            "test_domains": [i % 3 for i in range(len(test))],
-        }
-    else:
-        options["classes_per_experience"] = list(sizes)
-    return make_benchmark(
-        train,
-        test,
-        input_config=InputConfig(img_size=16),
-        scenario=scenario,
-        augment="none",
-        class_order=list(range(n)),
-        **options,
-    )
 
 
 def make(backbone, *, recipe="corrected", seed=0, lr=0.1, model_options=None, **options):
@@ -105,7 +73,7 @@ def test_released_recipe_is_the_released_training(backbone):
     """Every parameter after two experiences equals that of the release, to float32 rounding."""
     record = Record()
     strategy = make(backbone, recipe="released", model_options={"dropout": 0.0}, plugins=[record])
-    benchmark = stream(sizes=(2, 2, 2))
+    benchmark = toy_benchmark(classes_per_experience=(2, 2, 2))
     compared = 0
     for t in range(2):
         strategy.train(benchmark.train_stream[t])
@@ -140,7 +108,7 @@ def test_older_copy_is_the_arithmetic_mean(backbone, recipe, experiences):
             ends.append(copy.deepcopy(strategy.model.channel.state_dict()))
 
     strategy = make(backbone, recipe=recipe, plugins=[Ends()])
-    strategy.train(stream().train_stream)
+    strategy.train(toy_benchmark().train_stream)
     kept = strategy.model.channel_copies[0].state_dict()
     for name, value in kept.items():
         mean = torch.stack([end[name] for end in ends[:experiences]]).mean(0)
@@ -157,7 +125,7 @@ def test_released_start_with_seven_then_five_classes(backbone):
             drawn.append(contrast.candidates(strategy).tolist())
 
     options = {"plugins": [Look()], "train_epochs": 1, "train_mb_size": 50}
-    benchmark = stream(sizes=(7, 5, 5), per_class=2)
+    benchmark = toy_benchmark(classes_per_experience=(7, 5, 5), per_class=2)
     strategy = make(backbone, recipe="released", **options)
     strategy.train(benchmark.train_stream[:2])
     assert drawn == [[0, 1], list(range(7))]
@@ -169,7 +137,7 @@ def test_released_start_with_seven_then_five_classes(backbone):
 
 def test_corrected_terms_have_their_sign_and_basis(backbone):
     strategy = make(backbone)
-    benchmark = stream()
+    benchmark = toy_benchmark()
     strategy.train(benchmark.train_stream[:2])
     contrast, orthogonality, retention = strategy.plugins[:3]
     assert contrast.weight > 0
@@ -183,7 +151,7 @@ def test_basis_is_computed_once_an_experience_and_never_in_evaluation(backbone, 
     calls = []
     svd = torch.linalg.svd
     monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: calls.append(1) or svd(*a, **k))
-    benchmark = stream()
+    benchmark = toy_benchmark()
     for recipe, expected in (("released", 3), ("corrected", 2)):  # no old classes: no SVD
         calls.clear()
         strategy = make(backbone, recipe=recipe)
@@ -208,7 +176,7 @@ def accuracy(strategy, experiences):
 @pytest.mark.parametrize("recipe", ["released", "corrected"])
 @pytest.mark.parametrize("scenario", ["class", "task", "domain", "online"])
 def test_every_scenario_is_learned(backbone, scenario, recipe):
-    benchmark = stream(scenario)
+    benchmark = toy_benchmark(scenario)
     frozen = copy.deepcopy(backbone.state_dict())
     strategy = make(backbone, recipe=recipe, lr=0.01, train_epochs=1)
     for experience in benchmark.train_stream:
@@ -223,7 +191,7 @@ def test_every_scenario_is_learned(backbone, scenario, recipe):
 
 def test_prototypes_are_class_means_of_the_fused_view(backbone):
     strategy = make(backbone, train_epochs=1)
-    benchmark = stream()
+    benchmark = toy_benchmark()
     strategy.train(benchmark.train_stream[0])
     model = strategy.model.eval()
     data = benchmark.train_stream[0].dataset.eval()
@@ -238,7 +206,7 @@ def test_prototypes_are_class_means_of_the_fused_view(backbone):
 
 
 def test_a_class_with_one_image_and_a_last_minibatch_of_one(backbone):
-    benchmark = stream(sizes=(3, 1), per_class=1)
+    benchmark = toy_benchmark(classes_per_experience=(3, 1), per_class=1)
     strategy = make(backbone, train_mb_size=2)
     for experience in benchmark.train_stream:
         strategy.train(experience)
@@ -252,7 +220,7 @@ def test_several_copies(backbone, recipe, n_copies):
     strategy = make(
         backbone, recipe=recipe, model_options={"n_copies": n_copies, "use_pretrained": True}
     )
-    benchmark = stream()
+    benchmark = toy_benchmark()
     strategy.train(benchmark.train_stream)
     strategy.eval(benchmark.test_stream)
     oldest = strategy.model.channel_copies[n_copies - 1].adapters[0].up.weight
@@ -262,13 +230,13 @@ def test_several_copies(backbone, recipe, n_copies):
 def test_more_copies_than_experiences_is_a_config_error(backbone):
     strategy = make(backbone, model_options={"n_copies": 3})
     with pytest.raises(ConfigError, match="use n_copies=1"):
-        strategy.train(stream(sizes=(3, 3)).train_stream)
+        strategy.train(toy_benchmark(classes_per_experience=(3, 3)).train_stream)
 
 
 def run(backbone, seed):
     torch.manual_seed(seed)
     strategy = make(copy.deepcopy(backbone), seed=seed)
-    strategy.train(stream().train_stream)
+    strategy.train(toy_benchmark().train_stream)
     return strategy.model.state_dict()
 
 
@@ -281,7 +249,7 @@ def test_same_seed_same_numbers(backbone):
 @pytest.mark.parametrize("recipe", ["released", "corrected"])
 def test_prediction_does_not_depend_on_the_minibatch_around_it(backbone, recipe):
     strategy = make(backbone, recipe=recipe)
-    strategy.train(stream().train_stream)
+    strategy.train(toy_benchmark().train_stream)
     model = strategy.model.eval()
     x = torch.randn(9, 3, 16, 16)
     whole = model(x)
@@ -291,7 +259,7 @@ def test_prediction_does_not_depend_on_the_minibatch_around_it(backbone, recipe)
 
 
 def test_works_with_avalanches_replay_metrics_and_periodic_evaluation(backbone):
-    benchmark = stream()
+    benchmark = toy_benchmark()
     evaluator = EvaluationPlugin(accuracy_metrics(minibatch=True, experience=True, stream=True))
     strategy = make(
         backbone, plugins=[ReplayPlugin(mem_size=12)], evaluator=evaluator, eval_every=1, lr=0.01
@@ -303,7 +271,7 @@ def test_works_with_avalanches_replay_metrics_and_periodic_evaluation(backbone):
 
 
 def test_works_with_early_stopping(backbone):
-    benchmark = stream()
+    benchmark = toy_benchmark()
     evaluator = EvaluationPlugin(accuracy_metrics(stream=True))
     stop = EarlyStoppingPlugin(patience=1, val_stream_name="test_stream")
     strategy = make(backbone, plugins=[stop], evaluator=evaluator, eval_every=1, train_epochs=9)
@@ -331,8 +299,21 @@ def test_any_avalanche_benchmark(backbone):
 
 
 def test_bfloat16_learns_too(backbone):
-    benchmark = stream()
+    benchmark = toy_benchmark()
     strategy = make(backbone, lr=0.01, mixed_precision="bf16")
     strategy.train(benchmark.train_stream)
     strategy.eval(benchmark.test_stream)
+    assert accuracy(strategy, benchmark.test_stream) > 0.8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
+def test_trains_on_a_gpu(backbone, mixed_precision):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    benchmark = toy_benchmark()
+    strategy = make(backbone, lr=0.01, device="cuda", mixed_precision=mixed_precision)
+    strategy.train(benchmark.train_stream)
+    strategy.eval(benchmark.test_stream)
+    strategy.model.cpu()
     assert accuracy(strategy, benchmark.test_stream) > 0.8

@@ -180,3 +180,15 @@ def test_task_labels_of_the_benchmark_make_heads_of_their_own(backbone):
 def test_bad_options_are_config_errors(backbone, option, value):
     with pytest.raises(ConfigError, match=option):
         make_strategy(backbone, **{option: value})
+
+
+@pytest.mark.parametrize("build", ["build_naive", "build_ntk_cl", "build_nearest_class_mean"])
+def test_evaluates_before_it_has_learned_anything(backbone, build):
+    from avalanche_peftcl.training import naive, nearest_class_mean, ntk_cl
+
+    make = {**vars(naive), **vars(nearest_class_mean), **vars(ntk_cl)}[build]
+    strategy = make(backbone=backbone, evaluator=EvaluationPlugin())
+    benchmark = make_benchmark()
+    strategy.eval(benchmark.test_stream)
+    images = torch.zeros(1, 3, 16, 16)
+    assert strategy.model.eval()(images).tolist() == [[-1000.0] * 5]

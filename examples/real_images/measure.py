@@ -1,0 +1,122 @@
+"""Run every method on every stream of this folder and print the table of README.
+
+    python examples/real_images/measure.py --seeds 0 1
+
+Runs whose record is complete are not repeated. ``--table`` prints the table from the records that
+are there and runs nothing.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from rich.console import Console
+
+from avalanche_peftcl.run import run_from_file
+
+HERE = Path(__file__).parent
+COMMON = "train_epochs: 3, train_mb_size: 16, mixed_precision: bf16"
+METHODS = {
+    "nearest class mean": "{name: nearest_class_mean, mixed_precision: bf16}",
+    "naive": f"{{name: naive, lr: LR, {COMMON}}}",
+    "NTK-CL released": f"{{name: ntk_cl, recipe: released, lr: LR, {COMMON}}}",
+    "NTK-CL corrected": f"{{name: ntk_cl, recipe: corrected, lr: LR, {COMMON}}}",
+}
+# learning rates with the best last accuracy on held-out training images: --validate
+RATES = (0.03, 0.1)
+CHOSEN = {
+    "cifar10": {"naive": 0.03, "NTK-CL": 0.03},
+    "tiny_imagenet": {"naive": 0.03, "NTK-CL": 0.03},
+    "pacs": {"naive": 0.03, "NTK-CL": 0.03},
+    "omniglot": {"naive": 0.03, "NTK-CL": 0.03},
+}
+HELD_OUT = {"cifar10": 50, "tiny_imagenet": 10, "pacs": 5, "omniglot": 5}
+COLUMNS = ("average_incremental_accuracy", "last_accuracy", "forgetting")
+
+
+def folder(output: Path, stream: str, method: str, seed: int) -> Path:
+    """Return the folder of one run's record."""
+    return output / stream / f"{method.lower().replace(',', '').replace(' ', '_')}_seed{seed}"
+
+
+def read(path: Path) -> dict | None:
+    """Return a complete run record's metrics, or ``None``."""
+    file = path / "metrics.json"
+    metrics = json.loads(file.read_text()) if file.exists() else None
+    return metrics if metrics and metrics["complete"] else None
+
+
+def table(output: Path, streams: list[str], seeds: list[int]) -> str:
+    """Return mean and spread of every cell as Markdown."""
+    lines = [
+        "| stream | method | average | last | forgetting | seeds | training min | passes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for stream in streams:
+        for method in METHODS:
+            runs = [read(folder(output, stream, method, seed)) for seed in seeds]
+            runs = [run for run in runs if run]
+            if not runs:
+                lines.append(f"| {stream} | {method} | - | - | - | 0 | - | - |")
+                continue
+            cells = []
+            for column in COLUMNS:
+                values = [100 * run["accuracy"][column] for run in runs]
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.1f}{spread}")
+            minutes = statistics.mean(sum(run["cost"]["training_seconds"]) for run in runs) / 60
+            passes = runs[0]["cost"]["forward_passes"]
+            numbers = " | ".join(cells)
+            lines.append(
+                f"| {stream} | {method} | {numbers} | {len(runs)} | {minutes:.1f} | {passes} |"
+            )
+    return "\n".join(lines)
+
+
+def run(path: Path, stream: str, strategy: str, seed: int, settings: list[str]) -> None:
+    """Run one configuration unless its record is complete."""
+    if not read(path):
+        overrides = [f"output={path}", f"seed={seed}", f"strategy={strategy}", *settings]
+        run_from_file(HERE / f"{stream}.yaml", overrides, True, Console())
+
+
+def validate(output: Path, streams: list[str], settings: list[str]) -> None:
+    """Try each learning rate on training images that are held out, and print last accuracies."""
+    for stream in streams:
+        for method in ("naive", "NTK-CL corrected"):
+            for rate in RATES:
+                path = folder(output / "validation", stream, f"{method} {rate}", 0)
+                held = f"benchmark.validation_per_class={HELD_OUT[stream]}"
+                strategy = METHODS[method].replace("LR", str(rate))
+                run(path, stream, strategy, 0, [held, *settings])
+                last = 100 * read(path)["accuracy"]["last_accuracy"]
+                print(f"{stream}: {method}, lr {rate}: {last:.1f}", flush=True)
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--streams", nargs="+", default=list(CHOSEN), choices=list(CHOSEN))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--output", type=Path, default=Path("runs/real_images"))
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--validate", action="store_true", help="only try the learning rates")
+    parser.add_argument("--set", nargs="*", default=[], help="further overrides: num_threads=1")
+    arguments = parser.parse_args()
+    if arguments.validate:
+        validate(arguments.output, arguments.streams, arguments.set)
+        return
+    for seed in () if arguments.table else arguments.seeds:
+        for stream in arguments.streams:
+            for method in arguments.methods:
+                rate = CHOSEN[stream].get(method.split()[0], "")
+                strategy = METHODS[method].replace("LR", str(rate))
+                path = folder(arguments.output, stream, method, seed)
+                run(path, stream, strategy, seed, arguments.set)
+    print(table(arguments.output, arguments.streams, arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()

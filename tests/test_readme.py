@@ -1,0 +1,63 @@
+"""README's commands, code and configurations are what they say."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from avalanche_peftcl.config import load_config
+from avalanche_peftcl.registry import discover
+from avalanche_peftcl.resolve import check_components
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w[\w ]*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_ci_finds_its_two_commands():
+    commands = [text.strip() for kind, text in BLOCKS if kind == "bash ci"]
+    assert len(commands) == 2
+    assert commands[0].endswith("peftcl run examples/quickstart.yaml")
+    assert commands[1].endswith("pytest")
+
+
+@pytest.mark.parametrize("index", range(sum(kind == "python" for kind, _ in BLOCKS)))
+def test_python_of_readme_runs(index, capsys):
+    code = [text for kind, text in BLOCKS if kind == "python"][index]
+    scope = {}
+    exec(compile(code, f"README.md python block {index}", "exec"), scope)
+    assert len(scope) > 2
+
+
+def test_python_example_runs(capsys):
+    example = runpy.run_path(str(ROOT / "examples" / "plain_python.py"))
+    matrix = example["main"](train_epochs=1)
+    assert matrix.summary()["last_accuracy"] > 0.3
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*ROOT.glob("examples/**/*.yaml"), *ROOT.glob("plugins/*/*.yaml")]),
+    ids=lambda path: path.name,
+)
+def test_configurations_of_the_examples_are_valid(path):
+    config = load_config(path)
+    check_components(config, discover())
+    assert config.output.parts[0] == "runs"
+
+
+def test_paths_that_readme_names_exist():
+    for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"(?:examples|plugins)/[\w./-]+\.(?:yaml|py)", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_public_name_that_readme_says_is_there():
+    import avalanche_peftcl.evaluation as evaluation
+    import avalanche_peftcl.training.plugins as plugins
+
+    for name in set(re.findall(r"`(\w+Plugin)`", README)) - {"SupervisedPlugin"}:
+        assert hasattr(plugins, name), name
+    assert {"AccuracyMatrix", "CostMetric"} <= set(evaluation.__all__)
