@@ -228,8 +228,6 @@ class PrototypeHead(Growing):
         """Return logits: ``(B, D)`` to ``(B, R)``; -1000 for rows without an image yet."""
         sections = len(self.section_weights), features.shape[1] // len(self.section_weights)
         z = F.normalize(features.float().reshape(-1, *sections), dim=2)  # (B, S, D / S)
-        w = F.normalize(
-            self.prototypes.reshape(len(self.prototypes), n, -1), dim=2
-        )  # (R, S, D / S)
+        w = F.normalize(self.prototypes.reshape(-1, *sections), dim=2)  # (R, S, D / S)
         logits = z.flatten(1) @ (w * self.section_weights[:, None]).flatten(1).T
         return logits.masked_fill(self.counts == 0, MASK_VALUE)
