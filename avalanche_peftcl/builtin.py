@@ -88,9 +88,19 @@ def peftcl_strategies() -> Iterable[Component]:
 
 @hookimpl
 def peftcl_strategy_plugins() -> Iterable[Component]:
-    """Avalanche's own plugins, by name."""
-    host = f"{_TRAINING}.plugins.host"
+    """Pieces of NTK-CL that any strategy can use, and Avalanche's own plugins."""
+    plugins, host = f"{_TRAINING}.plugins", f"{_TRAINING}.plugins.host"
     return (
+        Component(
+            "retention",
+            f"{plugins}.retention:build_retention",
+            source="retention term of NTK-CL, arXiv 2407.17120",
+        ),
+        Component(
+            "running_mean",
+            f"{plugins}.running_mean:RunningMeanPlugin",
+            source="adaptive EMA of NTK-CL, arXiv 2407.17120",
+        ),
         Component("replay", f"{host}:replay", source="arXiv 1902.10486; Avalanche ReplayPlugin"),
         Component("ewc", f"{host}:ewc", source="arXiv 1612.00796; Avalanche EWCPlugin"),
         Component("lwf", f"{host}:lwf", source="arXiv 1606.09282; Avalanche LwFPlugin"),

@@ -1,6 +1,6 @@
 """NTK-CL on digits in plain Python: no registry, no YAML, every piece in sight.
 
-    python examples/plain_python.py
+python examples/plain_python.py
 """
 
 import torch

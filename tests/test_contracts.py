@@ -111,9 +111,13 @@ def test_a_contract_notices_a_prediction_that_leans_on_its_minibatch():
         def create_strategy(self, backbone, **options):
             strategy = super().create_strategy(backbone, **options)
             forward = strategy.model.forward
-            strategy.forward = lambda: forward(strategy.mb_x - strategy.mb_x.mean(0)).roll(
-                int(strategy.mb_x.shape[0] == 1), dims=1
-            ) if not strategy.is_training else type(strategy).forward(strategy)
+            strategy.forward = lambda: (
+                forward(strategy.mb_x - strategy.mb_x.mean(0)).roll(
+                    int(strategy.mb_x.shape[0] == 1), dims=1
+                )
+                if not strategy.is_training
+                else type(strategy).forward(strategy)
+            )
             return strategy
 
     with pytest.raises(AssertionError):

@@ -176,9 +176,7 @@ def create_backbone(
         CheckpointError: The download failed, or the file is missing, unreadable or does not fit.
     """
     if pretrained and checkpoint is not None:
-        raise ConfigError(
-            "pretrained=True and checkpoint= exclude each other; give the one whose weights you want"
-        )
+        raise ConfigError("pretrained=True and checkpoint= exclude each other; give one of them")
     if model_name not in timm.list_models():
         known = timm.list_models("*vit*") + timm.list_models("deit*")
         near = _nearest(model_name, known)
@@ -318,6 +316,6 @@ def _downloads(model_name: str, pretrained: bool) -> Iterator[None]:
         if not pretrained or isinstance(error, TypeError | AssertionError | ZeroDivisionError):
             raise
         raise CheckpointError(
-            f"the weights of {model_name!r} could not be downloaded ({type(error).__name__}: {error}); "
-            "download them elsewhere and give the file as checkpoint="
+            f"the weights of {model_name!r} could not be downloaded "
+            f"({type(error).__name__}: {error}); download them elsewhere and give the file as checkpoint="
         ) from error

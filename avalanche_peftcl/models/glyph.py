@@ -2,9 +2,11 @@
 
 from importlib.resources import as_file, files
 
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import Backbone, Normalize, create_backbone
 
 MEAN = STD = (0.5, 0.5, 0.5)
+PATCH_SIZE = 8
 
 
 def vit_glyph(
@@ -25,21 +27,27 @@ def vit_glyph(
         The frozen backbone in eval mode.
 
     Raises:
-        ConfigError: If ``img_size`` is below the patch size of 8.
+        ConfigError: If ``img_size`` is not a positive multiple of the patch size of 8.
         CheckpointError: If the weights are not in the installed package.
 
     Example:
+        >>> import torch
         >>> backbone = vit_glyph()
         >>> backbone(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 96])
     """
+    if img_size < PATCH_SIZE or img_size % PATCH_SIZE:
+        raise ConfigError(
+            f"vit_glyph cannot take img_size={img_size}; "
+            f"give a positive multiple of {PATCH_SIZE}, 32 is what it was trained at"
+        )
     with as_file(files("avalanche_peftcl") / "assets" / "vit_glyph.safetensors") as weights:
         return create_backbone(
             "vit_tiny_patch16_224",
             checkpoint=weights if pretrained else None,
             img_size=img_size,
             normalize=normalize,
-            patch_size=8,
+            patch_size=PATCH_SIZE,
             embed_dim=96,
             depth=6,
             num_heads=3,

@@ -184,7 +184,7 @@ class NTKCLModel(nn.Module):
         return Views(c, p, self.fusion(c, p))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the feature whose class means are the prototypes: ``(B, 3, H, W)`` to ``(B, D)``."""
+        """Return the fused view, whose class means are the prototypes, ``(B, D)``."""
         return self.views(images).fused
 
     def classify(self, fused: Tensor) -> Tensor:

@@ -56,10 +56,14 @@ class BenchmarkContract:
 
     def test_no_global_generator_is_touched(self) -> None:
         """Building draws from generators of its own."""
-        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+        before = (
+            random.getstate(),
+            np.random.get_state(legacy=False)["state"]["key"].tolist(),
+            torch.get_rng_state(),
+        )
         self.build()
         assert random.getstate() == before[0]
-        assert np.random.get_state()[1].tolist() == before[1]
+        assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
         assert torch.equal(torch.get_rng_state(), before[2])
 
     def test_test_images_do_not_change(self) -> None:

@@ -27,9 +27,7 @@ class StrategyContract:
     scenarios: tuple[str, ...] = SCENARIOS
     uses_task_labels: tuple[str, ...] = ("task",)
 
-    def create_strategy(
-        self, backbone: Backbone, *, plugins: Sequence[Any], evaluator: Any
-    ) -> Any:
+    def create_strategy(self, backbone: Backbone, *, plugins: Sequence[Any], evaluator: Any) -> Any:
         """Return the strategy under test, set to train for a few steps."""
         raise NotImplementedError
 
@@ -39,9 +37,7 @@ class StrategyContract:
             pytest.skip(f"the method does not claim scenario {scenario!r}")
         benchmark = toy_benchmark(scenario)
         torch.manual_seed(seed)
-        strategy = self.create_strategy(
-            toy_backbone(), plugins=(), evaluator=EvaluationPlugin()
-        )
+        strategy = self.create_strategy(toy_backbone(), plugins=(), evaluator=EvaluationPlugin())
         chunks = experiences if scenario != "online" else 2 * experiences
         for t, experience in enumerate(benchmark.train_stream):
             if t < chunks:

@@ -11,7 +11,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.training.classes import class_pairs, starts_experience, whole_experience
+from avalanche_peftcl.training.classes import class_pairs, whole_experience
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
@@ -88,7 +88,9 @@ class PEFTTemplate(SupervisedTemplate):
         kind = torch.device(self.device).type
         self._scaler = torch.amp.GradScaler(kind, enabled=mixed_precision == "fp16")
         self.loss_share = 1.0
+        """Weight of the current minibatch's loss in its step, 1 unless steps are accumulated."""
         self.current_rows: list[int] = []
+        """Head rows of the classes in the current training experience."""
 
     # --- model and optimizer -------------------------------------------------------------------
 
@@ -238,8 +240,3 @@ class PEFTTemplate(SupervisedTemplate):
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
         self.mb_features, self.mb_rows = (), None
-
-    @property
-    def begins_experience(self) -> bool:
-        """Whether the current training experience is no later chunk of a cut one."""
-        return starts_experience(self.experience)

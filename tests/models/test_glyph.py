@@ -1,3 +1,4 @@
+import hashlib
 from importlib.resources import files
 
 import pytest
@@ -52,8 +53,8 @@ def nearest_class_mean(backbone: Backbone, data: tuple[Tensor, Tensor, Tensor, T
 def test_it_is_pretrained(digits):
     pretrained = nearest_class_mean(vit_glyph(), digits)
     at_random = [nearest_class_mean(random_init(seed), digits) for seed in range(3)]
-    assert pretrained > 0.90, f"nearest class mean on digits: {pretrained:.3f}"
-    assert pretrained > max(at_random) + 0.10, f"{pretrained:.3f} against {at_random}"
+    assert pretrained > 0.94, f"nearest class mean on digits: {pretrained:.3f}"
+    assert pretrained > max(at_random) + 0.4, f"{pretrained:.3f} against {at_random}"
 
 
 def test_polarity_costs_little(digits):
@@ -89,9 +90,10 @@ def test_other_sizes_resample_the_position_embedding():
     assert backbone.input_config.img_size == 48
 
 
-def test_impossible_size_is_refused():
-    with pytest.raises(ConfigError, match="img_size"):
-        vit_glyph(img_size=2)
+@pytest.mark.parametrize("img_size", [0, 4, 30])
+def test_impossible_size_is_refused(img_size):
+    with pytest.raises(ConfigError, match=f"img_size={img_size}; give a positive multiple of 8"):
+        vit_glyph(img_size=img_size)
 
 
 def test_asset_is_small_and_has_its_card():
@@ -99,7 +101,5 @@ def test_asset_is_small_and_has_its_card():
     card = (ASSETS / "vit_glyph.md").read_text(encoding="utf-8")
     for part in ("Data", "Licence", "Recipe", "Intended use"):
         assert f"## {part}" in card
-    import hashlib
-
     digest = hashlib.sha256((ASSETS / "vit_glyph.safetensors").read_bytes()).hexdigest()
     assert digest in card

@@ -6,6 +6,12 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_peftcl.functional.losses import pooled_nce
+from avalanche_peftcl.training.classes import (
+    class_pairs,
+    starts_experience,
+    stream_length,
+    whole_experience,
+)
 
 
 class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
@@ -66,14 +72,12 @@ class ReleasedContrastPlugin(PrototypeContrastPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Read the stream's increment."""
-        if strategy.begins_experience:
+        if starts_experience(strategy.experience):
             self.increment = increment(strategy.experience)
 
 
 def increment(experience: Any) -> int:
     """Return the number of classes of the stream's second experience, or of this one."""
-    from avalanche_peftcl.training.classes import class_pairs, stream_length, whole_experience
-
     whole = whole_experience(experience)
     length = stream_length(experience)
     return len(class_pairs(whole.origin_stream[1] if length and length > 1 else whole))

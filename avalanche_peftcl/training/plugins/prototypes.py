@@ -1,5 +1,6 @@
 """Class means of the model's features, taken after each experience."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
             images, targets = batch[0].to(device), batch[1].to(device)
             task_labels = batch[-1].to(device) if len(batch) > 2 else None
             rows = model.classes.index(targets, task_labels)
-            with strategy.autocast():
+            with getattr(strategy, "autocast", nullcontext)():
                 features = model.embed(images)
             sums.index_add_(0, rows, features.double())
             counts += torch.bincount(rows, minlength=len(counts))

@@ -6,6 +6,8 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_peftcl.training.classes import starts_experience
+
 
 class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     r"""Add :math:`\lambda \sum_j (p_j - p_{0,j})^2` to the loss.
@@ -19,6 +21,12 @@ class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
     Source:
         Liu et al., arXiv 2407.17120; released code 24de712. Differs: nothing, with the release's
         selection of names.
+
+    Works with any Avalanche strategy.
+
+    Example:
+        >>> RetentionPlugin(0.1, select=lambda name: name.startswith("features.")).weight
+        0.1
     """
 
     def __init__(self, weight: float, *, select: Callable[[str], bool] = lambda name: True) -> None:
@@ -29,7 +37,7 @@ class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Remember the values at the start of an experience."""
-        if strategy.begins_experience:
+        if starts_experience(strategy.experience):
             self.reference = {
                 name: p.detach().clone()
                 for name, p in strategy.model.named_parameters()
@@ -42,3 +50,8 @@ class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         moved = [(current[n] - p).square().sum() for n, p in self.reference.items()]
         if moved:
             strategy.loss = strategy.loss + self.weight * sum(moved)
+
+
+def build_retention(*, weight: float) -> RetentionPlugin:
+    """Build a :class:`RetentionPlugin` of every parameter that trains."""
+    return RetentionPlugin(weight)

@@ -13,6 +13,7 @@ from avalanche_peftcl.functional.losses import (
     span_energy,
 )
 from avalanche_peftcl.functional.subspace import orthonormal_basis
+from avalanche_peftcl.training.classes import starts_experience
 
 
 class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
@@ -38,7 +39,7 @@ class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # 
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Compute what stays constant within an experience."""
-        if strategy.begins_experience:
+        if starts_experience(strategy.experience):
             with torch.no_grad():
                 self.basis = self.prepare(strategy)
 

@@ -1,6 +1,7 @@
-from avalanche_peftcl.testing import BenchmarkContract, StrategyContract
 from peftcl_example.probe import linear_probe
 from peftcl_example.stripes import stripes
+
+from avalanche_peftcl.testing import BenchmarkContract, StrategyContract
 
 
 class TestLinearProbe(StrategyContract):
