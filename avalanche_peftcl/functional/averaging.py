@@ -60,10 +60,7 @@ def released_copy(t: int, *, n_experiences: int, n_copies: int) -> int:
         >>> [released_copy(t, n_experiences=10, n_copies=2) for t in (0, 4, 5, 9)]
         [2, 2, 1, 1]
     """
-    if not 1 <= n_copies <= n_experiences:
-        raise ValueError(
-            f"n_copies must be from 1 to the number of experiences ({n_experiences}), not {n_copies}"
-        )
+    _check_copies(n_experiences, n_copies)
     return n_copies - t // (n_experiences // n_copies)
 
 
@@ -86,13 +83,17 @@ def segment(t: int, *, n_experiences: int, n_copies: int) -> tuple[int, int]:
         >>> [segment(t, n_experiences=5, n_copies=2) for t in range(5)]
         [(2, 0), (2, 1), (2, 2), (1, 0), (1, 1)]
     """
-    if not 1 <= n_copies <= n_experiences:
-        raise ValueError(
-            f"n_copies must be from 1 to the number of experiences ({n_experiences}), not {n_copies}"
-        )
+    _check_copies(n_experiences, n_copies)
     if not 0 <= t < n_experiences:
         raise ValueError(f"t must be from 0 to {n_experiences - 1}, not {t}")
     size, longer = divmod(n_experiences, n_copies)
     starts = [k * size + min(k, longer) for k in range(n_copies)]
     k = max(k for k in range(n_copies) if starts[k] <= t)
     return n_copies - k, t - starts[k]
+
+
+def _check_copies(n_experiences: int, n_copies: int) -> None:
+    if not 1 <= n_copies <= n_experiences:
+        raise ValueError(
+            f"n_copies must be from 1 to n_experiences, which is {n_experiences}, not {n_copies}"
+        )

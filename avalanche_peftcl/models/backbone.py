@@ -317,5 +317,6 @@ def _downloads(model_name: str, pretrained: bool) -> Iterator[None]:
             raise
         raise CheckpointError(
             f"the weights of {model_name!r} could not be downloaded "
-            f"({type(error).__name__}: {error}); download them elsewhere and give the file as checkpoint="
+            f"({type(error).__name__}: {error}); download them elsewhere and give the file as "
+            "checkpoint="
         ) from error
