@@ -38,6 +38,7 @@ from avalanche_peftcl.record import (
     weights_sha256,
 )
 from avalanche_peftcl.report import terminal_report
+from avalanche_peftcl.training.template import check_device
 
 
 def run_from_file(
@@ -187,26 +188,6 @@ def run(
             )
         reporter.console.print(terminal_report(result.metrics, str(config.output)))
     return result
-
-
-def check_device(name: str) -> torch.device:
-    """Return the device called ``name``.
-
-    Raises:
-        ConfigError: If it is not there; the message lists those that are.
-
-    Example:
-        >>> check_device("cpu")
-        device(type='cpu')
-    """
-    there = ["cpu"]
-    if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    if name not in there:
-        raise ConfigError(f"there is no device {name!r} here; there is: {', '.join(there)}")
-    return torch.device(name)
 
 
 def _build(registry: Registry, kind: str, component: ComponentConfig, **given: Any) -> Any:

@@ -158,7 +158,8 @@ def create_backbone(
     """Build any timm ViT as a frozen backbone.
 
     Args:
-        model_name: Name known to timm, for example ``"vit_base_patch16_224"``.
+        model_name: Name known to timm, for example ``"vit_base_patch16_224"``, with the tag of its
+            weights if there are several: ``"vit_base_patch16_224.augreg_in21k"``.
         pretrained: Download timm's weights.
         checkpoint: A safetensors file, or a torch file loaded with ``weights_only=True``. Every
             weight must be there and fit; only the file's classifier is left out.
@@ -177,10 +178,11 @@ def create_backbone(
     """
     if pretrained and checkpoint is not None:
         raise ConfigError("pretrained=True and checkpoint= exclude each other; give one of them")
-    if model_name not in timm.list_models():
-        known = timm.list_models("*vit*") + timm.list_models("deit*")
-        near = _nearest(model_name, known)
-        raise ConfigError(f"timm has no model {model_name!r}{near}; see timm.list_models()")
+    base, _, tag = model_name.partition(".")
+    known = timm.list_pretrained(f"{base}.*") if tag else timm.list_models()
+    if model_name not in known:
+        near = _nearest(model_name, known or timm.list_pretrained())
+        raise ConfigError(f"timm has no model {model_name!r}{near}; see timm.list_pretrained()")
     functions = (create_backbone, timm.create_model, VisionTransformer)
     allowed = [name for function in functions for name in signature(function).parameters]
     for option in model_args:

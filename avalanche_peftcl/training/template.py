@@ -23,8 +23,8 @@ class PEFTTemplate(SupervisedTemplate):
 
     Args:
         model: Network. If it has ``start_experience(pairs, fresh=)`` and ``classes`` (a
-            :class:`~avalanche_peftcl.models.ClassRows`), its heads grow with the stream and the
-            loss is over the classes at hand; any other model is adapted as Avalanche does.
+            :class:`~avalanche_peftcl.models.ClassRows`), its heads grow with the stream; any other
+            model is adapted as Avalanche does.
         optimizer: Over any of the model's parameters; it is kept to those that train. ``None``
             where nothing trains.
         max_grad_norm: Clip the gradient's norm to this before each step.
@@ -71,7 +71,7 @@ class PEFTTemplate(SupervisedTemplate):
             train_mb_size=train_mb_size,
             train_epochs=train_epochs,
             eval_mb_size=eval_mb_size,
-            device=device,
+            device=check_device(device),
             plugins=list(plugins or ()),
             evaluator=evaluator,
             eval_every=eval_every,
@@ -240,3 +240,23 @@ class PEFTTemplate(SupervisedTemplate):
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
         self.mb_features, self.mb_rows = (), None
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return ``device`` if it is there.
+
+    Raises:
+        ConfigError: If it is not; the message lists those that are.
+
+    Example:
+        >>> check_device("cpu")
+        device(type='cpu')
+    """
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if str(device) not in there:
+        raise ConfigError(f"there is no device {str(device)!r} here; there is: {', '.join(there)}")
+    return torch.device(device)

@@ -55,6 +55,13 @@ def test_queries_are_a_slice_of_the_whole(backbone):
     )
 
 
+def test_a_name_may_carry_the_tag_of_its_weights():
+    plain = create_backbone("vit_tiny_patch16_224.augreg_in21k", img_size=32, depth=1)
+    tuned = create_backbone("deit_tiny_patch16_224.fb_in1k", img_size=32, depth=1)
+    assert plain.input_config.mean == pytest.approx((0.5, 0.5, 0.5))
+    assert tuned.input_config.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
 def test_input_config_follows_the_model_or_is_none():
     deit = create_backbone("deit_tiny_patch16_224", img_size=32, depth=1).input_config
     assert deit.img_size == 32
@@ -107,6 +114,7 @@ def test_checkpoint_with_code_in_it_is_not_run(make_backbone, tmp_path):
     ("name", "options", "message"),
     [
         ("vit_tiny_patch16_225", {}, "did you mean 'vit_tiny_patch16_224'"),
+        ("vit_tiny_patch16_224.augreg_in21l", {}, "did you mean 'vit_tiny_patch16_224.augreg_in21k'"),
         ("resnet18", {}, "not a plain vision transformer"),
         ("vit_tiny_patch16_224", {"img_size": 3}, "img_size"),
         ("vit_tiny_patch16_224", {"pretrained": True, "checkpoint": "x"}, "exclude each other"),
