@@ -175,6 +175,22 @@ def training_experiences(benchmark: Any) -> list[Any]:
     return list(getattr(benchmark, "original_train_stream", benchmark.train_stream))
 
 
+def per_domain(protocol: Mapping[str, Any], per_task: Any) -> dict[str, float | None] | None:
+    """Return the last accuracy on each domain by name; ``None`` of a stream without domains.
+
+    Args:
+        protocol: What :func:`describe_protocol` returns.
+        per_task: Final row of the accuracy matrix, so far.
+
+    Example:
+        >>> per_domain({"scenario": "domain", "domains": ["photo", "sketch"]}, [0.9])
+        {'photo': 0.9}
+    """
+    if protocol["scenario"] != "domain" or not protocol["domains"]:
+        return None
+    return dict(zip(protocol["domains"], per_task, strict=False))
+
+
 def describe_platform(device: torch.device) -> dict[str, str | int | None]:
     """Return what the run computes on; no name of a machine or a person."""
     cuda = device.type == "cuda"

@@ -34,6 +34,7 @@ from avalanche_peftcl.record import (
     describe_versions,
     fractions,
     now,
+    per_domain,
     training_experiences,
     weights_sha256,
 )
@@ -148,6 +149,7 @@ def run(
                     "protocol": protocol | {"task_label_at_test": labelled},
                     "trainable": [{"name": n, "shape": s} for n, s in reporter.trainable],
                     "accuracy": accuracy.summary(),
+                    "per_domain": per_domain(protocol, accuracy.summary()["per_task"]),
                     "cost": cost.summary(),
                     "further_metrics": further,
                     "test_images": accuracy.counts.tolist(),

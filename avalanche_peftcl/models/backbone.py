@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import timm
 import torch
+from pydantic import Field
 from safetensors.torch import load_file
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -153,6 +154,7 @@ def create_backbone(
     checkpoint: str | Path | None = None,
     img_size: int | None = None,
     normalize: Normalize = "data_config",
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None,
     **model_args: Any,
 ) -> Backbone:
     """Build any timm ViT as a frozen backbone.
@@ -166,6 +168,8 @@ def create_backbone(
         img_size: Side of the square input in pixels; the position embedding is resampled.
             ``None`` takes the model's own.
         normalize: ``"data_config"`` follows the model's data config; ``"none"`` feeds [0, 1].
+        crop_pct: Share of the resized image that the central test crop keeps; 1 for images that
+            are cut tightly, such as CIFAR's. ``None`` takes the model's own.
         **model_args: Passed on to timm (``patch_size``, ``embed_dim``, ``depth``, ...).
 
     Returns:
@@ -209,7 +213,10 @@ def create_backbone(
         raise ConfigError(f"img_size={height} is not a multiple of the patch size {patch}")
     if checkpoint is not None:
         load_checkpoint(vit, checkpoint)
-    return Backbone(vit, _input_config(vit, img_size, normalize))
+    input_config = _input_config(vit, img_size, normalize)
+    if crop_pct is not None:
+        input_config = replace(input_config, crop_pct=crop_pct)
+    return Backbone(vit, input_config)
 
 
 def load_checkpoint(vit: VisionTransformer, path: str | Path) -> None:

@@ -26,10 +26,10 @@ METHODS = {
 # learning rates with the best last accuracy on held-out training images: --validate
 RATES = (0.03, 0.1)
 CHOSEN = {
-    "cifar10": {"naive": 0.03, "NTK-CL": 0.03},
-    "tiny_imagenet": {"naive": 0.03, "NTK-CL": 0.03},
-    "pacs": {"naive": 0.03, "NTK-CL": 0.03},
-    "omniglot": {"naive": 0.03, "NTK-CL": 0.03},
+    "cifar10": {"naive": 0.1, "NTK-CL": 0.03},
+    "tiny_imagenet": {"naive": 0.03, "NTK-CL": 0.1},
+    "pacs": {"naive": 0.03, "NTK-CL": 0.1},
+    "omniglot": {"naive": 0.03, "NTK-CL": 0.1},
 }
 HELD_OUT = {"cifar10": 50, "tiny_imagenet": 10, "pacs": 5, "omniglot": 5}
 COLUMNS = ("average_incremental_accuracy", "last_accuracy", "forgetting")

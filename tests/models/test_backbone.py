@@ -66,6 +66,8 @@ def test_input_config_follows_the_model_or_is_none():
     deit = create_backbone("deit_tiny_patch16_224", img_size=32, depth=1).input_config
     assert deit.img_size == 32
     assert deit.mean == pytest.approx((0.485, 0.456, 0.406))
+    cut = create_backbone("deit_tiny_patch16_224", img_size=32, depth=1, crop_pct=1.0)
+    assert (deit.crop_pct, cut.input_config.crop_pct) == (0.9, 1.0)
     plain = create_backbone("deit_tiny_patch16_224", img_size=32, depth=1, normalize="none")
     assert plain.input_config.mean == (0, 0, 0)
     assert plain.input_config.std == (1, 1, 1)
@@ -114,7 +116,11 @@ def test_checkpoint_with_code_in_it_is_not_run(make_backbone, tmp_path):
     ("name", "options", "message"),
     [
         ("vit_tiny_patch16_225", {}, "did you mean 'vit_tiny_patch16_224'"),
-        ("vit_tiny_patch16_224.augreg_in21l", {}, "did you mean 'vit_tiny_patch16_224.augreg_in21k'"),
+        (
+            "vit_tiny_patch16_224.augreg_in21l",
+            {},
+            "did you mean 'vit_tiny_patch16_224.augreg_in21k'",
+        ),
         ("resnet18", {}, "not a plain vision transformer"),
         ("vit_tiny_patch16_224", {"img_size": 3}, "img_size"),
         ("vit_tiny_patch16_224", {"pretrained": True, "checkpoint": "x"}, "exclude each other"),
