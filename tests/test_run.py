@@ -315,3 +315,21 @@ def test_the_hash_of_weights_follows_names_and_values():
     assert record.weights_sha256(one) == record.weights_sha256(other)
     assert record.weights_sha256(one.bfloat16()) != record.weights_sha256(other)
     assert record.weights_sha256(torch.nn.BatchNorm1d(2)) != record.weights_sha256(one)
+
+
+def test_the_last_accuracy_on_each_domain_is_recorded_by_name(registry, tmp_path):
+    digits = {"name": "digits", "scenario": "domain", "n_experiences": 2, "train_per_class": 2}
+    metrics = run(tiny(tmp_path / "run", benchmark=digits), registry=registry).metrics
+    assert list(metrics["per_domain"]) == metrics["protocol"]["domains"]
+    assert list(metrics["per_domain"].values()) == metrics["accuracy"]["per_task"]
+
+
+def test_a_module_and_plugins_of_the_package_by_name(registry, tmp_path):
+    config = tiny(
+        tmp_path / "run",
+        module={"name": "patch_prompt", "length": 2},
+        plugins=[{"name": "retention", "weight": 0.1}, {"name": "replay", "mem_size": 5}],
+    )
+    metrics = run(config, registry=registry).metrics
+    assert any("branch.prompts" in p["name"] for p in metrics["trainable"])
+    assert [c["name"] for c in metrics["components"]][-2:] == ["retention", "replay"]

@@ -96,9 +96,10 @@ def image_folder(
         if lacking := sorted(cells[other] - cells[part]):
             d, name = lacking[0]
             domain = domains[d] if domains else ""
+            more = f" (and {len(lacking) - 1} more classes)" if lacking[1:] else ""
             raise DataError(
-                f"{len(lacking)} class folders of {root / domain / other} have none in "
-                f"{root / domain / part}, the first is {name!r}; add images or take it out"
+                f"class {name!r} of {root / domain / other} has no images in "
+                f"{root / domain / part}{more}; add some or take the class out"
             )
     class_names = sorted({name for _, name in cells["train"]})
     if own_classes:  # domain by domain, in order of arrival

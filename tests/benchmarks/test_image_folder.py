@@ -148,7 +148,7 @@ def test_class_folder_of_one_part_only(build: Any, flat: Path, lacking: str, the
         build(flat, n_experiences=1)
     (flat / lacking / "bee").rmdir()
     with pytest.raises(
-        DataError, match=rf"{flat / there} have none in {flat / lacking}, the first is 'bee'"
+        DataError, match=rf"'bee' of {flat / there} has no images in {flat / lacking}"
     ):
         build(flat, n_experiences=1)
 
