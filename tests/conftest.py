@@ -2,9 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from avalanche_peftcl.models import Backbone
 from avalanche_peftcl.testing import toy_backbone
+
+# a loaded machine is no error: properties are checked, not times
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
