@@ -1,9 +1,20 @@
 """Parameter-efficient continual learning for Avalanche."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 from avalanche_peftcl.component import Component
 from avalanche_peftcl.hookspecs import hookimpl
 
 __version__ = version("avalanche-peftcl")
-__all__ = ["Component", "__version__", "hookimpl"]
+__all__ = ["NTKCL", "Component", "PEFTTemplate", "__version__", "hookimpl"]
+
+_LAZY = {"NTKCL": "avalanche_peftcl.training", "PEFTTemplate": "avalanche_peftcl.training"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a strategy when it is first asked for; Avalanche takes seconds to import."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
