@@ -1,6 +1,6 @@
 """Run every method on every stream of this folder and print the table of README.
 
-    python examples/real_images/measure.py --seeds 0 1
+    python examples/real_images/measure.py --seeds 0 1 2
 
 Runs whose record is complete are not repeated. ``--table`` prints the table from the records that
 are there and runs nothing.
@@ -97,7 +97,7 @@ def validate(output: Path, streams: list[str], settings: list[str]) -> None:
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--streams", nargs="+", default=list(CHOSEN), choices=list(CHOSEN))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--output", type=Path, default=Path("runs/real_images"))
