@@ -55,8 +55,7 @@ def with_defaults(config: RunConfig, registry: Registry) -> dict[str, Any]:
         defaults = {
             name: list(option.default) if isinstance(option.default, tuple) else option.default
             for name, option in registry.options(kind, component.name).items()
-            if option.default is None
-            or isinstance(option.default, bool | int | float | str | tuple)
+            if _is_plain(option.default)
         }
         return {"name": component.name} | defaults | component.options
 
