@@ -1,6 +1,7 @@
 """Bottleneck adapters beside the MLP of each block: h + MLP(LN h) + s U drop(relu(D h))."""
 
 import math
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
+from avalanche_peftcl.models.sites import ProjectionSite, linear_sites
 
 
 class Adapter(nn.Module):
@@ -47,6 +49,11 @@ class Adapter(nn.Module):
         """Return what is added to ``tokens``: ``(..., D)`` to ``(..., D)``."""
         out: Tensor = self.up(self.dropout(self.down(tokens).relu())) * self.scale
         return out
+
+    def projection_sites(self) -> Iterator[ProjectionSite]:
+        """State what must hold for the output on old tokens to stay."""
+        yield from linear_sites("down", self.down)
+        yield from linear_sites("up", self.up)
 
 
 class AdapterBranch(Branch):

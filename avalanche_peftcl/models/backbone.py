@@ -12,12 +12,11 @@ import timm
 import torch
 from pydantic import Field
 from safetensors.torch import load_file
-from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.models.attention import Extend, attend, is_plain
 
 Normalize = Literal["data_config", "none"]
 
@@ -109,23 +108,39 @@ class Backbone(nn.Module):
         tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
         return cast(Tensor, tokens)  # (B, N, D)
 
-    def attend(self, index: int, tokens: Tensor, *, queries: int | None = None) -> Tensor:
+    def attend(
+        self,
+        index: int,
+        tokens: Tensor,
+        *,
+        queries: int | None = None,
+        extend: Extend | None = None,
+    ) -> Tensor:
         """Return tokens plus their attention in block ``index``.
 
         Args:
             index: Which block, from 0.
             tokens: ``(B, N, D)``.
             queries: Return the first so many tokens only; the others still serve as keys.
+            extend: Returns the keys and values to attend to instead of the tokens' own.
 
         Returns:
             ``(B, N, D)``, or ``(B, queries, D)``: equal to the slice of the whole.
+
+        Raises:
+            ConfigError: If keys are to be added to an attention that takes none.
         """
         block: Any = self.blocks[index]
         normed = block.norm1(tokens)
-        if queries is None or not _is_plain(block.attn):
+        if is_plain(block.attn) and (queries is not None or extend is not None):
+            attended = attend(block.attn, normed[:, :queries], normed, extend=extend)
+        elif extend is None:
             attended = block.attn(normed)[:, :queries]
         else:
-            attended = _attention(block.attn, normed[:, :queries], normed)
+            raise ConfigError(
+                f"the attention of block {index} is a {type(block.attn).__name__} that takes no "
+                "further keys; use an adapter or LoRA with this backbone"
+            )
         return cast(Tensor, tokens[:, :queries] + block.drop_path1(block.ls1(attended)))
 
     def feed(self, index: int, tokens: Tensor) -> Tensor:
@@ -276,26 +291,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no state dict (a mapping of names to tensors)")
     return dict(state)
-
-
-def _is_plain(attention: nn.Module) -> bool:
-    plain = type(attention) is Attention and type(attention.qkv) is nn.Linear
-    return plain and getattr(attention, "gate", None) is None
-
-
-def _attention(attention: Attention, queries: Tensor, tokens: Tensor) -> Tensor:
-    """Attend from ``queries`` ``(B, Q, D)`` to ``tokens`` ``(B, N, D)`` with a block's weights."""
-    dim, heads = attention.attn_dim, attention.num_heads
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    q = F.linear(queries, weight[:dim], None if bias is None else bias[:dim])
-    kv = F.linear(tokens, weight[dim:], None if bias is None else bias[dim:])
-    q = q.reshape(*q.shape[:2], heads, -1).transpose(1, 2)  # (B, H, Q, D / H)
-    k, v = kv.reshape(*kv.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, N, D / H) each
-    out = F.scaled_dot_product_attention(
-        attention.q_norm(q), attention.k_norm(k), v, scale=attention.scale
-    )
-    out = out.transpose(1, 2).flatten(2)  # (B, Q, D)
-    return cast(Tensor, attention.proj_drop(attention.proj(attention.norm(out))))
 
 
 def _input_config(

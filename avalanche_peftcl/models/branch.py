@@ -10,9 +10,28 @@ from avalanche_peftcl.models.backbone import Backbone
 class Branch(nn.Module):
     """One pass through the frozen blocks; this base class leaves them as they are.
 
-    A subclass adapts a block after its attention. It says how the pass leaves the first block
+    A subclass adapts a block after its attention: it says how the pass leaves the first block
     (:meth:`enter`, which is handed what all branches share) and every later one (:meth:`step`).
+    Or it adapts the attention itself (:meth:`attend`), or the network (:meth:`network`).
+
+    Attributes:
+        shares_start: Whether the first block's attention sees nothing of this branch.
     """
+
+    shares_start: bool = True
+
+    def network(self, backbone: Backbone) -> Backbone:
+        """Return the network that this pass runs through, ``backbone`` or a tuned view of it."""
+        return backbone
+
+    def attend(
+        self, backbone: Backbone, index: int, tokens: Tensor, *, queries: int | None = None
+    ) -> Tensor:
+        """Return tokens plus their attention in block ``index``, see :meth:`Backbone.attend`.
+
+        Of the first block it is asked only where :attr:`shares_start` is false.
+        """
+        return backbone.attend(index, tokens, queries=queries)
 
     def enter(self, backbone: Backbone, hidden: Tensor, output: Tensor) -> Tensor:
         """Return the tokens after the first block.
@@ -75,14 +94,48 @@ def forward_branches(
         >>> torch.allclose(features, backbone(images), atol=1e-5)
         True
     """
+    tokens = _forward(backbone, branches, images, pooled=backbone.pools_cls)
+    return [
+        branch.network(backbone).pool(out) for branch, out in zip(branches, tokens, strict=True)
+    ]
+
+
+def forward_tokens(backbone: Backbone, branch: Branch, images: Tensor) -> Tensor:
+    """Return all tokens of a pass after the last block, before the final norm.
+
+    Args:
+        backbone: The frozen network.
+        branch: The pass.
+        images: ``(B, 3, H, W)``.
+
+    Returns:
+        ``(B, N, D)``; ``backbone.pool`` makes the pass's feature of them.
+    """
+    return _forward(backbone, [branch], images, pooled=False)[0]
+
+
+def _forward(
+    backbone: Backbone, branches: Sequence[Branch], images: Tensor, *, pooled: bool
+) -> list[Tensor]:
+    """Return each pass's tokens; of the last block only the first token, where ``pooled``."""
     last = backbone.depth - 1
-    hidden = backbone.attend(0, backbone.embed(images))  # (B, N, D)
-    output = hidden + backbone.feed(0, hidden)
-    features = []
+    embedded = backbone.embed(images)  # (B, N, D)
+    shared: tuple[Tensor, Tensor] | None = None  # after the first block's attention, and its MLP
+    results = []
     for branch in branches:
-        tokens = branch.enter(backbone, hidden, output)
+        network = branch.network(backbone)
+        if not branch.shares_start:
+            hidden = branch.attend(network, 0, embedded)
+            start = hidden, hidden + network.feed(0, hidden)
+        else:
+            if shared is None:
+                hidden = backbone.attend(0, embedded)
+                shared = hidden, hidden + backbone.feed(0, hidden)
+            start = shared
+        tokens = branch.enter(network, *start)
         for index in range(1, backbone.depth):
-            queries = 1 if index == last and backbone.pools_cls else None
-            tokens = branch.step(backbone, index, backbone.attend(index, tokens, queries=queries))
-        features.append(backbone.pool(branch.leave(backbone, tokens)))
-    return features
+            queries = 1 if pooled and index == last else None
+            hidden = branch.attend(network, index, tokens, queries=queries)
+            tokens = branch.step(network, index, hidden)
+        results.append(branch.leave(network, tokens))
+    return results
