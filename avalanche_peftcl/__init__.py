@@ -8,9 +8,9 @@ from avalanche_peftcl.component import Component
 from avalanche_peftcl.hookspecs import hookimpl
 
 __version__ = version("avalanche-peftcl")
-__all__ = ["NTKCL", "Component", "PEFTTemplate", "__version__", "hookimpl"]
+__all__ = ["NTKCL", "PEGP", "Component", "PEFTTemplate", "__version__", "hookimpl"]
 
-_LAZY = {"NTKCL": "avalanche_peftcl.training", "PEFTTemplate": "avalanche_peftcl.training"}
+_LAZY = dict.fromkeys(("NTKCL", "PEGP", "PEFTTemplate"), "avalanche_peftcl.training")
 
 
 def __getattr__(name: str) -> Any:

@@ -40,6 +40,25 @@ def peftcl_modules() -> Iterable[Component]:
             source="AdaptFormer, arXiv 2205.13535; channel branch of NTK-CL, arXiv 2407.17120",
         ),
         Component(
+            "attention_adapter",
+            f"{_MODELS}.attention_adapter:build_attention_adapters",
+            source="adapters of PEGP, arXiv 2405.13383; LAE, ICCV 2023",
+        ),
+        Component("lora", f"{_MODELS}.lora:build_lora", source="LoRA, arXiv 2106.09685; peft"),
+        Component(
+            "peft_tuner",
+            f"{_MODELS}.injection:build_peft_tuner",
+            source="any tuner of linear layers in peft",
+        ),
+        Component(
+            "prefix", f"{_MODELS}.prefix:build_prefix", source="prefix tuning, arXiv 2101.00190"
+        ),
+        Component(
+            "prompt",
+            f"{_MODELS}.prompt_tokens:build_prompt",
+            source="visual prompt tuning, arXiv 2203.12119",
+        ),
+        Component(
             "patch_prompt",
             f"{_MODELS}.prompt:build_patch_prompts",
             source="patch branch of NTK-CL, arXiv 2407.17120",
@@ -75,6 +94,7 @@ def peftcl_strategies() -> Iterable[Component]:
     """Methods."""
     return (
         Component("ntk_cl", f"{_TRAINING}.ntk_cl:build_ntk_cl", source="arXiv 2407.17120"),
+        Component("pegp", f"{_TRAINING}.pegp:build_pegp", source="arXiv 2405.13383"),
         Component(
             "naive", f"{_TRAINING}.naive:build_naive", source="fine-tuning in turn; Avalanche Naive"
         ),
@@ -88,9 +108,14 @@ def peftcl_strategies() -> Iterable[Component]:
 
 @hookimpl
 def peftcl_strategy_plugins() -> Iterable[Component]:
-    """Pieces of NTK-CL that any strategy can use, and Avalanche's own plugins."""
+    """Pieces of NTK-CL and PEGP that any strategy can use, and Avalanche's own plugins."""
     plugins, host = f"{_TRAINING}.plugins", f"{_TRAINING}.plugins.host"
     return (
+        Component(
+            "gradient_projection",
+            f"{plugins}.gradient_projection:build_gradient_projection",
+            source="gradient projection of PEGP, arXiv 2405.13383; GPM, ICLR 2021",
+        ),
         Component(
             "retention",
             f"{plugins}.retention:build_retention",

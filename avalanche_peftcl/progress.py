@@ -1,5 +1,6 @@
 """What a run shows while it runs: a bar on a terminal, and one line per finished experience."""
 
+import re
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -84,6 +85,7 @@ class RunProgress(BaseLogger):
         seconds: float,
         seen: float | None,
         row: Sequence[float | None],
+        notes: Sequence[str] = (),
     ) -> None:
         """Replace the bar by the line of a finished experience.
 
@@ -94,6 +96,7 @@ class RunProgress(BaseLogger):
             seconds: Time of the training.
             seen: Accuracy over all test images seen so far, a fraction.
             row: Accuracy on each test experience seen so far, fractions.
+            notes: Further lines.
         """
         if self._bars is not None and self._bar is not None:
             self._bars.remove_task(self._bar)
@@ -104,6 +107,8 @@ class RunProgress(BaseLogger):
             f"experience {finished}/{total}  {several} {_listed(classes)}  trained {seconds:.1f} s"
             f"  accuracy on seen {_percent(seen)} %{each}"
         )
+        for note in notes:
+            self.say(f"  {note}")
 
     def before_training_exp(self, strategy: Any, *args: Any) -> None:
         """Note what trains, now that the model is adapted; give the bar its length."""
@@ -154,12 +159,12 @@ def group_parameters(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> dict[
         Patterns with ``*`` for numbers, and the shapes there are, with how often each.
 
     Example:
-        >>> group_parameters([("blocks.0.up", (4, 8)), ("blocks.1.up", (4, 8)), ("scale", ())])
-        {'blocks.*.up': ['2 of 4x8'], 'scale': ['1 of scalar']}
+        >>> group_parameters([("blocks.0.up", (4, 8)), ("blocks.1.up", (4, 8)), ("b_0_w1", ())])
+        {'blocks.*.up': ['2 of 4x8'], 'b_*_w1': ['1 of scalar']}
     """
     groups: dict[str, dict[str, int]] = {}
     for name, shape in parameters:
-        pattern = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        pattern = re.sub(r"(?<![a-zA-Z0-9])\d+(?![a-zA-Z0-9])", "*", name)
         shapes = groups.setdefault(pattern, {})
         text = "x".join(map(str, shape)) or "scalar"
         shapes[text] = shapes.get(text, 0) + 1

@@ -191,6 +191,28 @@ def per_domain(protocol: Mapping[str, Any], per_task: Any) -> dict[str, float | 
     return dict(zip(protocol["domains"], per_task, strict=False))
 
 
+def describe_plugins(strategy: Any) -> dict[str, Any]:
+    """Return by class name what those plugins of ``strategy`` tell that have a ``summary()``."""
+    return {
+        type(plugin).__name__: plugin.summary()
+        for plugin in strategy.plugins
+        if callable(getattr(plugin, "summary", None))
+    }
+
+
+def plugin_headlines(strategy: Any) -> list[str]:
+    """Return a line of each plugin of ``strategy`` that has a ``headline()`` and something to say.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> plugin = SimpleNamespace(headline=lambda: "projection: 3 of 5 directions")
+        >>> plugin_headlines(SimpleNamespace(plugins=[plugin, object()]))
+        ['projection: 3 of 5 directions']
+    """
+    lines = [plugin.headline() for plugin in strategy.plugins if hasattr(plugin, "headline")]
+    return [line for line in lines if line]
+
+
 def describe_platform(device: torch.device) -> dict[str, str | int | None]:
     """Return what the run computes on; no name of a machine or a person."""
     cuda = device.type == "cuda"

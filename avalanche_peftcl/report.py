@@ -133,6 +133,7 @@ def markdown_report(metrics: Metrics) -> str:
             [tuple(component.values()) for component in metrics["components"]],
         ),
         "",
+        *_notes(metrics),
         "## Cost",
         "",
         *(f"- {name}: {_value(value)}" for name, value in _spaced(metrics["cost"])),
@@ -141,6 +142,13 @@ def markdown_report(metrics: Metrics) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _notes(metrics: Metrics) -> list[str]:
+    """Return the section with what plugins said after each experience, if they said anything."""
+    notes = metrics.get("notes", [])
+    lines = [f"- experience {t}: {line}" for t, said in enumerate(notes, start=1) for line in said]
+    return ["## Notes", "", *lines, ""] if lines else []
 
 
 def matrix_figure(metrics: Metrics) -> Figure:

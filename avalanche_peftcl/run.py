@@ -30,11 +30,13 @@ from avalanche_peftcl.record import (
     clear_output,
     describe_components,
     describe_platform,
+    describe_plugins,
     describe_protocol,
     describe_versions,
     fractions,
     now,
     per_domain,
+    plugin_headlines,
     training_experiences,
     weights_sha256,
 )
@@ -135,7 +137,7 @@ def run(
             "platform": describe_platform(device),
             "versions": describe_versions(),
         }
-        finished, further = 0, dict[str, float]()
+        finished, further, notes = 0, dict[str, float](), list[list[str]]()
 
         def record() -> RunRecord:
             labelled = bool(getattr(strategy, "task_label_at_test", False))
@@ -152,6 +154,8 @@ def run(
                     "per_domain": per_domain(protocol, accuracy.summary()["per_task"]),
                     "cost": cost.summary(),
                     "further_metrics": further,
+                    "plugins": describe_plugins(strategy),
+                    "notes": notes,
                     "test_images": accuracy.counts.tolist(),
                     "baseline": fractions(accuracy.baseline),
                     "accuracy_matrix": fractions(accuracy.matrix),
@@ -178,6 +182,7 @@ def run(
             results = strategy.eval(benchmark.test_stream[:seen], num_workers=config.num_workers)
             if metrics:
                 further = {k: v for k, v in results.items() if isinstance(v, int | float)}
+            notes.append(plugin_headlines(strategy))
             result = record()
             result.write()
             reporter.end(
@@ -187,6 +192,7 @@ def run(
                 seconds=result.metrics["cost"]["training_seconds"][-1],
                 seen=result.metrics["accuracy"]["accuracy_curve"][-1],
                 row=result.metrics["accuracy_matrix"][finished - 1][:finished],
+                notes=notes[-1],
             )
         reporter.console.print(terminal_report(result.metrics, str(config.output)))
     return result

@@ -8,7 +8,7 @@ import avalanche_peftcl
 
 def test_strategies_are_at_the_top_level_too():
     training = importlib.import_module("avalanche_peftcl.training")
-    for name in ("NTKCL", "PEFTTemplate"):
+    for name in ("NTKCL", "PEGP", "PEFTTemplate"):
         assert getattr(avalanche_peftcl, name) is getattr(training, name)
         assert name in avalanche_peftcl.__all__
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -269,7 +269,8 @@ def test_unknown_name_says_what_is_known_and_what_was_left_out(install):
         registry.get("strategy", "ntk_kl")
     assert str(raised.value) == (
         "unknown strategy 'ntk_kl' (did you mean 'ntk_cl'?); known: naive, nearest_class_mean, "
-        "ntk_cl; left out: broken 1.0 (ModuleNotFoundError: No module named 'nowhere_to_be_found')"
+        "ntk_cl, pegp; left out: broken 1.0 (ModuleNotFoundError: No module named "
+        "'nowhere_to_be_found')"
     )
     assert isinstance(raised.value, LookupError)
 
@@ -277,7 +278,9 @@ def test_unknown_name_says_what_is_known_and_what_was_left_out(install):
 def test_unknown_name_without_a_near_one(install):
     with pytest.raises(UnknownComponentError) as raised:
         discover().get("strategy", "zzz")
-    assert str(raised.value) == ("unknown strategy 'zzz'; known: naive, nearest_class_mean, ntk_cl")
+    assert str(raised.value) == (
+        "unknown strategy 'zzz'; known: naive, nearest_class_mean, ntk_cl, pegp"
+    )
 
 
 def test_wrong_package_in_front_of_a_name(install):

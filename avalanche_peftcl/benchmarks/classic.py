@@ -18,6 +18,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 from avalanche_peftcl.benchmarks.datasets import ImageFiles, LabelledImages
 from avalanche_peftcl.benchmarks.scenarios import Count, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import DataError
 from avalanche_peftcl.models.backbone import InputConfig
@@ -38,7 +39,7 @@ _DOC = """Make a benchmark from {about}
             or as many as ``classes_per_experience`` has.
         classes_per_experience: Number of classes in each experience, instead.
         seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival, instead of drawing it.
+        class_order: Labels in order of arrival, or ``"natural"``, instead of drawing it.
         experience_size: Images in a chunk of scenario ``"online"``.
         augment: Augmentation in training.
         crop_scale: Share of the area that a random crop keeps, smallest and largest.
@@ -86,7 +87,7 @@ def _builder(
         n_experiences: Count | None = None,
         classes_per_experience: list[Count] | None = None,
         seed: Seed = 0,
-        class_order: list[int] | None = None,
+        class_order: ClassOrder | None = None,
         experience_size: Count = 10,
         augment: Augment = default_augment,
         crop_scale: tuple[float, float] = (0.05, 1.0),

@@ -11,6 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from avalanche_peftcl.benchmarks.datasets import ImageArray
 from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import InputConfig
@@ -26,7 +27,7 @@ def digits(
     n_experiences: Count | None = None,
     classes_per_experience: list[Count] | None = None,
     seed: Seed = 0,
-    class_order: list[int] | None = None,
+    class_order: ClassOrder | None = None,
     experience_size: Count = 10,
     augment: Augment = "none",
     crop_scale: tuple[float, float] = (0.05, 1.0),
@@ -47,7 +48,7 @@ def digits(
             as many as ``classes_per_experience`` has.
         classes_per_experience: Number of classes in each experience, instead.
         seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: The digits in order of arrival, instead of drawing it.
+        class_order: The digits in order of arrival, or ``"natural"``, instead of drawing it.
         experience_size: Images in a chunk of scenario ``"online"``.
         augment: Augmentation in training; none by default, digits must not be mirrored.
         crop_scale: Share of the area that a random crop keeps, smallest and largest.

@@ -9,6 +9,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from avalanche_peftcl.benchmarks.datasets import ImageFiles
 from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
@@ -22,7 +23,7 @@ def image_folder(
     n_experiences: Count | None = None,
     classes_per_experience: list[Count] | None = None,
     seed: Seed = 0,
-    class_order: list[int] | None = None,
+    class_order: ClassOrder | None = None,
     domain_order: list[str] | None = None,
     own_classes: bool | None = None,
     experience_size: Count = 10,
@@ -51,7 +52,7 @@ def image_folder(
             domain is an experience.
         classes_per_experience: Number of classes in each experience, instead.
         seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival, instead of drawing it.
+        class_order: Labels in order of arrival, or ``"natural"``, instead of drawing it.
         domain_order: Names of all domains in order of arrival; ``None`` sorts them.
         own_classes: Whether folders of one name in two domains are two classes, named
             ``domain/class`` (the characters of alphabets), or one (photographs and sketches of a

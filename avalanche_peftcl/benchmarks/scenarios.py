@@ -35,7 +35,7 @@ def make_benchmark(
     n_experiences: int | None = None,
     classes_per_experience: Sequence[int] | None = None,
     seed: int = 0,
-    class_order: Sequence[int] | None = None,
+    class_order: Sequence[int] | Literal["natural"] | None = None,
     class_names: Sequence[str] | None = None,
     train_domains: Sequence[int] | None = None,
     test_domains: Sequence[int] | None = None,
@@ -64,8 +64,8 @@ def make_benchmark(
         n_experiences: Number of experiences with equally many classes.
         classes_per_experience: Number of classes in each experience, instead.
         seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival; ``None`` draws a permutation. In scenario
-            ``"domain"`` the default is the order of the labels.
+        class_order: Labels in order of arrival; ``"natural"`` for 0, 1, 2, ...; ``None`` draws a
+            permutation. In scenario ``"domain"`` the default is the order of the labels.
         class_names: Name of each label; ``None`` takes the numbers.
         train_domains: Domain of each training image, from 0 in order of arrival; required by
             scenario ``"domain"``, not used by the others.

@@ -1,19 +1,24 @@
 """Which class or domain comes when, and which images are held out: integers only."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from avalanche_peftcl.errors import ConfigError, DataError
 
+ClassOrder = list[int] | Literal["natural"]
 
-def order_classes(n_classes: int, *, seed: int, class_order: Sequence[int] | None) -> list[int]:
+
+def order_classes(
+    n_classes: int, *, seed: int, class_order: Sequence[int] | Literal["natural"] | None
+) -> list[int]:
     """Return the classes in order of arrival.
 
     Args:
         n_classes: Number ``C`` of classes.
         seed: Seed of the permutation; no global generator is touched.
-        class_order: The order itself, or ``None`` to draw it.
+        class_order: The order itself; ``"natural"`` for that of the labels; ``None`` to draw it.
 
     Returns:
         A permutation of ``0 .. C - 1``. A drawn one is what ``numpy.random.seed(seed)`` followed
@@ -28,6 +33,8 @@ def order_classes(n_classes: int, *, seed: int, class_order: Sequence[int] | Non
     """
     if class_order is None:
         return [int(c) for c in np.random.RandomState(seed).permutation(n_classes)]
+    if class_order == "natural":
+        return list(range(n_classes))
     if sorted(class_order) != list(range(n_classes)):
         missing = sorted(set(range(n_classes)) - set(class_order))
         raise ConfigError(

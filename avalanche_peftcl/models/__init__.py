@@ -1,17 +1,25 @@
 """Networks: a frozen backbone, adapted passes through it, and heads that grow."""
 
 from avalanche_peftcl.models.adapter import Adapter, AdapterBranch
+from avalanche_peftcl.models.attention_adapter import AttentionAdapter, AttentionAdapterBranch
 from avalanche_peftcl.models.backbone import Backbone, InputConfig, create_backbone
-from avalanche_peftcl.models.branch import Branch, forward_branches
+from avalanche_peftcl.models.branch import Branch, forward_branches, forward_tokens
 from avalanche_peftcl.models.glyph import vit_glyph
 from avalanche_peftcl.models.heads import ClassRows, CosineHead, LinearHead, PrototypeHead
+from avalanche_peftcl.models.injection import TunedBranch
+from avalanche_peftcl.models.lora import LoRABranch
 from avalanche_peftcl.models.ntk_cl import Fusion, NTKCLModel, Recipe, ReleasedFusion, Views
 from avalanche_peftcl.models.peft_model import PEFTModel, PrototypeModel
+from avalanche_peftcl.models.prefix import PrefixBranch, PrefixTokens
 from avalanche_peftcl.models.prompt import PatchPrompt, PatchPromptBranch
+from avalanche_peftcl.models.prompt_tokens import PromptBranch, PromptTokens
+from avalanche_peftcl.models.sites import ProjectionSite, linear_sites, projection_sites
 
 __all__ = [
     "Adapter",
     "AdapterBranch",
+    "AttentionAdapter",
+    "AttentionAdapterBranch",
     "Backbone",
     "Branch",
     "ClassRows",
@@ -19,16 +27,26 @@ __all__ = [
     "Fusion",
     "InputConfig",
     "LinearHead",
+    "LoRABranch",
     "NTKCLModel",
     "PEFTModel",
     "PatchPrompt",
     "PatchPromptBranch",
+    "PrefixBranch",
+    "PrefixTokens",
+    "ProjectionSite",
+    "PromptBranch",
+    "PromptTokens",
     "PrototypeHead",
     "PrototypeModel",
     "Recipe",
     "ReleasedFusion",
+    "TunedBranch",
     "Views",
     "create_backbone",
     "forward_branches",
+    "forward_tokens",
+    "linear_sites",
+    "projection_sites",
     "vit_glyph",
 ]

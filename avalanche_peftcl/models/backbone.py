@@ -148,9 +148,13 @@ class Backbone(nn.Module):
         block: Any = self.blocks[index]
         return cast(Tensor, block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))))
 
+    def norm(self, tokens: Tensor) -> Tensor:
+        """Return the last block's tokens after the final norm, ``(B, N, D)``."""
+        return cast(Tensor, self.vit.norm(tokens))
+
     def pool(self, tokens: Tensor) -> Tensor:
         """Return the image's feature from the last block's tokens: ``(B, N, D)`` to ``(B, D)``."""
-        return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
+        return cast(Tensor, self.vit.forward_head(self.norm(tokens), pre_logits=True))
 
     @property
     def pools_cls(self) -> bool:

@@ -1,7 +1,7 @@
 """Sequential tuning: the same modules trained on one experience after the other, no protection."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from avalanche.training.plugins import LRSchedulerPlugin
@@ -9,6 +9,7 @@ from pydantic import Field
 
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel
 from avalanche_peftcl.models.adapter import build_adapters
+from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
 
 
@@ -19,7 +20,7 @@ def build_naive(
     device: str = "cpu",
     plugins: Sequence[Any] = (),
     evaluator: Any = None,
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
+    optimizer: OptimizerName = "sgd",
     lr: Annotated[float, Field(gt=0)] = 0.025,
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4,
@@ -37,13 +38,7 @@ def build_naive(
     in ``avalanche.training.Naive`` with a growing head.
     """
     model = PEFTModel(backbone, module or build_adapters(backbone=backbone))
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    chosen: torch.optim.Optimizer
-    if optimizer == "sgd":
-        chosen = torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    else:
-        adam = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-        chosen = adam(trainable, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
+    chosen = make_optimizer(optimizer, model, lr=lr, momentum=momentum, weight_decay=weight_decay)
     plugins = list(plugins)
     if anneal:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(chosen, T_max=train_epochs)

@@ -18,6 +18,10 @@ def test_drawn_order_is_that_of_the_papers(n: int, seed: int) -> None:
     assert order == expected
 
 
+def test_natural_order_is_that_of_the_labels() -> None:
+    assert order_classes(4, seed=3, class_order="natural") == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("order", [[0, 1], [0, 1, 1], [0, 1, 3], [0, 1, 2, 3]])
 def test_order_must_be_a_permutation(order: list[int]) -> None:
     with pytest.raises(ConfigError, match="give each of the classes 0 to 2 once"):

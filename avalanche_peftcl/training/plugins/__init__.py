@@ -1,10 +1,13 @@
-"""Avalanche plugins: the pieces of NTK-CL that other strategies can use."""
+"""Avalanche plugins: the pieces of NTK-CL and PEGP that other strategies can use."""
 
+from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
+from avalanche_peftcl.training.plugins.head_only import HeadOnlyPlugin
 from avalanche_peftcl.training.plugins.prototype_contrast import (
     PrototypeContrastPlugin,
     ReleasedContrastPlugin,
 )
 from avalanche_peftcl.training.plugins.prototypes import PrototypePlugin
+from avalanche_peftcl.training.plugins.released_projection import ReleasedProjectionPlugin
 from avalanche_peftcl.training.plugins.retention import RetentionPlugin
 from avalanche_peftcl.training.plugins.running_mean import (
     ReleasedRunningMeanPlugin,
@@ -16,10 +19,13 @@ from avalanche_peftcl.training.plugins.task_orthogonality import (
 )
 
 __all__ = [
+    "GradientProjectionPlugin",
+    "HeadOnlyPlugin",
     "PrototypeContrastPlugin",
     "PrototypePlugin",
     "ReleasedContrastPlugin",
     "ReleasedOrthogonalityPlugin",
+    "ReleasedProjectionPlugin",
     "ReleasedRunningMeanPlugin",
     "RetentionPlugin",
     "RunningMeanPlugin",

@@ -1,0 +1,70 @@
+"""Train the head alone in the first epochs of an experience."""
+
+from collections.abc import Callable
+from typing import Any
+
+from avalanche.core import SupervisedPlugin
+from torch import nn
+
+from avalanche_peftcl.training.classes import ends_experience
+
+
+class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
+    """Freeze everything but the head for the first epochs of every experience but the first.
+
+    Online streams, of which each image is seen once, have no such epochs.
+
+    Args:
+        epochs: How many.
+        frozen: Which parameters are frozen meanwhile, by name.
+
+    Source:
+        Released PEGP code JingyangQiao/PEGP f6515bf (``num_freeze_epochs``). Differs: nothing.
+
+    Example:
+        >>> HeadOnlyPlugin(3).frozen("branch.adapters.0.down.weight")
+        True
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        *,
+        frozen: Callable[[str], bool] = lambda name: name.startswith("branch."),
+    ) -> None:
+        super().__init__()
+        self.epochs, self.frozen = epochs, frozen
+        self.n_experiences_done = 0
+        self._held: list[nn.Parameter] = []
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Freeze or let go."""
+        self._release()
+        online = hasattr(strategy.experience, "access_task_boundaries")
+        early = strategy.clock.train_exp_epochs < self.epochs
+        if self.n_experiences_done and early and not online:
+            self._held = [
+                p
+                for name, p in strategy.model.named_parameters()
+                if p.requires_grad and self.frozen(name)
+            ]
+            for p in self._held:
+                p.requires_grad_(False)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Let go."""
+        self._release()
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Let go, where a training was interrupted."""
+        self._release()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Count the experience."""
+        if ends_experience(strategy.experience):
+            self.n_experiences_done += 1
+
+    def _release(self) -> None:
+        for p in self._held:
+            p.requires_grad_(True)
+        self._held = []
