@@ -44,6 +44,11 @@ def peftcl_modules() -> Iterable[Component]:
             f"{_MODELS}.attention_adapter:build_attention_adapters",
             source="adapters of PEGP, arXiv 2405.13383; LAE, ICCV 2023",
         ),
+        Component(
+            "frozen",
+            f"{_MODELS}.branch:build_frozen",
+            source="linear probing; Alain and Bengio, arXiv 1610.01644",
+        ),
         Component("lora", f"{_MODELS}.lora:build_lora", source="LoRA, arXiv 2106.09685; peft"),
         Component(
             "peft_tuner",

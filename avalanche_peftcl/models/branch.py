@@ -139,3 +139,8 @@ def _forward(
             tokens = branch.step(network, index, hidden)
         results.append(branch.leave(network, tokens))
     return results
+
+
+def build_frozen(*, backbone: Backbone) -> Branch:
+    """Build a pass that leaves ``backbone`` as it is: the head alone trains (linear probing)."""
+    return Branch()

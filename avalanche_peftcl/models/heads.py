@@ -1,12 +1,14 @@
 """Heads that grow: rows for (task label, class) pairs, and the three ways to score them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from avalanche_peftcl.models.sites import ProjectionSite, column, ones
 
 MASK_VALUE = -1000.0  # the host's logit of a class that may not be predicted
 
@@ -140,6 +142,14 @@ class LinearHead(Growing):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, D)`` to ``(B, R)``."""
         return F.linear(features, self.weight, self.bias)
+
+    def head_sites(self) -> Iterator[ProjectionSite]:
+        """State what must hold for the logits of old features to stay.
+
+        They are no ``projection_sites()``: a head whose rows are of one experience each needs none.
+        """
+        yield ProjectionSite("weight", self.weight, self)
+        yield ProjectionSite("bias", self.bias, self, view=column, features=ones)
 
 
 class CosineHead(Growing):

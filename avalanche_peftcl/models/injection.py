@@ -19,6 +19,8 @@ from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.sites import ProjectionSite
 from avalanche_peftcl.models.tuner_sites import tuner_sites
 
+_OTHER_TARGETS = ("target_parameters", "modules_to_save", "trainable_token_indices")
+
 
 def view_of(backbone: Backbone, change: Callable[[nn.Module], object] | None = None) -> Backbone:
     """Return a copy of ``backbone`` that shares its parameters and buffers.
@@ -90,6 +92,11 @@ class TunedBranch(Branch):
 
     def __init__(self, backbone: Backbone, config: peft.PeftConfig) -> None:
         super().__init__()
+        if wrong := [name for name in _OTHER_TARGETS if getattr(config, name, None)]:
+            raise ConfigError(
+                f"{type(config).__name__} sets {', '.join(wrong)}, but here only whole layers are "
+                "tuned; name them in target_modules"
+            )
         try:
             view = view_of(backbone, lambda vit: peft.inject_adapter_in_model(config, vit))
         except Exception as error:  # each tuner raises its own kind
@@ -173,7 +180,7 @@ class TunedBranch(Branch):
         if further:
             raise ConfigError(
                 f"{kind} would train parameters outside the tuned layers: {', '.join(further)}; "
-                "leave out bias='all', modules_to_save and trainable_token_indices"
+                "use bias='none'"
             )
 
 
@@ -215,8 +222,7 @@ def build_peft_tuner(
             "use_dora=True, use_rslora=True and init_lora_weights='pissa'"
         )
     config_class = known[tuner.lower()]
-    ours = {"target_modules", "layers_to_transform", "layers_pattern", "target_parameters"}
-    ours |= {"modules_to_save", "trainable_token_indices"}
+    ours = {"target_modules", "layers_to_transform", "layers_pattern", *_OTHER_TARGETS}
     ours |= {f.name for f in fields(peft.PeftConfig)}
     allowed = sorted({f.name for f in fields(config_class) if f.init} - ours)
     wrong = sorted(options.keys() - set(allowed))
@@ -312,9 +318,9 @@ def _layers_of_a_block(backbone: Backbone) -> str:
 def _tuners() -> dict[str, Any]:
     """Return by name the configurations of the tuners that replace layers, each for itself."""
     return {
-        kind.value.lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        peft.PeftType(kind).value.lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
-        if kind.value not in ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS")  # of text
+        if kind not in ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS")  # of text
         and not getattr(tuner, "uses_shared_state", False)
         and any(f.name == "target_modules" for f in fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind]))
     }

@@ -39,8 +39,7 @@ def tuner_sites(layer: Any) -> Iterator[ProjectionSite]:
 def _lora_sites(layer: Any) -> Iterator[ProjectionSite]:
     """A against the layer's input, B against its own."""
     down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-    called = isinstance(up, nn.Linear) and not hasattr(layer, "parameter_name")
-    if not isinstance(down, nn.Linear) or not called:  # convolutions, blocks, bare parameters
+    if not isinstance(down, nn.Linear) or not isinstance(up, nn.Linear):  # convolutions, blocks
         return
     yield ProjectionSite("", down.weight, layer)
     if layer.lora_magnitude_vector:  # DoRA shows B the columns of A too, which are no features

@@ -7,6 +7,7 @@ of ``p`` (giving ``q``), and both are merged: ``(1 - b) p + b q`` with ``b = 1 /
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from avalanche_peftcl.models.attention_adapter import build_attention_adapters
 from avalanche_peftcl.models.lora import build_lora
 from avalanche_peftcl.models.prefix import build_prefix
 from avalanche_peftcl.models.prompt_tokens import build_prompt
+from avalanche_peftcl.models.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.training.classes import ends_experience
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.plugins import (
@@ -58,6 +60,8 @@ class PEGP(PEFTTemplate):
         where: ``"step"`` or ``"gradient"``, see :class:`.GradientProjectionPlugin`; the release
             projects the gradient.
         n_samples: Images read after an experience.
+        project_head: Whether the head is projected too, as any linear layer; of recipe
+            ``"corrected"`` only.
         head_epochs: Epochs in which the head trains alone, of every experience but the first.
         merge_epochs: Epochs of the second stage; 0 for none.
         merge_offset: ``a`` in the merging weight ``b = 1 / (t + a)``, experiences from 0.
@@ -118,6 +122,7 @@ class PEGP(PEFTTemplate):
         threshold: float = 0.99,
         where: Where | None = None,
         n_samples: int | None = 768,
+        project_head: bool = False,
         head_epochs: int = 3,
         merge_epochs: int = 1,
         merge_offset: float = 1.0,
@@ -150,7 +155,10 @@ class PEGP(PEFTTemplate):
             self.projection = ReleasedProjectionPlugin(threshold, n_samples=n_samples)
         elif projection:
             self.projection = GradientProjectionPlugin(
-                threshold, where=where or "step", n_samples=n_samples
+                threshold,
+                where=where or "step",
+                n_samples=n_samples,
+                sites=sites_with_head if project_head else projection_sites,
             )
         own = [HeadOnlyPlugin(head_epochs), *([self.projection] if self.projection else [])]
         self.n_experiences_done = 0
@@ -242,6 +250,12 @@ class PEGP(PEFTTemplate):
             p.data, values[i] = values[i], p.data
 
 
+def sites_with_head(model: Any) -> list[ProjectionSite]:
+    """Return the sites of the modules of ``model`` and those of its head."""
+    head = [replace(site, name=f"head.{site.name}") for site in model.head.head_sites()]
+    return projection_sites(model) + head
+
+
 def build_pegp(
     *,
     backbone: Backbone,
@@ -258,6 +272,7 @@ def build_pegp(
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None,
     where: Where | None = None,
     n_samples: Annotated[int, Field(ge=1)] | None = 768,
+    project_head: bool = False,
     head_epochs: Annotated[int, Field(ge=0)] = 3,
     merge_epochs: Annotated[int, Field(ge=0)] = 1,
     merge_offset: Annotated[float, Field(ge=0)] = 1.0,
@@ -292,6 +307,7 @@ def build_pegp(
         threshold=threshold,
         where=where,
         n_samples=n_samples,
+        project_head=project_head,
         head_epochs=head_epochs,
         merge_epochs=merge_epochs,
         merge_offset=merge_offset,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from measure import HELD_OUT, folder, read, run
 
-KINDS = ("adapter", "lora", "prefix", "prompt")
+KINDS = ("head alone", "adapter", "lora", "prefix", "prompt")
 STREAMS = {  # name in the tables: configuration and what is changed in it
     "cifar10": ("cifar10", []),
     "pacs": ("pacs", []),
@@ -27,6 +27,7 @@ VARIANTS = {
     "none": "projection: false",
     "released": "recipe: released",
     "corrected": "recipe: corrected",
+    "corrected, head too": "recipe: corrected, project_head: true",
 }
 PARTS = {  # the three things that the published method adds to sequential tuning, one by one
     "head-only epoch": "projection: false, head_epochs: 1",
@@ -34,7 +35,7 @@ PARTS = {  # the three things that the published method adds to sequential tunin
     "projection, head-only epoch, merging": "head_epochs: 1, merge_epochs: 1",
 }
 # chosen on held-out training images, see --validate
-RATES = {"adapter": 0.003, "lora": 0.003, "prefix": 0.01, "prompt": 0.01}
+RATE = 0.003
 TRIED_RATES = (0.003, 0.01)
 TRIED_THRESHOLDS = (0.9, 0.99, 0.999, 1.0)
 COLUMNS = ("average_accuracy", "forgetting")
@@ -44,10 +45,10 @@ def settings(kind: str, stream: str, changes: str, **options: float) -> str:
     """Return one strategy as YAML."""
     values = {
         "name": "pegp",
-        "peft": kind,
+        "peft": kind if kind != "head alone" else "adapter",
         "blocks": "[0, 1, 2, 3, 4]",
         "n_samples": 100,
-        "lr": RATES[kind],
+        "lr": RATE,
         "train_mb_size": 16,
         "train_epochs": 1 if stream.endswith("online") else 3,
         "head_epochs": 0,
@@ -66,7 +67,10 @@ def cells(streams: list[str], kinds: list[str]) -> list[tuple[str, str, str, str
         for stream in streams
         for kind in kinds
         for variant, changes in VARIANTS.items()
-        if variant != "released" or kind in ("adapter", "lora")
+        if variant == "none"
+        or (variant == "released" and kind in ("adapter", "lora"))
+        or (variant == "corrected" and kind != "head alone")
+        or (variant == "corrected, head too" and kind != "head alone" and stream == "pacs")
     ]
     parts = [
         ("adapter", "cifar10", part, settings("adapter", "cifar10", changes))
@@ -116,11 +120,11 @@ def validate(output: Path, kinds: list[str], overrides: list[str]) -> None:
     held = [f"benchmark.validation_per_class={HELD_OUT['cifar10']}", "benchmark.train_per_class=50"]
     tried = [
         (kind, f"none, lr {rate}", settings(kind, "cifar10", "projection: false", lr=rate))
-        for kind in kinds
+        for kind in kinds[kinds[0] == "head alone" :]
         for rate in TRIED_RATES
     ] + [
         (kind, f"threshold {share}", settings(kind, "cifar10", "", threshold=share))
-        for kind in kinds
+        for kind in kinds[kinds[0] == "head alone" :]
         for share in TRIED_THRESHOLDS
     ]
     for kind, name, strategy in tried:
@@ -149,8 +153,9 @@ def main() -> None:
     for seed in () if arguments.table else arguments.seeds:
         for kind, stream, variant, strategy in cells(arguments.streams, arguments.kinds):
             configuration, changes = STREAMS[stream]
+            frozen = ["module={name: frozen}"] if kind == "head alone" else []
             path = place(arguments.output, kind, stream, variant, seed)
-            run(path, configuration, strategy, seed, [*changes, *arguments.set])
+            run(path, configuration, strategy, seed, [*changes, *frozen, *arguments.set])
     print(table(arguments.output, arguments.streams, arguments.kinds, arguments.seeds))
 
 

@@ -170,6 +170,11 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
 
     def extend(self, site: ProjectionSite) -> dict[str, Any]:
         """Extend one site's bases by its Gram matrices; return what is reported of it."""
+        if site.name not in self._grams:
+            raise ConfigError(
+                f"the place of projection site {site.name} saw no features: it is no part of the "
+                "model's forward pass"
+            )
         grams = self._grams[site.name]
         empty = grams.new_zeros(grams.shape[-1], 0)
         old = self.bases.get(site.name, [empty] * len(grams))
@@ -218,7 +223,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         for batch in loader:
             images = batch[0].to(strategy.device)
             if embed is not None:
-                embed(images)
+                model.classify(embed(images))
             elif len(batch) > 2:
                 avalanche_forward(model, images, batch[-1].to(strategy.device))
             else:
