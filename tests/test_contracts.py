@@ -18,6 +18,7 @@ from avalanche_peftcl.testing import (
 from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.nearest_class_mean import build_nearest_class_mean
 from avalanche_peftcl.training.ntk_cl import build_ntk_cl
+from avalanche_peftcl.training.pegp import build_pegp
 
 
 class TestToyBackbone(BackboneContract):
@@ -83,6 +84,46 @@ class TestNaive(StrategyContract):
 class TestNearestClassMean(StrategyContract):
     def create_strategy(self, backbone, *, plugins, evaluator):
         return build_nearest_class_mean(backbone=backbone, plugins=plugins, evaluator=evaluator)
+
+
+class TestPEGP(StrategyContract):
+    peft, recipe = "adapter", "corrected"
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_pegp(
+            backbone=backbone,
+            plugins=plugins,
+            evaluator=evaluator,
+            peft=self.peft,
+            recipe=self.recipe,
+            r=3,
+            length=4,
+            n_samples=4,
+            train_epochs=2,
+            head_epochs=1,
+            merge_epochs=1,
+            train_mb_size=8,
+        )
+
+
+class TestPEGPLoRA(TestPEGP):
+    peft = "lora"
+
+
+class TestPEGPPrefix(TestPEGP):
+    peft = "prefix"
+
+
+class TestPEGPPrompt(TestPEGP):
+    peft = "prompt"
+
+
+class TestReleasedPEGP(TestPEGP):
+    recipe = "released"
+
+
+class TestReleasedPEGPLoRA(TestPEGP):
+    peft, recipe = "lora", "released"
 
 
 class TestDigits(BenchmarkContract):

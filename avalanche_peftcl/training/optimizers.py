@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from avalanche_peftcl.errors import ConfigError
+
 OptimizerName = Literal["sgd", "adam", "adamw"]
 
 
@@ -20,6 +22,9 @@ def make_optimizer(
         momentum: Of SGD; of Adam and AdamW the first beta.
         weight_decay: Added to the gradient (SGD, Adam) or taken off the weights (AdamW).
 
+    Raises:
+        ConfigError: If there is no such optimizer.
+
     Example:
         >>> sgd = make_optimizer("sgd", nn.Linear(2, 2), lr=0.1, momentum=0.9, weight_decay=0.0)
         >>> sgd.param_groups[0]["lr"]
@@ -28,5 +33,7 @@ def make_optimizer(
     trainable = [p for p in model.parameters() if p.requires_grad]
     if name == "sgd":
         return torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if name not in ("adam", "adamw"):
+        raise ConfigError(f"optimizer must be sgd, adam or adamw, not {name!r}")
     adam = torch.optim.Adam if name == "adam" else torch.optim.AdamW
     return adam(trainable, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)

@@ -138,8 +138,13 @@ class PEGP(PEFTTemplate):
         accumulation_steps: int = 1,
         mixed_precision: MixedPrecision = "no",
     ) -> None:
-        if recipe == "released" and where == "step":
-            raise ConfigError('recipe="released" projects the gradient; leave out where="step"')
+        if recipe not in ("corrected", "released"):
+            raise ConfigError(f"recipe must be corrected or released, not {recipe!r}")
+        if recipe == "released" and (where == "step" or project_head):
+            raise ConfigError(
+                'recipe="released" projects the gradients of adapters and LoRA; leave out '
+                'where="step" and project_head=True, or take recipe="corrected"'
+            )
         if not 0 <= head_epochs <= train_epochs:
             raise ConfigError(
                 f"head_epochs={head_epochs} must be from 0 to train_epochs={train_epochs}"
@@ -160,7 +165,10 @@ class PEGP(PEFTTemplate):
                 n_samples=n_samples,
                 sites=sites_with_head if project_head else projection_sites,
             )
-        own = [HeadOnlyPlugin(head_epochs), *([self.projection] if self.projection else [])]
+        self._head_only = HeadOnlyPlugin(head_epochs)
+        self._own: list[Any] = [self._head_only]
+        if self.projection is not None:
+            self._own.append(self.projection)
         self.n_experiences_done = 0
         self._anchor: list[Tensor] | None = None  # the first stage's result, during the second
         self._distance: Tensor | None = None
@@ -172,7 +180,7 @@ class PEGP(PEFTTemplate):
             train_epochs=train_epochs,
             eval_mb_size=eval_mb_size,
             device=device,
-            plugins=[*(plugins or ()), *own],
+            plugins=[*(plugins or ()), *self._own],
             evaluator=evaluator,
             eval_every=eval_every,
             peval_mode=peval_mode,
@@ -196,6 +204,7 @@ class PEGP(PEFTTemplate):
         with torch.no_grad():
             fixed = backbone.norm(forward_tokens(backbone, branch, images))  # (B, N, D)
         self._exchange(self._anchor)
+        torch.clear_autocast_cache()  # it holds the weights just put away
         tokens = forward_tokens(backbone, branch, images)
         self._distance = F.mse_loss(backbone.norm(tokens), fixed)
         return (backbone.pool(tokens),)
@@ -221,21 +230,26 @@ class PEGP(PEFTTemplate):
         self.n_experiences_done += ends_experience(experience)
 
     def _second_stage(self, old: list[Tensor], **kwargs: Any) -> None:
+        self._head_only.release()
         projected = [p.detach().clone() for p in self._tuned()]
         self._exchange(old)
         self.make_optimizer(reset_optimizer_state=True)
         self._anchor = projected
-        if self.projection is not None:
-            self.projection.active = False
+        self._stop_training = False  # a stop of the first stage is none of the second
+        for plugin in self._own:
+            plugin.active = False
         try:
             for _ in range(self.merge_epochs):
                 self._before_training_epoch(**kwargs)
+                if self._stop_training:
+                    break
                 self.training_epoch(**kwargs)
                 self._after_training_epoch(**kwargs)
         finally:
+            self._stop_training = False
             self._anchor = self._distance = None
-            if self.projection is not None:
-                self.projection.active = True
+            for plugin in self._own:
+                plugin.active = True
         share = 1 / (self.n_experiences_done + self.merge_offset)
         with torch.no_grad():
             for p, first in zip(self._tuned(), projected, strict=True):
@@ -336,3 +350,5 @@ def build_module(
             return build_prefix(backbone=backbone, length=length, blocks=blocks)
         case "prompt":
             return build_prompt(backbone=backbone, length=length, blocks=blocks)
+        case _:
+            raise ConfigError(f"peft must be one of {', '.join(KINDS)}, not {peft!r}")

@@ -216,14 +216,19 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
     def _run(self, strategy: Any, dataset: Any, num_workers: int) -> None:
         """Pass the images through the model in eval mode and in full precision."""
         model = strategy.model
-        embed = getattr(model, "embed", None)
+        grows = hasattr(model, "start_experience")  # one of this package's
         was_training = model.training
         model.eval()
-        loader = DataLoader(dataset, strategy.eval_mb_size or 1, num_workers=num_workers)
+        loader = DataLoader(
+            dataset,
+            strategy.eval_mb_size or 1,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
         for batch in loader:
             images = batch[0].to(strategy.device)
-            if embed is not None:
-                model.classify(embed(images))
+            if grows:
+                model.classify(model.embed(images))
             elif len(batch) > 2:
                 avalanche_forward(model, images, batch[-1].to(strategy.device))
             else:

@@ -18,6 +18,9 @@ class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ign
         epochs: How many.
         frozen: Which parameters are frozen meanwhile, by name.
 
+    Attributes:
+        active: While false, nothing is frozen.
+
     Source:
         Released PEGP code JingyangQiao/PEGP f6515bf (``num_freeze_epochs``). Differs: nothing.
 
@@ -35,14 +38,15 @@ class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ign
         super().__init__()
         self.epochs, self.frozen = epochs, frozen
         self.n_experiences_done = 0
+        self.active = True
         self._held: list[nn.Parameter] = []
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze or let go."""
-        self._release()
+        self.release()
         online = hasattr(strategy.experience, "access_task_boundaries")
         early = strategy.clock.train_exp_epochs < self.epochs
-        if self.n_experiences_done and early and not online:
+        if self.active and self.n_experiences_done and early and not online:
             self._held = [
                 p
                 for name, p in strategy.model.named_parameters()
@@ -53,18 +57,20 @@ class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ign
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Let go."""
-        self._release()
+        self.release()
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Let go, where a training was interrupted."""
-        self._release()
+        self.release()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Count the experience."""
+        """Let go, where an epoch was stopped before it began; count the experience."""
+        self.release()
         if ends_experience(strategy.experience):
             self.n_experiences_done += 1
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Let everything train again."""
         for p in self._held:
             p.requires_grad_(True)
         self._held = []
