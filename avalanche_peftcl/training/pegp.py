@@ -8,7 +8,7 @@ of ``p`` (giving ``q``), and both are merged: ``(1 - b) p + b q`` with ``b = 1 /
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from avalanche.training.plugins.evaluation import default_evaluator
@@ -18,10 +18,7 @@ from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel, forward_tokens
-from avalanche_peftcl.models.attention_adapter import build_attention_adapters
-from avalanche_peftcl.models.lora import build_lora
-from avalanche_peftcl.models.prefix import build_prefix
-from avalanche_peftcl.models.prompt_tokens import build_prompt
+from avalanche_peftcl.models.kinds import Kind, build_module
 from avalanche_peftcl.models.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.training.classes import ends_experience
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
@@ -34,8 +31,6 @@ from avalanche_peftcl.training.plugins.gradient_projection import Where
 from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
 
 Recipe = Literal["corrected", "released"]
-Kind = Literal["adapter", "lora", "prefix", "prompt"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class PEGP(PEFTTemplate):
@@ -103,6 +98,7 @@ class PEGP(PEFTTemplate):
 
     Example:
         >>> from avalanche_peftcl.models import create_backbone
+        >>> from avalanche_peftcl.models.attention_adapter import build_attention_adapters
         >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
         >>> model = PEFTModel(backbone, build_attention_adapters(backbone=backbone, r=5))
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
@@ -335,20 +331,3 @@ def build_pegp(
         accumulation_steps=accumulation_steps,
         mixed_precision=mixed_precision,
     )
-
-
-def build_module(
-    peft: Kind, backbone: Backbone, *, r: int, length: int, blocks: list[int] | None
-) -> Branch:
-    """Build one of the four kinds of module with the defaults of its builder."""
-    match peft:
-        case "adapter":
-            return build_attention_adapters(backbone=backbone, r=r, blocks=blocks)
-        case "lora":
-            return build_lora(backbone=backbone, r=r, blocks=blocks)
-        case "prefix":
-            return build_prefix(backbone=backbone, length=length, blocks=blocks)
-        case "prompt":
-            return build_prompt(backbone=backbone, length=length, blocks=blocks)
-        case _:
-            raise ConfigError(f"peft must be one of {', '.join(KINDS)}, not {peft!r}")
