@@ -27,7 +27,7 @@ from avalanche_peftcl.compare.figures import (
 )
 from avalanche_peftcl.compare.methods import Method
 from avalanche_peftcl.compare.protocol import protocol_of
-from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, results_sheet, tests_sheet
+from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
 from avalanche_peftcl.config import dump_config
 
 _POLICY = (
@@ -45,7 +45,7 @@ def html_report(comparison: Comparison) -> str:
     Returns:
         A whole HTML document.
     """
-    results, tests = results_sheet(comparison), tests_sheet(comparison)
+    results, tests = results_sheet(comparison), pairs_sheet(comparison)
     plots = [plot for plot in (curve_plot(comparison), forgetting_plot(comparison)) if plot]
     plots += [trade_off_plot(comparison, k) for k in ("trainable_parameters", "training_seconds")]
     matrices = [matrix_plot(comparison, method) for method in comparison.methods]

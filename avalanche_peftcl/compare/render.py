@@ -10,7 +10,7 @@ from rich.text import Text
 
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import QUANTITIES
-from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, results_sheet, tests_sheet
+from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
 
 _COLUMNS = (
     "source",
@@ -136,7 +136,7 @@ def csv_table(comparison: Comparison) -> str:
 
 
 def _sheets(comparison: Comparison) -> tuple[Sheet, ...]:
-    return results_sheet(comparison), tests_sheet(comparison)
+    return results_sheet(comparison), pairs_sheet(comparison)
 
 
 def _markdown_line(cells: tuple[str, ...] | list[str]) -> str:

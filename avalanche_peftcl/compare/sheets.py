@@ -83,7 +83,7 @@ def results_sheet(comparison: Comparison) -> Sheet:
     )
 
 
-def tests_sheet(comparison: Comparison) -> Sheet:
+def pairs_sheet(comparison: Comparison) -> Sheet:
     """Return the table of paired tests."""
     columns = ("methods", "accuracy", "seeds", "difference (points)", "t", "p", "p (Holm)")
     tests = comparison.tests

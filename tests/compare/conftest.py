@@ -23,7 +23,7 @@ def accuracy_of(matrix: list[list[float | None]]) -> dict[str, Any]:
 
 
 def metrics_of(strategy: dict[str, Any], seed: int, start: float, drop: float) -> dict[str, Any]:
-    """Return a plausible ``metrics.json``: each experience begins at ``start`` and loses ``drop``."""
+    """Return a plausible ``metrics.json``: experiences begin at ``start`` and lose ``drop``."""
     shift = 0.01 * (seed % 3) ** 2
     matrix = [
         [start - drop * (t - i) + shift if i <= t else None for i in range(N)] for t in range(N)

@@ -40,8 +40,10 @@ def test_each_point_is_seen_whatever_the_seed(run, changes, key):
     ("changes", "key"),
     [
         ({"protocol.class_order": [5, 4, 3, 2, 1, 0]}, "class order, seed 4"),
-        ({"protocol.class_order": None, "protocol.experiences.0.class_names": ["x", "y"]},)
-        + ("class names, seed 4",),
+        (
+            {"protocol.class_order": None, "protocol.experiences.0.class_names": ["x", "y"]},
+            "class names, seed 4",
+        ),
         (
             {"protocol.experiences.0.test_images": 9, "protocol.experiences.1.test_images": 11},
             "test images of each experience, seed 4",
@@ -68,9 +70,9 @@ def test_a_difference_names_values_and_runs(run):
     runs = [run(f"a{seed}", seed=seed) for seed in range(4)]
     runs.append(run("b", changes={"weights_sha256": "0" * 64}))
     (difference,) = protocol_differences(runs)
+    a0, a1, b = runs[0].folder, runs[1].folder, runs[4].folder
     assert str(difference) == (
-        f"weights of the backbone: abababababab... in {runs[0].folder}, {runs[1].folder} and 2 more; "
-        f"000000000000... in {runs[4].folder}"
+        f"weights of the backbone: abababababab... in {a0}, {a1} and 2 more; 000000000000... in {b}"
     )
 
 
@@ -81,6 +83,8 @@ def test_other_epochs_leave_streams_that_can_be_paired(run):
 
 
 def test_values_are_shortened():
-    assert shorten(list(range(100))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16..."
+    assert (
+        shorten(list(range(100))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16..."
+    )
     assert shorten("x" * 64) == "x" * 57 + "..."
     assert shorten(None) == "None"

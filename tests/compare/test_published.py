@@ -31,9 +31,7 @@ def test_every_table_of_both_papers_is_there(book):
         "vpt_nsp": 1,
     }
     numbers = {
-        table.id: sum(
-            len(values) for result in table.results for values in result.values.values()
-        )
+        table.id: sum(len(values) for result in table.results for values in result.values.values())
         for table in book.tables
     }
     assert numbers == {

@@ -84,7 +84,17 @@ def text_of(path: Path, text: str | bytes) -> Path:
         ),
         ('{"format": 1}', "metrics.json is not as it should be: the key 'seed' is missing"),
     ],
-    ids=["cut", "empty", "bytes", "half-character", "nan", "list", "nothing", "other-version", "no-keys"],
+    ids=[
+        "cut",
+        "empty",
+        "bytes",
+        "half-character",
+        "nan",
+        "list",
+        "nothing",
+        "other-version",
+        "no-keys",
+    ],
 )
 def test_what_cannot_be_read_has_a_reason(write, text, reason):
     folder = text_of(write(), text)
