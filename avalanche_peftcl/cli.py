@@ -1,4 +1,4 @@
-"""The command ``peftcl``: run an experiment, list what is installed."""
+"""The command ``peftcl``: run an experiment, compare runs, list what is installed."""
 
 import sys
 import warnings
@@ -92,6 +92,35 @@ def run(
     from avalanche_peftcl.run import run_from_file
 
     run_from_file(config, overrides or [], overwrite, _console())
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Run records, or folders that contain run records at any depth."),
+    ],
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
+    latex: Annotated[Path | None, typer.Option(help="Write the tables as LaTeX.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Quote published numbers of the same protocol.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare runs that do not share one protocol.")
+    ] = False,
+) -> None:
+    """Compare runs: mean and spread over the seeds, and tests between methods."""
+    from avalanche_peftcl.compare.command import compare_and_show
+
+    files = {"markdown": markdown, "latex": latex, "csv": csv, "html": html}
+    comparison = compare_and_show(
+        folders, files, force=force, published=published, console=_console()
+    )
+    if count := len(comparison.unreadable):
+        _complain("error", f"{count} of the records could not be read, see above", "red")
+        raise typer.Exit(1)
 
 
 @app.command("list")

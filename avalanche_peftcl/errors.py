@@ -25,5 +25,9 @@ class CheckpointError(PEFTCLError, RuntimeError):
     """Weights that cannot be had or do not fit the model."""
 
 
+class ProtocolError(PEFTCLError, ValueError):
+    """Runs whose numbers do not belong side by side, because they differ in what was measured."""
+
+
 class PluginLoadWarning(UserWarning):
     """A plugin package was left out; the text says which, its version and why."""

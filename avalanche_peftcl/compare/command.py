@@ -1,0 +1,86 @@
+"""What ``peftcl compare`` does: compare, write the files that were asked for, show the tables."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from avalanche_peftcl.compare.comparison import Comparison, compare_runs
+from avalanche_peftcl.compare.render import (
+    csv_table,
+    latex_tables,
+    markdown_tables,
+    terminal_tables,
+)
+from avalanche_peftcl.errors import ConfigError
+
+
+def _html(comparison: Comparison) -> str:
+    from avalanche_peftcl.compare.html_report import html_report  # plotly takes a second
+
+    return html_report(comparison)
+
+
+WRITERS: dict[str, Callable[[Comparison], str]] = {
+    "markdown": markdown_tables,
+    "latex": latex_tables,
+    "csv": csv_table,
+    "html": _html,
+}
+
+
+def compare_and_show(
+    folders: Sequence[Path],
+    files: dict[str, Path | None],
+    *,
+    force: bool,
+    published: bool,
+    console: Console,
+) -> Comparison:
+    """Compare the runs in ``folders``, show the tables and write them to files.
+
+    Args:
+        folders: Run records, or folders with run records at any depth below them.
+        files: By format (``"markdown"``, ``"latex"``, ``"csv"``, ``"html"``) where to write it;
+            ``None`` writes none. A file that is there is replaced in one step.
+        force: Compare runs that do not share one protocol.
+        published: Set published numbers of the same protocol beside them.
+        console: Where the tables are shown.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ConfigError: As :func:`.compare_runs`; also for a file that is given twice or cannot be
+            written, after the tables were shown.
+        ProtocolError: As :func:`.compare_runs`.
+    """
+    wanted = {name: path for name, path in files.items() if path is not None}
+    places = [path.resolve() for path in wanted.values()]
+    for name, path in wanted.items():
+        if places.count(path.resolve()) > 1:
+            raise ConfigError(f"--{name} {path} is also the file of another format; give each one")
+    comparison = compare_runs(folders, force=force, published=published)
+    console.print(terminal_tables(comparison))
+    for name, path in wanted.items():
+        _replace(path, WRITERS[name](comparison))
+        console.print(Text(f"{name}: {path}"))
+    return comparison
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write ``path`` in one step; whatever goes wrong, what was there stays."""
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder; name a file in it")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,258 @@
+"""Runs gathered into methods: what only differs in the seed belongs together and has one label."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from avalanche_peftcl.compare.protocol import folder_name, protocol_of, shorten
+from avalanche_peftcl.compare.records import Metrics, Run
+from avalanche_peftcl.compare.statistics import Estimate, estimate
+from avalanche_peftcl.config import ComponentConfig
+from avalanche_peftcl.errors import ConfigError
+
+_ASIDE = {"output", "seed", "device", "num_threads", "num_workers"}  # of the run, not the method
+_LONG = 40  # characters of an option's value in a label
+_LAST = ("protocol", "provider")  # told only if nothing else tells two methods apart
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number of a run that methods are compared by.
+
+    Args:
+        key: Its name in files.
+        title: Its name in tables.
+        unit: ``"fraction"``, ``"seconds"`` or ``"parameters"``.
+        value: Takes it from a run's metrics; ``None`` where it is undefined.
+    """
+
+    key: str
+    title: str
+    unit: str
+    value: Callable[[Metrics], float | None]
+
+
+QUANTITIES = (
+    Quantity(
+        "average_incremental_accuracy",
+        "average accuracy",
+        "fraction",
+        lambda m: m.accuracy.average_incremental_accuracy,
+    ),
+    Quantity("last_accuracy", "last accuracy", "fraction", lambda m: m.accuracy.last_accuracy),
+    Quantity("forgetting", "forgetting", "fraction", lambda m: m.accuracy.forgetting),
+    Quantity(
+        "training_seconds", "training time", "seconds", lambda m: sum(m.cost.training_seconds)
+    ),
+    Quantity(
+        "trainable_parameters",
+        "trainable parameters",
+        "parameters",
+        lambda m: m.cost.trainable_parameters,
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """Runs that differ in nothing but the seed.
+
+    Args:
+        label: Name of the strategy and what tells it from the other methods.
+        runs: Sorted by seed, one a seed.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, sorted."""
+        return tuple(run.metrics.seed for run in self.runs)
+
+    def by_seed(self, quantity: Quantity) -> dict[int, float]:
+        """Return the values of ``quantity`` that are defined, by seed."""
+        values = {run.metrics.seed: quantity.value(run.metrics) for run in self.runs}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def estimate(self, quantity: Quantity) -> Estimate | None:
+        """Return mean and spread over the seeds; ``None`` if a run has no such number."""
+        return _estimate([quantity.value(run.metrics) for run in self.runs])
+
+    def curve(self) -> list[Estimate | None]:
+        """Return the accuracy on all images seen so far, after each experience."""
+        curves = [run.metrics.accuracy.accuracy_curve for run in self.runs]
+        return [_estimate(values) for values in zip(*curves, strict=True)]
+
+    def matrix(self) -> list[list[Estimate | None]]:
+        """Return the accuracy matrix; ``None`` where a run was not evaluated."""
+        matrices = [run.metrics.accuracy_matrix for run in self.runs]
+        return [
+            [_estimate(values) for values in zip(*rows, strict=True)]
+            for rows in zip(*matrices, strict=True)
+        ]
+
+    def forgetting_by_experience(self) -> list[Estimate | None]:
+        """Return how far each experience but the last fell from its best earlier accuracy."""
+        drops = [_drops(run.metrics.accuracy_matrix) for run in self.runs]
+        return [_estimate(values) for values in zip(*drops, strict=True)]
+
+
+def gather(runs: Sequence[Run]) -> list[Method]:
+    """Gather complete runs into methods.
+
+    Two runs are of one method if their recorded configurations agree in everything but seed,
+    output folder, device, threads, workers, and the benchmark's seed and list of classes; of the
+    path to an image folder its last name counts, of weights their hash. The label is the name of
+    the strategy with what differs: components and data set between all methods, options between
+    methods with the same strategy.
+
+    Args:
+        runs: Complete runs.
+
+    Returns:
+        Methods in the order of their first run.
+
+    Raises:
+        ConfigError: If two runs are of one method and one seed.
+    """
+    gathered: dict[str, list[Run]] = {}
+    for run in runs:
+        gathered.setdefault(_token(_identity(run)), []).append(run)
+    twice = [
+        f"seed {seed}: {' and '.join(str(run.folder) for run in same)}"
+        for those in gathered.values()
+        for seed in sorted({run.metrics.seed for run in those})
+        if len(same := [run for run in those if run.metrics.seed == seed]) > 1
+    ]
+    if twice:
+        raise ConfigError(
+            "the same method was run more than once with the same seed, and only one can count; "
+            "name the folders to compare, or move the others away:\n  " + "\n  ".join(twice)
+        )
+    groups = list(gathered.values())
+    labels = _labels([_identity(those[0]) for those in groups])
+    return [
+        Method(label, tuple(sorted(those, key=lambda run: run.metrics.seed)))
+        for label, those in zip(labels, groups, strict=True)
+    ]
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """Return everything that makes the method of ``run``, flat, in the order of its label.
+
+    An option that is ``None`` is left out: a record of a version that had no such option is alike.
+    """
+    config, metrics = run.metrics.config, run.metrics
+    providers = {(part.kind, part.name): part.provider for part in metrics.components}
+    flat: dict[str, Any] = {}
+    for kind in ("strategy", "module", "plugins", "benchmark", "backbone"):
+        part: ComponentConfig | list[ComponentConfig] | None = getattr(config, kind)
+        if isinstance(part, list):
+            flat[kind] = [{"name": _bare(each)} | each.options for each in part]
+            names = [("strategy_plugin", _bare(each)) for each in part]
+            flat[f"provider.{kind}"] = [providers.get(name) for name in names]
+        elif part is not None:
+            flat[kind] = _bare(part)
+            flat[f"provider.{kind}"] = providers.get((kind, _bare(part)))
+            options = part.options
+            if "root" in options:
+                flat[f"{kind}.root"] = folder_name(str(options.pop("root")))
+            flat |= {f"{kind}.{option}": value for option, value in options.items()}
+    for option in ("benchmark.seed", "backbone.checkpoint"):  # the hash tells the weights
+        flat.pop(option, None)
+    if isinstance(flat.get("benchmark.class_order"), list):  # of a seed; "natural" is of a method
+        del flat["benchmark.class_order"]
+    flat |= {key: value for key, value in (config.model_extra or {}).items() if key not in _ASIDE}
+    flat |= {f"protocol.{key}": value for key, value in protocol_of(run).items()}
+    return {key: value for key, value in flat.items() if value is not None}
+
+
+def _labels(identities: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a label for each method, different and no longer than that takes."""
+    plain = [_label(identity, identities, everything=False) for identity in identities]
+    labels = [
+        label if plain.count(label) == 1 else _label(identity, identities, everything=True)
+        for label, identity in zip(plain, identities, strict=True)
+    ]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({labels[: i + 1].count(label)})"
+        for i, label in enumerate(labels)
+    ]
+
+
+def _label(
+    identity: Mapping[str, Any], others: Sequence[Mapping[str, Any]], *, everything: bool
+) -> str:
+    """Return the strategy's name with what differs, protocol and providers if ``everything``."""
+    siblings = [other for other in others if other["strategy"] == identity["strategy"]]
+    among_siblings, among_all = _differing(siblings), _differing(others)
+    words, told = [str(identity["strategy"])], list[str]()
+    for key, value in identity.items():
+        kind, _, option = key.partition(".")
+        whole = not option or key == "benchmark.root"
+        if key == "strategy" or value == [] or (kind in _LAST and not everything):
+            continue
+        if key not in among_siblings and not (whole and key in among_all):
+            continue
+        if kind == "strategy":
+            words.append(f"{option}={_text(value)}")
+        elif whole or kind == "module" or not _follows(key, told, siblings):
+            told.append(key)
+            words.append(f"{key.removeprefix('protocol.')}={_text(value)}")
+    return " ".join(words)
+
+
+def _follows(key: str, told: Sequence[str], identities: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the value of ``key`` is known from those of the keys in ``told``, if there are."""
+    seen: dict[str, str] = {}
+    return bool(told) and all(
+        seen.setdefault(_token([each.get(k) for k in told]), _token(each.get(key)))
+        == _token(each.get(key))
+        for each in identities
+    )
+
+
+def _differing(identities: Sequence[Mapping[str, Any]]) -> set[str]:
+    keys = {key for identity in identities for key in identity}
+    return {key for key in keys if len({_token(identity.get(key)) for identity in identities}) > 1}
+
+
+def _bare(component: ComponentConfig) -> str:
+    return component.name.rpartition("/")[2]
+
+
+def _token(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _text(value: Any) -> str:
+    """Return an option's value as a label shows it."""
+    if isinstance(value, Mapping):
+        told = [f"{key}={_text(each)}" for key, each in value.items() if key != "name"]
+        return f"{value.get('name', '')}({','.join(told)})" if told else str(value.get("name"))
+    if isinstance(value, list):
+        return ",".join(map(_text, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    text = " ".join(shorten(value).split())
+    return text if len(text) <= _LONG else text[: _LONG - 3] + "..."
+
+
+def _estimate(values: Sequence[float | None]) -> Estimate | None:
+    defined = [value for value in values if value is not None]
+    return estimate(defined) if defined and len(defined) == len(values) else None
+
+
+def _drops(matrix: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Return for each experience but the last its best earlier accuracy minus its last."""
+    drops: list[float | None] = []
+    for i in range(len(matrix) - 1):
+        column = [row[i] for row in matrix[i:]]
+        defined = [value for value in column if value is not None]
+        whole = len(defined) == len(column)
+        drops.append(max(defined[:-1]) - defined[-1] if whole else None)
+    return drops

@@ -1,0 +1,185 @@
+"""What two runs must share for their numbers to stand side by side, and where runs differ in it."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from avalanche_peftcl.compare.records import Metrics, Run
+
+_LONG = 60  # characters of a value in a message
+_FEW = 2  # runs that a message names for each value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A point of the protocol in which runs differ.
+
+    Args:
+        key: What it is, in words.
+        values: Each value, shortened, and the runs that have it.
+        seed: For what depends on the seed, the seed of these runs; else ``None``.
+    """
+
+    key: str
+    values: tuple[tuple[str, tuple[Run, ...]], ...]
+    seed: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The key, with its seed where it has one."""
+        return self.key if self.seed is None else f"{self.key}, seed {self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.title}: " + "; ".join(
+            f"{value} in {_folders(runs)}" for value, runs in self.values
+        )
+
+
+def dataset(metrics: Metrics) -> str:
+    """Return the name of the data set: the benchmark's, or that of the image folder's root."""
+    benchmark = metrics.config.benchmark
+    root = str(benchmark.options.get("root") or "")
+    name = benchmark.name.rpartition("/")[2]
+    return folder_name(root) or name if name == "image_folder" else name
+
+
+def folder_name(path: str) -> str:
+    r"""Return the last part of a path of any system.
+
+    Example:
+        >>> folder_name("../data/cifar10/"), folder_name("C:\\data\\pacs")
+        ('cifar10', 'pacs')
+    """
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def manifest_hash(metrics: Metrics) -> str | None:
+    """Return the hash of the manifest of the images; ``None`` where none was recorded."""
+    manifest = metrics.protocol.manifest
+    if isinstance(manifest, Mapping):
+        found = manifest.get("sha256")
+        return None if found is None else str(found)
+    return manifest
+
+
+def _classes(metrics: Metrics) -> set[int]:
+    return {label for experience in metrics.protocol.experiences for label in experience.classes}
+
+
+def _images(metrics: Metrics, part: str) -> list[int]:
+    return [getattr(experience, part) for experience in metrics.protocol.experiences]
+
+
+# Whatever the seed. A value of None says nothing and is compared with nothing.
+_ALWAYS: dict[str, Callable[[Metrics], Any]] = {
+    "data set": dataset,
+    "scenario": lambda m: m.protocol.scenario,
+    "experiences": lambda m: m.experiences.total,
+    "classes": lambda m: len(_classes(m)),
+    "training images": lambda m: sum(_images(m, "train_images")),
+    "test images": lambda m: sum(_images(m, "test_images")),
+    "hash of the manifest": manifest_hash,
+    "weights of the backbone": lambda m: m.weights_sha256,
+    "normalisation": lambda m: m.protocol.normalisation,
+    "task label at test": lambda m: "used" if m.protocol.task_label_at_test else "not used",
+    "training epochs": lambda m: m.config.strategy.options.get("train_epochs"),
+}
+# Of runs with the same seed.
+_SEEDED: dict[str, Callable[[Metrics], Any]] = {
+    "class order": lambda m: m.protocol.class_order,
+    "class names": lambda m: [experience.class_names for experience in m.protocol.experiences],
+    "training images of each experience": lambda m: _images(m, "train_images"),
+    "test images of each experience": lambda m: _images(m, "test_images"),
+}
+_STREAM = ("data set", "scenario", "experiences", "hash of the manifest")  # what pairs must share
+
+
+def protocol_of(run: Run) -> dict[str, Any]:
+    """Return the points of a run's protocol that do not depend on its seed, by name."""
+    return {key: value(run.metrics) for key, value in _ALWAYS.items()}
+
+
+def protocol_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
+    """Return where ``runs`` do not share one protocol.
+
+    Data set, scenario, number of experiences, classes and images, manifest, weights, normalisation,
+    use of a task label at test and training epochs are compared among all; class order, class names
+    and images of each experience among runs of the same seed. What a run does not have (a manifest,
+    epochs of a method that does not train) is compared with nothing.
+
+    Args:
+        runs: Runs that could be read.
+
+    Returns:
+        One difference a key, and a seed where it depends on that; none if the protocol is one.
+    """
+    differences = [_difference(key, value, runs) for key, value in _ALWAYS.items()]
+    for seed in sorted({run.metrics.seed for run in runs}):
+        differences += _of_one_seed(seed, runs)
+    return tuple(found for found in differences if found is not None)
+
+
+def same_streams(runs: Sequence[Run]) -> bool:
+    """Whether runs with the same seed saw the same stream, so that they can be paired."""
+    shared = (_difference(key, _ALWAYS[key], runs) for key in _STREAM)
+    seeds = {run.metrics.seed for run in runs}
+    return not any(shared) and not any(_of_one_seed(seed, runs) for seed in seeds)
+
+
+def shorten(value: Any) -> str:
+    """Return a value of the protocol as text of at most 60 characters.
+
+    Example:
+        >>> shorten([3, 1, 2]), shorten({"img_size": 32, "std": [0.5]}), shorten("0" * 64)
+        ('3, 1, 2', 'img_size 32, std (0.5)', '000000000000...')
+    """
+    if isinstance(value, str):
+        digest = re.fullmatch(r"[0-9a-f]{64}", value)
+        text = value[:12] + "..." if digest else value
+    elif isinstance(value, Mapping):
+        text = ", ".join(f"{key} {_inner(inner)}" for key, inner in value.items())
+    elif isinstance(value, list):
+        text = ", ".join(map(_inner, value))
+    else:
+        text = str(value)
+    return text if len(text) <= _LONG else text[: _LONG - 3].rstrip(", ") + "..."
+
+
+def _of_one_seed(seed: int, runs: Sequence[Run]) -> list[Difference]:
+    """Return the first difference between the runs of ``seed``; the later ones follow from it."""
+    same = [run for run in runs if run.metrics.seed == seed]
+    found = (_difference(key, value, same, seed) for key, value in _SEEDED.items())
+    first = next((difference for difference in found if difference is not None), None)
+    return [] if first is None else [first]
+
+
+def _difference(
+    key: str, value: Callable[[Metrics], Any], runs: Sequence[Run], seed: int | None = None
+) -> Difference | None:
+    by_value: dict[str, list[Run]] = {}
+    shown: dict[str, str] = {}
+    for run in runs:
+        found = value(run.metrics)
+        if found is not None:
+            token = json.dumps(found, sort_keys=True)
+            by_value.setdefault(token, []).append(run)
+            shown[token] = shorten(found)
+    if len(by_value) < 2:
+        return None
+    return Difference(
+        key, tuple((shown[token], tuple(those)) for token, those in by_value.items()), seed
+    )
+
+
+def _folders(runs: Sequence[Run]) -> str:
+    named = ", ".join(str(run.folder) for run in runs[:_FEW])
+    more = len(runs) - _FEW
+    return named if more <= 0 else f"{named} and {more} more"
+
+
+def _inner(value: Any) -> str:
+    if isinstance(value, list):
+        return "(" + ", ".join(map(_inner, value)) + ")"
+    return str(value)

@@ -1,0 +1,158 @@
+"""Render the tables of a comparison: for the terminal, as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import re
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from avalanche_peftcl.compare.comparison import Comparison
+from avalanche_peftcl.compare.methods import QUANTITIES
+from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
+
+_COLUMNS = (
+    "source",
+    "method",
+    "quantity",
+    "unit",
+    "seeds",
+    "count",
+    "mean",
+    "standard_deviation",
+    "confidence_half_width",
+    "note",
+)
+QUOTED = "quoted, not measured here"
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\ensuremath{<}",
+    ">": r"\ensuremath{>}",
+    "|": r"\ensuremath{|}",
+    "±": r"\ensuremath{\pm}",
+    "Ā": r"\ensuremath{\bar{A}}",
+} | {sign: "\\" + sign for sign in "&%$#_{}"}
+
+
+def terminal_tables(comparison: Comparison) -> RenderableType:
+    """Return the tables for a rich console."""
+    parts: list[RenderableType] = []
+    for sheet in _sheets(comparison):
+        table = Table(title=Text(sheet.title), title_justify="left")
+        for i, column in enumerate(sheet.columns):
+            table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
+        for row in sheet.rows:
+            table.add_row(*map(Text, row))
+        if sheet.quoted:
+            table.add_section()
+            for row in sheet.quoted:
+                table.add_row(*map(Text, row), style="italic")
+        parts += [table, *map(Text, sheet.notes), Text("")]
+    return Group(*parts, *map(Text, left_out_lines(comparison)))
+
+
+def markdown_tables(comparison: Comparison) -> str:
+    """Return the tables as Markdown."""
+    lines: list[str] = []
+    for sheet in _sheets(comparison):
+        rows = [tuple(map(_star, row)) for row in sheet.rows]
+        rows += [tuple(f"*{_star(cell)}*" for cell in row) for row in sheet.quoted]
+        lines += [
+            f"## {sheet.title}",
+            "",
+            _markdown_line(sheet.columns),
+            _markdown_line([":---", *["---:"] * (len(sheet.columns) - 1)]),
+            *map(_markdown_line, rows),
+            "",
+            *(line for note in sheet.notes for line in (_star(note), "")),
+        ]
+    left = left_out_lines(comparison)
+    if left:
+        lines += ["## Left out", "", *(f"- {_star(line)}" for line in left), ""]
+    return "\n".join(lines)
+
+
+def latex_tables(comparison: Comparison) -> str:
+    r"""Return the tables as LaTeX, for a document that has ``\usepackage{booktabs}``."""
+    lines = [r"% needs \usepackage{booktabs}"]
+    for sheet in _sheets(comparison):
+        lines += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(sheet.title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(sheet.columns) - 1)}}}",
+            r"\toprule",
+            _latex_line(sheet.columns),
+            r"\midrule",
+            *map(_latex_line, sheet.rows),
+        ]
+        if sheet.quoted:
+            span = len(sheet.columns)
+            lines += [
+                r"\midrule",
+                rf"\multicolumn{{{span}}}{{l}}{{\emph{{{QUOTED}}}}} \\",
+                *map(_latex_line, sheet.quoted),
+            ]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [rf"\par\footnotesize {_latex(note)}" for note in sheet.notes]
+        lines += [r"\end{table}", ""]
+    lines += [f"% left out: {' '.join(line.split())}" for line in left_out_lines(comparison)]
+    return "\n".join(lines) + "\n"
+
+
+def csv_table(comparison: Comparison) -> str:
+    """Return one row a method and quantity, numbers as they are: fractions and seconds.
+
+    Columns: ``source`` (``"own"`` or where a number was quoted from), ``method``, ``quantity``,
+    ``unit``, ``seeds`` (separated by spaces), ``count``, ``mean``, ``standard_deviation``,
+    ``confidence_half_width``, ``note``. Of a quoted number the definition of its spread is in
+    ``note``.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    note = "; ".join(f"protocols differ in {difference}" for difference in comparison.differences)
+    for method in comparison.methods:
+        seeds = " ".join(map(str, method.seeds))
+        for quantity in QUANTITIES:
+            found = method.estimate(quantity)
+            numbers = (
+                [None] * 3
+                if found is None
+                else [found.mean, found.standard_deviation, found.half_width]
+            )
+            row = ["own", method.label, quantity.key, quantity.unit, seeds, len(method.runs)]
+            writer.writerow([*row, *numbers, note])
+    for one in comparison.quoted or ():
+        for key, (value, spread) in one.values.items():
+            said = [one.definitions[key].definition, one.table.spread or "", one.table.note or ""]
+            row = [one.table.source, one.method, key, "fraction", None, None, f"{value:.4f}"]
+            deviation = None if spread is None else f"{spread:.4f}"
+            writer.writerow([*row, deviation, None, "; ".join(filter(None, ["quoted", *said]))])
+    return text.getvalue()
+
+
+def _sheets(comparison: Comparison) -> tuple[Sheet, ...]:
+    return results_sheet(comparison), pairs_sheet(comparison)
+
+
+def _markdown_line(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _star(text: str) -> str:
+    """Return text in which Markdown reads no emphasis, link, tag or code."""
+    return re.sub(r"([\\`*\[\]<>]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _latex_line(cells: tuple[str, ...]) -> str:
+    return (
+        " & ".join(re.sub(r"^-(?=\d)", r"\\ensuremath{-}", _latex(cell)) for cell in cells) + r" \\"
+    )
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)

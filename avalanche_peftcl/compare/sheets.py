@@ -1,0 +1,216 @@
+"""The tables of a comparison as plain cells, before anything is rendered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from avalanche_peftcl.compare.comparison import Comparison, PairTest
+from avalanche_peftcl.compare.methods import QUANTITIES, Method, Quantity
+from avalanche_peftcl.compare.published import Quoted
+from avalanche_peftcl.compare.statistics import Estimate
+
+_TIMES = ((3 * 3600.0, 3600.0, "h"), (180.0, 60.0, "min"), (0.0, 1.0, "s"))  # from, divisor, unit
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table.
+
+    Args:
+        title: What it shows.
+        columns: The head; the first column holds words, the others numbers.
+        rows: As many cells as columns.
+        quoted: Further rows, quoted from others.
+        notes: Lines below the table.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    quoted: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the values of a quantity are shown.
+
+    Args:
+        factor: What values are multiplied by.
+        unit: Sign of the unit; empty without one.
+        digits: Digits after the point.
+    """
+
+    factor: float
+    unit: str
+    digits: int
+
+    def number(self, value: float | None) -> str:
+        """Return a value, a dash for ``None``."""
+        text = "-" if value is None else f"{self.factor * value:,.{self.digits}f}"
+        return "0" + text[2:] if text.startswith("-0") and not text.strip("-0.") else text
+
+
+def scale_of(quantity: Quantity, methods: Sequence[Method]) -> Scale:
+    """Return how ``quantity`` is shown: percent, whole numbers, or the unit of time that fits."""
+    if quantity.unit == "fraction":
+        return Scale(100.0, "%", 1)
+    if quantity.unit == "parameters":
+        return Scale(1.0, "", 0)
+    longest = max((e.mean for m in methods if (e := m.estimate(quantity))), default=0.0)
+    divisor, unit = next((divisor, unit) for least, divisor, unit in _TIMES if longest >= least)
+    return Scale(1 / divisor, unit, 1)
+
+
+def results_sheet(comparison: Comparison) -> Sheet:
+    """Return the table of methods: mean, spread and interval of every quantity, number of seeds."""
+    scales = {quantity: scale_of(quantity, comparison.methods) for quantity in QUANTITIES}
+    columns = (
+        "method",
+        "seeds",
+        *(f"{q.title} ({scale.unit})" if scale.unit else q.title for q, scale in scales.items()),
+    )
+    rows = tuple(
+        (
+            method.label,
+            str(len(method.runs)),
+            *(cell(method.estimate(quantity), scale) for quantity, scale in scales.items()),
+        )
+        for method in comparison.methods
+    )
+    quoted, notes = _quoted_rows(comparison.quoted or (), scales)
+    return Sheet(
+        "Methods", columns, rows, quoted, (*_result_notes(comparison), *notes, *_notes(comparison))
+    )
+
+
+def pairs_sheet(comparison: Comparison) -> Sheet:
+    """Return the table of paired tests."""
+    columns = ("methods", "accuracy", "seeds", "difference (points)", "t", "p", "p (Holm)")
+    tests = comparison.tests
+    return Sheet(
+        "Paired tests",
+        columns,
+        tuple(_test_row(test) for test in tests),
+        (),
+        (
+            "Paired two-sided t-tests on the seeds that both methods have: first minus second, "
+            "mean ± standard deviation (± half-width of the 95 % confidence interval). "
+            "p (Holm): corrected over all pairs of methods, for each accuracy on its own."
+            if tests
+            else "There is one method: nothing to test.",
+        ),
+    )
+
+
+def cell(estimate: Estimate | None, scale: Scale) -> str:
+    """Return mean ± standard deviation (± half-width); a count that never varies stands alone.
+
+    Example:
+        >>> cell(Estimate(0.5, 0.01, 0.0248, 3), Scale(100.0, "%", 1))
+        '50.0 ± 1.0 (± 2.5)'
+        >>> cell(None, Scale(100.0, "%", 1)), cell(Estimate(20, 0.0, 0.0, 3), Scale(1.0, "", 0))
+        ('-', '20')
+    """
+    if estimate is None:
+        return "-"
+    mean = scale.number(estimate.mean)
+    if estimate.standard_deviation is None or estimate.half_width is None:
+        return mean
+    if not scale.unit and not estimate.standard_deviation:
+        return mean
+    spread = scale.number(estimate.standard_deviation)
+    return f"{mean} ± {spread} (± {scale.number(estimate.half_width)})"
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value with two digits.
+
+    Example:
+        >>> p_value(0.0312), p_value(0.00001), p_value(None)
+        ('0.031', '< 0.0001', '-')
+    """
+    if value is None:
+        return "-"
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def left_out_lines(comparison: Comparison) -> list[str]:
+    """Return a line for every record that is not compared: what, where, why."""
+    return [
+        f"{what}: {left.folder}: {left.reason}"
+        for what, those in (
+            ("incomplete", comparison.incomplete),
+            ("unreadable", comparison.unreadable),
+        )
+        for left in those
+    ]
+
+
+def _test_row(test: PairTest) -> tuple[str, ...]:
+    result, points = test.result, Scale(100.0, "points", 1)
+    p = p_value(result.p_value)
+    return (
+        f"{test.first.label} / {test.second.label}",
+        test.quantity.title.removesuffix(" accuracy"),
+        str(result.difference.count if result.difference else 0),
+        cell(result.difference, points),
+        "-" if result.statistic is None else f"{result.statistic:.2f}",
+        f"{p} ({result.reason})" if result.reason else p,
+        p_value(test.corrected),
+    )
+
+
+def _result_notes(comparison: Comparison) -> list[str]:
+    several = any(len(method.runs) > 1 for method in comparison.methods)
+    return [
+        "Mean ± standard deviation (± half-width of the 95 % confidence interval, Student's t) "
+        "over the seeds."
+        if several
+        else "One seed a method: no spread.",
+        "Average accuracy: mean over the experiences of the accuracy on all test images seen so "
+        "far. Last accuracy: that after the last experience. Forgetting: mean drop of the earlier "
+        "experiences from their best accuracy.",
+    ]
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    notes = ["No published number that ships with the package has this protocol."] * (
+        comparison.quoted == ()
+    )
+    notes += [f"The runs differ in {name}: {', '.join(v)}." for name, v in comparison.versions]
+    if comparison.differences:
+        notes.append(
+            "These runs do not share one protocol and stand side by side only because that was "
+            "asked for. They differ in " + "; ".join(map(str, comparison.differences)) + "."
+        )
+    return notes
+
+
+def _quoted_rows(
+    quoted: Sequence[Quoted], scales: dict[Quantity, Scale]
+) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
+    """Return a row a quoted method, and notes with sources and definitions."""
+    marks: dict[str, str] = {}
+    rows = []
+    for one in quoted:
+        table = one.table
+        about = [f"{table.paper}, {table.place}"]
+        about += [table.reference] if table.reference else []
+        about += [f"read from {table.read_from}"]
+        about += [", ".join(filter(None, (table.backbone, table.weights)))] * bool(table.backbone)
+        about += [f"class order {table.class_order}"] * bool(table.class_order)
+        source = ". ".join(about) + "."
+        source += f" ± is the {table.spread}." if table.spread else " No spread is stated."
+        for definition in one.definitions.values():
+            source += f" {definition.name}: {definition.definition}."
+        source += f" {table.note}" if table.note else ""
+        mark = marks.setdefault(source, str(len(marks) + 1))
+        cells = []
+        for quantity, scale in scales.items():
+            value, spread = one.values.get(quantity.key, (None, None))
+            digits = Scale(scale.factor, scale.unit, 2)
+            text = digits.number(value)
+            cells.append(text if spread is None else f"{text} ± {digits.number(spread)}")
+        rows.append((f"{one.method} [{mark}]", "-", *cells))
+    notes = [f"[{mark}] Quoted, not measured here: {source}" for source, mark in marks.items()]
+    return tuple(rows), notes

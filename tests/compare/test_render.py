@@ -1,0 +1,217 @@
+import csv
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from avalanche_peftcl.compare import compare_runs
+from avalanche_peftcl.compare.render import (
+    csv_table,
+    latex_tables,
+    markdown_tables,
+    terminal_tables,
+)
+from avalanche_peftcl.compare.sheets import Scale, pairs_sheet, results_sheet
+from avalanche_peftcl.compare.statistics import estimate
+
+FORMATS = (markdown_tables, latex_tables, csv_table)
+
+
+@pytest.fixture
+def comparison(study):
+    return compare_runs([study])
+
+
+@pytest.fixture
+def quoting(write, tmp_path):
+    """One run on a stream that published numbers are quoted for."""
+    stream = {"config.benchmark.name": "image_folder", "config.benchmark.root": "data/kvasir"}
+    experience = {"classes": [0, 1], "class_names": ["a", "b"], "train_images": 9, "test_images": 9}
+    stream |= {"protocol.experiences": [experience] * 4, "experiences.total": 4}
+    stream |= {"accuracy.accuracy_curve": [0.5] * 4, "accuracy_matrix": [[0.5] * 4] * 4}
+    write("a", {"name": "x", "note": "50 % | a_b & <c>"}, changes=stream)
+    write("b", {"name": "x", "note": "no"}, changes=stream)
+    return compare_runs([tmp_path], published=True)
+
+
+def markdown_rows(text):
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+def test_cells_of_the_result_table(comparison):
+    sheet = results_sheet(comparison)
+    assert sheet.columns == (
+        "method",
+        "seeds",
+        "average accuracy (%)",
+        "last accuracy (%)",
+        "forgetting (%)",
+        "training time (s)",
+        "trainable parameters",
+    )
+    naive, corrected, _ = sheet.rows
+    # last accuracy 0.60, 0.61, 0.64; t(0.975, 2) = 4.303
+    assert naive[:2] == ("naive", "3")
+    assert naive[3] == "61.7 ± 2.1 (± 5.2)"
+    assert naive[5:] == ("9.0 ± 3.0 (± 7.5)", "1,000")
+    assert corrected[0] == "ntk_cl recipe=corrected"
+    assert corrected[1:4] == ("1", "92.5", "90.0")
+
+
+def test_the_unit_of_time_fits(write, tmp_path):
+    for name, seconds in (("s", 50.0), ("min", 500.0), ("h", 5000.0)):
+        write(name, changes={"cost.training_seconds": [seconds] * 3})
+        columns = results_sheet(compare_runs([tmp_path / name])).columns
+        assert columns[5] == f"training time ({name})"
+
+
+def test_numbers_are_rounded_without_a_negative_zero():
+    percent = Scale(100.0, "%", 1)
+    assert [percent.number(v) for v in (-0.0001, -0.012, 12.0, None)] == [
+        "0.0",
+        "-1.2",
+        "1,200.0",
+        "-",
+    ]
+
+
+def test_cells_of_the_tests(comparison):
+    rows = pairs_sheet(comparison).rows
+    assert len(rows) == 6
+    assert rows[1] == (
+        "naive / ntk_cl recipe=released",
+        "average",
+        "3",
+        "-17.0 ± 0.5 (± 1.2)",
+        "-58.89",
+        "0.00029",
+        "0.00029",
+    )
+    assert rows[0][3:] == ("-22.5", "-", "- (one common seed)", "-")
+
+
+def test_one_method_has_nothing_to_test(write, tmp_path):
+    write("a")
+    sheet = pairs_sheet(compare_runs([tmp_path]))
+    assert (sheet.rows, sheet.notes) == ((), ("There is one method: nothing to test.",))
+
+
+@pytest.mark.parametrize("which", ["comparison", "quoting"])
+def test_markdown_tables_have_as_many_cells_as_heads(request, which):
+    text = markdown_tables(request.getfixturevalue(which))
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 2
+    for table in tables:
+        rows = markdown_rows(table)
+        assert {len(row) for row in rows} == {len(rows[0])}
+        assert set(rows[1]) == {":---", "---:"}
+
+
+def test_markdown_has_the_numbers(comparison):
+    rows = markdown_rows(markdown_tables(comparison))
+    assert rows[2][:4] == ["naive", "3", "71.7 ± 2.1 (± 5.2)", "61.7 ± 2.1 (± 5.2)"]
+
+
+def test_markdown_escapes_what_it_would_read(quoting):
+    rows = markdown_rows(markdown_tables(quoting))
+    assert rows[2][0] == r"x note=50 % \| a_b & \<c\>"
+
+
+def test_latex_is_a_booktabs_table_with_all_cells(comparison):
+    text = latex_tables(comparison)
+    assert text.startswith("% needs \\usepackage{booktabs}\n")
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 2
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count("\\" + rule) == 2
+    for tabular in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", text, re.DOTALL):
+        columns = re.match(r"\\begin\{tabular\}\{(l?r+)\}", tabular).group(1)
+        lines = [line for line in tabular.splitlines() if line.endswith(r" \\")]
+        assert {len(re.split(r"(?<!\\)&", line)) for line in lines} == {len(columns)}
+    assert r"naive & 3 & 71.7 \ensuremath{\pm} 2.1 (\ensuremath{\pm} 5.2)" in text
+    assert r"ntk\_cl recipe=corrected" in text
+    assert r"average accuracy (\%)" in text
+    assert r"& \ensuremath{-}58.89 &" in text
+
+
+def test_latex_escapes_everything_special(quoting):
+    text = latex_tables(quoting)
+    assert r"x note=50 \% \ensuremath{|} a\_b \& \ensuremath{<}c\ensuremath{>}" in text
+    assert not re.search(r"(?<!\\)[#_$~^]", text.replace("% needs", ""))
+
+
+def test_csv_is_read_back_as_it_was(comparison):
+    rows = list(csv.DictReader(io.StringIO(csv_table(comparison))))
+    assert len(rows) == 3 * 5
+    (row,) = [r for r in rows if (r["method"], r["quantity"]) == ("naive", "last_accuracy")]
+    expected = estimate([0.6, 0.61, 0.64])
+    assert float(row["mean"]) == pytest.approx(expected.mean)
+    assert float(row["standard_deviation"]) == pytest.approx(expected.standard_deviation)
+    assert float(row["confidence_half_width"]) == pytest.approx(expected.half_width)
+    assert (row["source"], row["unit"], row["seeds"], row["count"], row["note"]) == (
+        "own",
+        "fraction",
+        "0 1 2",
+        "3",
+        "",
+    )
+    (row,) = [
+        r for r in rows if r["method"].endswith("corrected") and r["quantity"] == "forgetting"
+    ]
+    assert (row["count"], row["standard_deviation"], row["confidence_half_width"]) == ("1", "", "")
+
+
+def test_quoted_numbers_are_marked_and_not_mixed(quoting):
+    sheet = results_sheet(quoting)
+    assert [row[0] for row in sheet.rows] == ["x note=50 % | a_b & <c>", "x note=no"]
+    assert len(sheet.quoted) == 8  # four methods of two tables
+    assert sheet.quoted[3] == ("NTK-CL [1]", "-", "90.03 ± 0.73", "82.70 ± 0.55", "-", "-", "-")
+    assert sheet.quoted[7][0] == "NTK-CL [2]"
+    notes = [note for note in sheet.notes if "Quoted" in note]
+    assert len(notes) == 2
+    assert notes[0].startswith("[1] Quoted, not measured here: Liu, Ji, Yu")
+    for word in ("Table 4", "arXiv 2407.17120", "ImageNet-21k", "± is the standard deviation"):
+        assert word in notes[0]
+    assert len(quoting.methods) == 2
+    assert {test.first.label for test in quoting.tests} == {"x note=50 % | a_b & <c>"}
+
+    assert markdown_tables(quoting).count("*NTK-CL ") == 2
+    assert latex_tables(quoting).count("quoted, not measured here") == 1
+    rows = [r for r in csv.DictReader(io.StringIO(csv_table(quoting))) if r["source"] != "own"]
+    assert len(rows) == 16
+    assert rows[6]["source"] == "arXiv 2407.17120, Table 4"
+    assert (rows[6]["method"], rows[6]["mean"], rows[6]["standard_deviation"]) == (
+        "NTK-CL",
+        "0.9003",
+        "0.0073",
+    )
+    assert rows[6]["note"].startswith("quoted; mean over the tasks")
+
+
+def test_no_published_number_is_said(study):
+    notes = results_sheet(compare_runs([study], published=True)).notes
+    assert "No published number that ships with the package has this protocol." in notes
+
+
+def test_every_format_carries_what_was_forced_and_what_was_left_out(study, write):
+    write("study/other", "x", changes={"weights_sha256": "0" * 64})
+    (write("study/torn") / "metrics.json").write_text("{}")
+    write("study/half", "y", changes={"complete": False, "experiences.finished": 2})
+    comparison = compare_runs([study], force=True)
+    text = "weights of the backbone: abababababab... in "
+    for render in FORMATS:
+        assert text in render(comparison)
+    for render in (markdown_tables, latex_tables):
+        assert "it has no key" in render(comparison)
+        assert "2 of 3 experiences are finished" in render(comparison)
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(terminal_tables(comparison))
+    shown = console.export_text()
+    assert text in shown
+    assert f"incomplete: {study}/half: 2 of 3 experiences are finished" in shown
+    assert f"unreadable: {study}/torn: metrics.json is not that of a run" in shown
