@@ -8,13 +8,14 @@ from avalanche_peftcl.component import Component
 from avalanche_peftcl.hookspecs import hookimpl
 
 __version__ = version("avalanche-peftcl")
-__all__ = ["NTKCL", "PEGP", "Component", "PEFTTemplate", "__version__", "hookimpl"]
+__all__ = ["NTKCL", "PEGP", "Component", "PEFTTemplate", "__version__", "hookimpl", "load"]
 
 _LAZY = dict.fromkeys(("NTKCL", "PEGP", "PEFTTemplate"), "avalanche_peftcl.training")
+_LAZY["load"] = "avalanche_peftcl.exported"
 
 
 def __getattr__(name: str) -> Any:
-    """Import a strategy when it is first asked for; Avalanche takes seconds to import."""
+    """Import what is heavy when it is first asked for; Avalanche takes seconds to import."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -75,6 +75,7 @@ def peftcl_modules() -> Iterable[Component]:
 def peftcl_benchmarks() -> Iterable[Component]:
     """Streams of experiences."""
     classic = f"{_BENCHMARKS}.classic"
+    several = "CIFAR-10, MNIST, Fashion-MNIST, SVHN, notMNIST; Ebrahimi et al., arXiv 2003.09553"
     return (
         Component(
             "digits",
@@ -84,13 +85,26 @@ def peftcl_benchmarks() -> Iterable[Component]:
         Component(
             "image_folder", f"{_BENCHMARKS}.image_folder:image_folder", source="a folder of images"
         ),
+        Component(
+            "image_list",
+            f"{_BENCHMARKS}.image_list:image_list",
+            source="lists of images; DomainNet, arXiv 1812.01754",
+        ),
         Component("mnist", f"{classic}:mnist", source="LeCun et al., Proc. IEEE 1998"),
         Component("fashion_mnist", f"{classic}:fashion_mnist", source="arXiv 1708.07747"),
         Component("cifar10", f"{classic}:cifar10", source="Krizhevsky, technical report 2009"),
         Component("cifar100", f"{classic}:cifar100", source="Krizhevsky, technical report 2009"),
         Component("tiny_imagenet", f"{classic}:tiny_imagenet", source="Stanford CS231n"),
         Component("cub200", f"{classic}:cub200", source="Wah et al., CNS-TR-2011-001"),
-        Component("core50", f"{classic}:core50", source="arXiv 1705.03550"),
+        Component(
+            "oxford_pets",
+            f"{classic}:oxford_pets",
+            source="Parkhi et al., Cats and Dogs, CVPR 2012",
+        ),
+        Component("eurosat", f"{classic}:eurosat", source="arXiv 1709.00029"),
+        Component("svhn", f"{classic}:svhn", source="Netzer et al., NIPS workshop 2011"),
+        Component("core50", f"{_BENCHMARKS}.core50:core50", source="arXiv 1705.03550"),
+        Component("five_datasets", f"{_BENCHMARKS}.five_datasets:five_datasets", source=several),
     )
 
 

@@ -1,5 +1,6 @@
 """The command ``peftcl``: run an experiment, compare runs, list what is installed."""
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -9,12 +10,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from avalanche_peftcl import __version__
 from avalanche_peftcl.discovery import SWITCH
-from avalanche_peftcl.errors import PEFTCLError, PluginLoadWarning
+from avalanche_peftcl.errors import (
+    CheckpointWarning,
+    ConfigError,
+    PEFTCLError,
+    PluginLoadWarning,
+)
 from avalanche_peftcl.registry import Registry, discover
+
+_PLAIN = (PluginLoadWarning, CheckpointWarning)  # told in one line
+_RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
 
 
 class _Group(TyperGroup):
@@ -22,13 +31,14 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", PluginLoadWarning)
+            for category in _PLAIN:
+                warnings.simplefilter("always", category)
             # Avalanche imports a solver for one method that is none of ours
             warnings.filterwarnings("ignore", "no QP solver found", UserWarning)
             default = warnings.showwarning
 
             def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
-                if issubclass(category, PluginLoadWarning):
+                if issubclass(category, _PLAIN):
                     _complain("warning", str(message), "yellow")
                 else:
                     default(message, category, *place, **more)
@@ -44,10 +54,22 @@ class _Group(TyperGroup):
             except KeyboardInterrupt:
                 _complain(
                     "interrupted",
-                    "the experiences of a run that were finished are on disk, in its output folder",
+                    "the experiences of a run that were finished are on disk, in its output "
+                    "folder; peftcl run --resume FOLDER goes on with it",
                     "red",
                 )
                 raise typer.Exit(130) from None
+
+
+class _WithRay(TyperCommand):
+    """Lets ``--ray`` stand alone or before an address; anything else behind it is not its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = []
+        for word, following in zip(args, [*args[1:], ""], strict=False):
+            alone = word == "--ray" and not _RAY_ADDRESS.fullmatch(following)
+            words.append("--ray=local" if alone else word)
+        return super().parse_args(ctx, words)
 
 
 app = typer.Typer(
@@ -77,9 +99,9 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=_WithRay)
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML file that describes the run.")],
+    config: Annotated[Path | None, typer.Argument(help="YAML file that describes the run.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace: strategy.lr=0.1"),
@@ -87,8 +109,67 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the record of an earlier run.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FOLDER",
+            help="Go on with the unfinished run in this folder; it knows its CONFIG.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="0,1,2",
+            help="One run a seed, each in OUTPUT/seed<seed>. Finished ones are kept; the same "
+            "command goes on with those that failed or were stopped.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, metavar="N", help="Seeds that run at a time.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Run the seeds on Ray: on the cluster at HOST:PORT, or started on this machine.",
+        ),
+    ] = None,
 ) -> None:
-    """Train and evaluate one configuration and write its record."""
+    """Train and evaluate one configuration and write its record.
+
+    Exit status 1 if one of several seeds failed.
+    """
+    if resume is not None and overwrite:
+        raise ConfigError("--resume goes on with a run and --overwrite replaces it; give one")
+    if resume is not None and (seeds is not None or jobs != 1 or ray is not None):
+        raise ConfigError(
+            "--resume goes on with one run; several seeds go on by the command that began them"
+        )
+    if resume is not None:
+        from avalanche_peftcl.run import resume_from_folder
+
+        resume_from_folder(resume, config, overrides or [], _console())
+        return
+    if config is None:
+        raise ConfigError("give a YAML file that describes the run, or --resume FOLDER")
+
+    from avalanche_peftcl.config import load_config, parse_seeds
+
+    wanted = None if seeds is None else parse_seeds(seeds)
+    settings = load_config(config, overrides or [], seeds=wanted)
+    if settings.seeds is not None:
+        from avalanche_peftcl.sweep import run_sweep
+
+        outcomes = run_sweep(settings, jobs=jobs, ray=ray, overwrite=overwrite, console=_console())
+        if any(outcome.error is not None for outcome in outcomes):
+            raise typer.Exit(1)
+        return
+    if jobs != 1 or ray is not None:
+        raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
+
     from avalanche_peftcl.run import run_from_file
 
     run_from_file(config, overrides or [], overwrite, _console())
@@ -121,6 +202,24 @@ def compare(
     if count := len(comparison.unreadable):
         _complain("error", f"{count} of the records could not be read, see above", "red")
         raise typer.Exit(1)
+
+
+@app.command()
+def manifest(
+    config: Annotated[Path, typer.Argument(help="YAML file that describes a run.")],
+    file: Annotated[Path, typer.Argument(help="The manifest to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace: benchmark.root=data"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier manifest.")
+    ] = False,
+) -> None:
+    """Write the names and hashes of all images of a run's benchmark, for its option manifest."""
+    from avalanche_peftcl.listing import manifest_from_file
+
+    manifest_from_file(config, file, overrides or [], overwrite, _console())
 
 
 @app.command("list")
@@ -159,6 +258,73 @@ def plugins() -> None:
     _console().print(table)
 
 
+@app.command("export")
+def export_network(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="File to write.")],
+    with_backbone: Annotated[
+        bool, typer.Option("--with-backbone", help="Put the frozen network's weights in too.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
+) -> None:
+    """Write the trained network of a run to one file, for use without Avalanche."""
+    from avalanche_peftcl.export import export_run
+
+    info = export_run(folder, file, with_backbone=with_backbone, overwrite=overwrite)
+    say = f"{file}: {info.strategy['name']} after {info.finished} of {info.total} experiences, "
+    whose = "with" if info.backbone_included else "without"
+    _console().print(Text(f"{say}{whose} the weights of {info.backbone.name}"), soft_wrap=True)
+
+
+@app.command("predict")
+def predict_images(
+    export: Annotated[
+        Path, typer.Argument(metavar="EXPORT", help="File of peftcl export, or a run's folder.")
+    ],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER_OR_IMAGES...", help="Images to predict.")
+    ],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a table to this file.")
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", min=1, metavar="K", help="Tell so many classes of an image.")
+    ] = 1,
+    task: Annotated[
+        int | None,
+        typer.Option("--task", metavar="N", help="Task label, for a network that needs one."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where to compute.")] = "cpu",
+) -> None:
+    """Predict the class of images with a trained network.
+
+    Exit status 1 if an image cannot be read; the others are predicted.
+    """
+    from avalanche_peftcl.exported import load
+    from avalanche_peftcl.files import check_writable
+    from avalanche_peftcl.models.device import check_device
+    from avalanche_peftcl.predict import find_images, predict, write_csv
+
+    where, images = check_device(device), find_images(paths)
+    if csv is not None:
+        check_writable(csv)
+    predictions, console = [], _console()
+    for prediction in predict(load(export).to(where), images, top=top, task=task):
+        predictions.append(prediction)
+        if prediction.error is not None:
+            _complain("unreadable", _printable(prediction.error), "red")
+            continue
+        told = ", ".join(f"{name} {100 * p:.1f} %" for name, p in prediction.classes)
+        console.print(Text(_printable(f"{prediction.path}  {told}")), soft_wrap=True)
+    if csv is not None:
+        write_csv(csv, predictions, top=top)
+    if failed := sum(prediction.error is not None for prediction in predictions):
+        _complain("error", f"{failed} of {len(images)} images could not be read", "red")
+        raise typer.Exit(1)
+
+
 def _print_options(registry: Registry, kind: str, name: str) -> None:
     entry = registry.get(kind, name)
     console = _console()
@@ -169,6 +335,11 @@ def _print_options(registry: Registry, kind: str, name: str) -> None:
     for option, annotation, default in registry.schema(kind, name).describe():
         _add_row(table, option, annotation, default or ("" if option[0] == "*" else "required"))
     console.print(table if table.row_count else Text("It has no options."))
+
+
+def _printable(text: str) -> str:
+    """Return ``text`` with what is no UTF-8, such as bytes in a file name, as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _table(*columns: str) -> Table:

@@ -6,17 +6,27 @@ directory, not to the YAML file.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from avalanche_peftcl.errors import ConfigError
 
 _MAX_VALUES = 100_000
+_SEEDS = re.compile(r"\s*[0-9]{1,10}\s*(,\s*[0-9]{1,10}\s*)*")
 _FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
 
@@ -47,15 +57,30 @@ def _output(value: object) -> object:
     return value
 
 
+def _each_once(seeds: list[int]) -> list[int]:
+    if not seeds:
+        raise ValueError("must name a seed, such as [0, 1, 2]")
+    if twice := sorted(seed for seed, count in Counter(seeds).items() if count > 1):
+        raise ValueError(f"must not name a seed twice: {', '.join(map(str, twice))}")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
 class RunConfig(BaseModel):
     """Everything that one run depends on.
 
     Args:
         output: Folder that the run record is written to, relative to the working directory.
         seed: Seed of every random number generator, and of the benchmark unless it has its own.
+        seeds: Several seeds instead, one run each, see :func:`~avalanche_peftcl.sweep.run_sweep`;
+            the record of a run does not hold them.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ...
         num_threads: Threads that torch computes with; ``None`` leaves torch's own choice.
         num_workers: Processes that load images; 0 loads them in the main process.
+        checkpoint_every: Minibatches between two checkpoints inside an experience; ``None`` writes
+            one after each experience only.
         evaluate: ``"seen"`` evaluates on the experiences trained so far; ``"all"`` on the whole
             test stream, and once before training (needed for forward transfer).
         backbone: The frozen network.
@@ -79,10 +104,15 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     output: Annotated[Path, Field(strict=False), BeforeValidator(_output)]
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
+    seeds: Annotated[
+        Annotated[list[Seed], AfterValidator(_each_once)] | None,
+        Field(exclude=True),
+    ] = None
     device: str = "cpu"
     num_threads: Annotated[int, Field(ge=1)] | None = None
     num_workers: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     evaluate: Literal["seen", "all"] = "seen"
     backbone: ComponentConfig
     module: ComponentConfig | None = None
@@ -91,14 +121,31 @@ class RunConfig(BaseModel):
     plugins: list[ComponentConfig] = []
     metrics: list[ComponentConfig] = []
 
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "RunConfig":
+        if self.seeds is not None and "seed" in self.model_fields_set:
+            raise ValueError(
+                f"both seed and seeds are given ({self.seed} and {self.seeds}); leave one out "
+                "(seeds=null runs one seed)"
+            )
+        return self
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    def for_seed(self, seed: int) -> "RunConfig":
+        """Return the run of one seed, in the folder ``seed<seed>`` of the output."""
+        output = self.output / f"seed{seed}"
+        return self.model_copy(update={"seed": seed, "seeds": None, "output": output})
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, seeds: Sequence[int] | None = None
+) -> RunConfig:
     """Read a run's configuration.
 
     Args:
         path: YAML file; a relative path is relative to the working directory.
         overrides: Settings that replace those of the file, each ``"key=value"`` with the value as
             YAML. Dots go down: ``"strategy.lr=0.1"``, ``"plugins.0.mem_size=200"``.
+        seeds: Seeds that replace the seed or the seeds of the file.
 
     Returns:
         The configuration, every key checked. The options of a component are checked when it is
@@ -117,6 +164,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(settings, dict):
         keys = ", ".join(RunConfig.model_fields)
         raise ConfigError(f"{path} must hold a mapping with the keys {keys}; got {_show(settings)}")
+    if seeds is not None:
+        settings.pop("seed", None)
+        settings["seeds"] = list(seeds)
     for override in overrides:
         _override(settings, override)
     _check_plain(settings)
@@ -125,6 +175,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         problems = dict.fromkeys(_problem(details) for details in error.errors())
         raise ConfigError(f"{path}: " + "\n".join(problems)) from error
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds as they are written on the command line.
+
+    Raises:
+        ConfigError: If they are no whole numbers from 0 with commas between them.
+
+    Example:
+        >>> parse_seeds("0, 1,2")
+        [0, 1, 2]
+    """
+    if not _SEEDS.fullmatch(text):
+        raise ConfigError(
+            f"seeds {_show(text)} are not whole numbers from 0 with commas between them, as 0,1,2"
+        )
+    return [int(seed) for seed in text.split(",")]
 
 
 def dump_config(settings: Mapping[str, Any]) -> str:
@@ -285,6 +352,8 @@ def _problem(details: Any) -> str:
     """Say one of pydantic's errors in plain words, with the full path of the key."""
     location = [str(part) for part in details["loc"]]
     path, kind, given = ".".join(location), details["type"], _show(details["input"])
+    if not location:
+        return str(details["msg"].removeprefix("Value error, "))
     if kind == "extra_forbidden":
         keys = list(RunConfig.model_fields)
         near = get_close_matches(location[-1], keys, n=1)

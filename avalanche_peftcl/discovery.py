@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import Distribution, EntryPoint, distributions, version
@@ -62,8 +62,13 @@ class PluginRecord:
     cause: str | None = None
 
 
-def load_packages() -> tuple[list[Entry], list[PluginRecord]]:
+def load_packages(
+    only: Collection[str] | None = None,
+) -> tuple[list[Entry], list[PluginRecord]]:
     """Load what ``AVALANCHE_PEFTCL_PLUGINS`` allows and say what became of every entry point.
+
+    Args:
+        only: Names of the distributions to look at; ``None`` looks at all.
 
     Returns:
         All components on offer, and one record for each entry point.
@@ -72,7 +77,10 @@ def load_packages() -> tuple[list[Entry], list[PluginRecord]]:
     entries: list[Entry] = []
     plugins: list[PluginRecord] = []
     packages = list(_plugin_packages())
+    asked = {canonicalize_name(name) for name in only or ()}
     for distribution, points in packages:
+        if only is not None and canonicalize_name(distribution.name) not in asked:
+            continue
         provider = Provider(distribution.name, distribution.version)
         taken: set[tuple[str, str]] = set()
         for point in points:
@@ -100,6 +108,17 @@ def load_packages() -> tuple[list[Entry], list[PluginRecord]]:
             f"point in group {hookspecs.GROUP!r}; those that have: {join(sorted(found))}"
         )
     return entries, plugins
+
+
+def plugin_modules() -> set[str]:
+    """Return the top-level modules of the plugin packages that may be loaded, importing none."""
+    wanted = _switch()
+    return {
+        point.module.partition(".")[0]
+        for distribution, points in _plugin_packages()
+        if wanted is None or canonicalize_name(distribution.name) in {HOST, *wanted}
+        for point in points
+    }
 
 
 def _switch() -> set[str] | None:

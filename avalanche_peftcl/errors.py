@@ -22,7 +22,7 @@ class DataError(PEFTCLError, ValueError):
 
 
 class CheckpointError(PEFTCLError, RuntimeError):
-    """Weights that cannot be had or do not fit the model."""
+    """Weights or a checkpoint that cannot be had or do not fit."""
 
 
 class ProtocolError(PEFTCLError, ValueError):
@@ -31,3 +31,7 @@ class ProtocolError(PEFTCLError, ValueError):
 
 class PluginLoadWarning(UserWarning):
     """A plugin package was left out; the text says which, its version and why."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was not written or could not be read; the text says which and why."""

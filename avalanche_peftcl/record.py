@@ -1,8 +1,6 @@
 """The run record: one folder that holds all that a run was and gave, rewritten as it goes."""
 
 import csv
-import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -17,11 +15,13 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 
+from avalanche_peftcl.checkpoint import clear_checkpoints
 from avalanche_peftcl.config import dump_config
 from avalanche_peftcl.discovery import Entry
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.files import replace_file
+from avalanche_peftcl.models.weights import weights_sha256 as weights_sha256
 from avalanche_peftcl.report import curve_figure, markdown_report, matrix_figure
 
 FORMAT = 1
@@ -29,10 +29,12 @@ FILES = (
     "config.yaml",
     "accuracy_matrix.csv",
     "metrics.json",
+    "model.safetensors",
     "summary.md",
     "accuracy_matrix.png",
     "accuracy_curve.png",
 )
+CHECKPOINTS = "checkpoint"  # the folder beside them
 _PACKAGES = (
     "avalanche-peftcl",
     "avalanche-lib",
@@ -79,7 +81,7 @@ class RunRecord:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, content in contents.items():
-                _replace(self.folder / name, content)
+                replace_file(self.folder / name, content)
         except OSError as error:
             raise ConfigError(f"cannot write the run record to {self.folder}: {error}") from error
 
@@ -92,14 +94,22 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         overwrite: Whether an earlier run may be replaced.
 
     Raises:
-        ConfigError: With the ways out.
+        ConfigError: With the ways out; an unfinished run can be gone on with.
     """
     try:
         if any((folder / name).exists() for name in ("metrics.json", "config.yaml")):
             if not overwrite:
+                further = (
+                    ""
+                    if _is_complete(folder)
+                    else (
+                        f". It is not finished; go on with it by peftcl run --resume {folder} "
+                        "(in Python, resume=True)"
+                    )
+                )
                 raise ConfigError(
                     f"the output folder {folder} already holds a run; choose another "
-                    "(output=...) or replace it (--overwrite; in Python, overwrite=True)"
+                    "(output=...) or replace it (--overwrite; in Python, overwrite=True)" + further
                 )
             return
         there = folder
@@ -116,10 +126,26 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def clear_output(folder: Path) -> None:
-    """Remove the files of an earlier run record, and nothing else."""
+    """Remove the files of an earlier run record and its checkpoints, and nothing else."""
     with suppress(NotADirectoryError):
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
+        clear_checkpoints(folder / CHECKPOINTS)
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a record's ``metrics.json``; ``None`` if there is none to read."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return metrics if isinstance(metrics, dict) else None
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether the record in ``folder`` says that its run was finished."""
+    metrics = read_metrics(folder)
+    return metrics is not None and metrics.get("complete") is True
 
 
 def describe_components(entries: Iterable[Entry]) -> list[dict[str, str]]:
@@ -134,61 +160,6 @@ def describe_components(entries: Iterable[Entry]) -> list[dict[str, str]]:
         }
         for entry in entries
     ]
-
-
-def describe_protocol(benchmark: Any, input_config: Any) -> dict[str, Any]:
-    """Return what an evaluation depends on besides the method.
-
-    Args:
-        benchmark: Any Avalanche benchmark; ``class_order``, ``class_names``, ``scenario`` and
-            ``domains`` are recorded where it has them.
-        input_config: What the backbone expects of an image.
-
-    Returns:
-        Scenario, class order, normalisation, and classes and numbers of images of each experience.
-    """
-    names = getattr(benchmark, "class_names", None)
-    tests = list(benchmark.test_stream)
-    experiences = []
-    for index, experience in enumerate(training_experiences(benchmark)):
-        classes = sorted({int(label) for label in experience.dataset.targets})
-        experiences.append(
-            {
-                "classes": classes,
-                "class_names": [str(names[c]) if names else str(c) for c in classes],
-                "train_images": len(experience.dataset),
-                "test_images": len(tests[index].dataset) if index < len(tests) else 0,
-            }
-        )
-    order = getattr(benchmark, "class_order", None)
-    return {
-        "scenario": getattr(benchmark, "scenario", None),
-        "domains": getattr(benchmark, "domains", None),
-        "class_order": None if order is None else [int(label) for label in order],
-        "normalisation": _plain(dataclasses.asdict(input_config)),
-        "experiences": experiences,
-    }
-
-
-def training_experiences(benchmark: Any) -> list[Any]:
-    """Return the training experiences; of an online stream those that it was cut from."""
-    return list(getattr(benchmark, "original_train_stream", benchmark.train_stream))
-
-
-def per_domain(protocol: Mapping[str, Any], per_task: Any) -> dict[str, float | None] | None:
-    """Return the last accuracy on each domain by name; ``None`` of a stream without domains.
-
-    Args:
-        protocol: What :func:`describe_protocol` returns.
-        per_task: Final row of the accuracy matrix, so far.
-
-    Example:
-        >>> per_domain({"scenario": "domain", "domains": ["photo", "sketch"]}, [0.9])
-        {'photo': 0.9}
-    """
-    if protocol["scenario"] != "domain" or not protocol["domains"]:
-        return None
-    return dict(zip(protocol["domains"], per_task, strict=False))
 
 
 def describe_plugins(strategy: Any) -> dict[str, Any]:
@@ -229,24 +200,6 @@ def describe_platform(device: torch.device) -> dict[str, str | int | None]:
 def describe_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Return a hash of the names and bytes of all weights, sorted by name.
-
-    Example:
-        >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-        >>> _ = b.load_state_dict(a.state_dict())
-        >>> weights_sha256(a) == weights_sha256(b) != weights_sha256(nn.Linear(2, 2))
-        True
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        if isinstance(value, torch.Tensor):
-            flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def matrix_csv(matrix: Sequence[Sequence[float | None]]) -> str:
@@ -291,10 +244,3 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write ``path`` in one step: whoever looks finds the old content or the new."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

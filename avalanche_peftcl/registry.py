@@ -1,7 +1,7 @@
 """Look components up by name and build them, whoever provides them."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -165,13 +165,16 @@ class Registry:
             raise ConfigError(f"{schema.title} cannot be built: {say(error)}") from error
 
 
-def discover() -> Registry:
+def discover(only: Collection[str] | None = None) -> Registry:
     """Load the installed plugin packages, each in isolation, the package's own among them.
 
     Entry points of group ``avalanche_peftcl`` are loaded one by one, sorted by distribution name.
     One that fails is left out with a :class:`PluginLoadWarning`; the others are not affected. The
     environment variable ``AVALANCHE_PEFTCL_PLUGINS`` says which distributions to load: unset, all;
     empty, none; a comma-separated list, those. Our own is always loaded.
+
+    Args:
+        only: Names of the distributions to load; ``None`` loads all.
 
     Returns:
         What was found; keep it and pass it around, nothing is cached.
@@ -180,7 +183,7 @@ def discover() -> Registry:
         >>> "strategy" in discover().kinds
         True
     """
-    return Registry(*load_packages())
+    return Registry(*load_packages(only))
 
 
 def _load(entry: Entry) -> Any:

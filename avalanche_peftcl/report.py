@@ -23,6 +23,12 @@ _HEADLINES = {
     "last_accuracy": "last accuracy",
     "forgetting": "forgetting",
 }
+_INDEPENDENCE: dict[Any, str] = {
+    "tested": "independent of its minibatch (tested in avalanche-peftcl, which all parts are from)",
+    "stated": "independent of its minibatch (the strategy says so)",
+    "dependent": "depends on its minibatch (the strategy says so)",
+    "not stated": "unknown whether it depends on its minibatch",
+}
 _MOST = 20  # experiences whose matrix is printed cell by cell
 
 
@@ -109,7 +115,7 @@ def markdown_report(metrics: Metrics) -> str:
         "",
         f"- scenario: {protocol['scenario']}, {count['total']} experiences, seed {metrics['seed']}",
         f"- class order: {_words(protocol['class_order'])}",
-        f"- task label at test: {'used' if protocol['task_label_at_test'] else 'not used'}",
+        *(f"- {name}: {value}" for name, value in protocol_rules(protocol)),
         f"- input: {_pairs(protocol['normalisation'])}",
         f"- weights of the backbone: sha256 {metrics['weights_sha256']}",
         "",
@@ -142,6 +148,31 @@ def markdown_report(metrics: Metrics) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def protocol_rules(protocol: Metrics) -> list[tuple[str, str]]:
+    """Return the rules of the evaluation in words, name and value.
+
+    Args:
+        protocol: ``protocol`` of ``metrics.json``; what it lacks is called unknown.
+
+    Example:
+        >>> dict(protocol_rules({"task_label_at_test": False}))["task label at test"]
+        'not used'
+    """
+    labelled: dict[Any, str] = {True: "used", False: "not used"}
+    tested_on, images = protocol.get("tested_on"), protocol.get("test_images")
+    manifest = protocol.get("manifest_sha256")
+    return [
+        ("images", f"sha256 {protocol.get('split_sha256') or 'unknown'} of names, sizes and split"),
+        ("manifest", f"sha256 {manifest}, every image compared" if manifest else "none given"),
+        ("tested on", f"{'unknown' if images is None else images} {tested_on or 'images'}"),
+        ("task label at test", labelled.get(protocol.get("task_label_at_test"), "unknown")),
+        (
+            "prediction of an image",
+            _INDEPENDENCE.get(protocol.get("batch_independence"), _INDEPENDENCE["not stated"]),
+        ),
+    ]
 
 
 def _notes(metrics: Metrics) -> list[str]:

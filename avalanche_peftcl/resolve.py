@@ -21,7 +21,16 @@ def components(config: RunConfig) -> list[tuple[str, ComponentConfig]]:
 
 
 def seed_benchmark(config: RunConfig, registry: Registry) -> RunConfig:
-    """Give the benchmark the run's seed if it takes one and has none of its own."""
+    """Give the benchmark the run's seed if it takes one and has none of its own.
+
+    Raises:
+        ConfigError: If ``config`` stands for several runs.
+    """
+    if config.seeds is not None:
+        raise ConfigError(
+            f"the configuration names several seeds, {config.seeds}, one run each: use "
+            "avalanche_peftcl.sweep.run_sweep, or run one of them, config.for_seed(...)"
+        )
     options = registry.options("benchmark", config.benchmark.name)
     if "seed" not in options or "seed" in config.benchmark.options:
         return config

@@ -1,19 +1,17 @@
 """One run, read from top to bottom: from a configuration to the run record."""
 
-import os
-import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 
 from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
-from avalanche_peftcl.errors import ConfigError, DataError
+from avalanche_peftcl.control import controlled, plain_data_errors, seed_all
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.identity import settings_of, versions_of
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.resolve import check_components, components, seed_benchmark, with_defaults
 
@@ -22,7 +20,14 @@ with warnings.catch_warnings():
     from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
+from avalanche_peftcl.export import not_exported, write_model
 from avalanche_peftcl.progress import RunProgress
+from avalanche_peftcl.protocol import (
+    describe_prediction,
+    describe_protocol,
+    per_domain,
+    training_experiences,
+)
 from avalanche_peftcl.record import (
     FORMAT,
     RunRecord,
@@ -31,16 +36,14 @@ from avalanche_peftcl.record import (
     describe_components,
     describe_platform,
     describe_plugins,
-    describe_protocol,
     describe_versions,
     fractions,
     now,
-    per_domain,
     plugin_headlines,
-    training_experiences,
     weights_sha256,
 )
 from avalanche_peftcl.report import terminal_report
+from avalanche_peftcl.resume import Checkpoints, Standing, finished_run, saved_run
 from avalanche_peftcl.training.template import check_device
 
 
@@ -61,23 +64,52 @@ def run_from_file(
     run(load_config(path, overrides), overwrite=overwrite, reporter=RunProgress(console))
 
 
+def resume_from_folder(
+    folder: Path, path: str | Path | None, overrides: Sequence[str], console: Console
+) -> None:
+    """Go on with the unfinished run in a folder and show it on ``console``.
+
+    Args:
+        folder: The run's output folder, wherever it is now.
+        path: YAML file to compare with; ``None`` takes the folder's own.
+        overrides: Settings that replace the file's.
+        console: Where progress and result are shown.
+
+    Raises:
+        PEFTCLError: As :func:`run`; :class:`ConfigError` also if there is no run in the folder.
+    """
+    if path is None:
+        path = folder / "config.yaml"
+        if not path.is_file():
+            raise ConfigError(
+                f"{folder} holds no run to go on with: there is no {path}; start one by "
+                "peftcl run CONFIG"
+            )
+    config = load_config(path, overrides).model_copy(update={"output": folder})
+    run(config, resume=True, reporter=RunProgress(console))
+
+
 def run(
     config: RunConfig,
     *,
     registry: Registry | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     reporter: RunProgress | None = None,
 ) -> RunRecord:
     """Train and evaluate one configuration, experience by experience.
 
-    The run record is written before the first experience and after each; whatever stops a run,
-    the finished experiences are on disk. Global random generators, torch's number of threads and
-    its deterministic mode are as before when it returns.
+    The run record is written before the first experience and after each, and a checkpoint too;
+    whatever stops a run, the finished experiences are on disk, and it can be gone on with to the
+    same end. Global random generators, torch's number of threads and its deterministic mode are as
+    before when it returns.
 
     Args:
         config: What to run.
         registry: Components to choose from; ``None`` discovers the installed ones.
         overwrite: Replace an earlier run in the output folder instead of refusing.
+        resume: Go on with the run in the output folder from its last checkpoint; begin it if
+            nothing of it is finished, return its record if all is.
         reporter: Shows the run; ``None`` shows nothing.
 
     Returns:
@@ -89,16 +121,29 @@ def run(
         UnknownComponentError: A component that nobody offers.
         AmbiguousComponentError: A component that several packages offer.
         DataError: Images or a split that cannot be used.
-        CheckpointError: Weights that cannot be read or do not fit.
+        CheckpointError: Weights that cannot be read or do not fit; with ``resume`` a checkpoint
+            that is damaged, or of another configuration, versions, weights or data.
     """
     registry = discover() if registry is None else registry
     reporter = RunProgress() if reporter is None else reporter
-    check_output(config.output, overwrite=overwrite)
+    check_output(config.output, overwrite=overwrite or resume)
     device = check_device(config.device)
     config = seed_benchmark(config, registry)
     check_components(config, registry)
+    settings = with_defaults(config, registry)
+    offered = describe_components(
+        registry.get(kind, component.name) for kind, component in components(config)
+    )
+    identity = {"settings": settings_of(settings), "versions": versions_of(offered)}
+    saved = None
+    if resume:
+        if (done := finished_run(config.output, identity)) is not None:
+            reporter.say(f"the run in {config.output} is complete; there is nothing left to do")
+            return done
+        saved = saved_run(config.output, identity, device=device)
+    threads = config.num_threads if saved is None else saved.state["threads"]
 
-    with _controlled(config, device), _plain_data_errors(), reporter:
+    with controlled(config.seed, device, threads), plain_data_errors(), reporter:
         backbone = _build(registry, "backbone", config.backbone)
         input_config = getattr(backbone, "input_config", None)
         if input_config is None:
@@ -107,7 +152,7 @@ def run(
                 "knows what images to give it"
             )
         benchmark = _build(registry, "benchmark", config.benchmark, input_config=input_config)
-        _seed(config.seed)  # what follows depends on the seed, not on what came before
+        seed_all(config.seed)  # what follows depends on the seed, not on what came before
         module = config.module and _build(registry, "module", config.module, backbone=backbone)
         plugins = [_build(registry, "strategy_plugin", plugin) for plugin in config.plugins]
         metrics = [_build(registry, "metric", metric) for metric in config.metrics]
@@ -125,74 +170,93 @@ def run(
 
         protocol = describe_protocol(benchmark, input_config)
         total = len(training_experiences(benchmark))
+        weights = weights_sha256(backbone)
+        checkpoints = Checkpoints(
+            config.output,
+            strategy=strategy,
+            backbone=backbone,
+            benchmark=benchmark,
+            identity=identity | {"weights": weights, "protocol": protocol},
+        )
         fixed = {
             "format": FORMAT,
-            "started_at": now(),
             "seed": config.seed,
-            "config": with_defaults(config, registry),
-            "components": describe_components(
-                registry.get(kind, component.name) for kind, component in components(config)
-            ),
-            "weights_sha256": weights_sha256(backbone),
+            "config": settings,
+            "components": offered,
+            "weights_sha256": weights,
             "platform": describe_platform(device),
             "versions": describe_versions(),
+            "resume_obstacles": checkpoints.obstacles,
         }
-        finished, further, notes = 0, dict[str, float](), list[list[str]]()
+        at = Standing(started_at=now())
 
-        def record() -> RunRecord:
-            labelled = bool(getattr(strategy, "task_label_at_test", False))
-            return RunRecord(
+        def write_record() -> RunRecord:
+            written = RunRecord(
                 config.output,
                 fixed
                 | {
+                    "started_at": at.started_at,
+                    "resumed_at": at.resumed_at,
                     "written_at": now(),
-                    "complete": finished == total,
-                    "experiences": {"total": total, "finished": finished},
-                    "protocol": protocol | {"task_label_at_test": labelled},
-                    "trainable": [{"name": n, "shape": s} for n, s in reporter.trainable],
+                    "complete": at.finished == total,
+                    "experiences": {"total": total, "finished": at.finished},
+                    "protocol": protocol | describe_prediction(strategy, benchmark, offered),
+                    "trainable": [{"name": n, "shape": s} for n, s in at.trainable],
                     "accuracy": accuracy.summary(),
                     "per_domain": per_domain(protocol, accuracy.summary()["per_task"]),
                     "cost": cost.summary(),
-                    "further_metrics": further,
+                    "further_metrics": at.further,
                     "plugins": describe_plugins(strategy),
-                    "notes": notes,
+                    "notes": at.notes,
+                    "not_exported": not_exported(strategy.model),
                     "test_images": accuracy.counts.tolist(),
                     "baseline": fractions(accuracy.baseline),
                     "accuracy_matrix": fractions(accuracy.matrix),
                 },
             )
+            if at.finished:  # first: a complete record has its network
+                write_model(config.output, written.metrics, strategy=strategy, backbone=backbone)
+            written.write()
+            return written
 
-        clear_output(config.output)
-        result = record()
-        result.write()
         reporter.say(
             f"{config.strategy.name} on {config.benchmark.name} ({protocol['scenario']}, {total} "
             f"experiences), backbone {config.backbone.name}, seed {config.seed}, device {device}"
         )
-        if config.evaluate == "all":
+        begins = saved is None
+        if saved is None:
+            clear_output(config.output)
+        else:
+            at, saved = checkpoints.go_on(saved, now()), None
+            reporter.say(f"goes on from its checkpoint, {at.finished} experiences finished")
+        checkpoints.begin(at, config.checkpoint_every)
+        result = write_record()
+        if config.evaluate == "all" and begins:
             strategy.eval(benchmark.test_stream, num_workers=config.num_workers)
-        for experience in benchmark.train_stream:
+        for experience in islice(benchmark.train_stream, at.visited, None):
             if getattr(experience, "is_first_subexp", True):
-                reporter.begin(finished, total)
+                reporter.begin(at.finished, total)
             strategy.train(experience, eval_streams=[], num_workers=config.num_workers)
+            at.trainable = reporter.trainable
             if not getattr(experience, "is_last_subexp", True):
+                at.visited += 1
                 continue  # a chunk of an online stream
-            finished += 1
-            seen = len(benchmark.test_stream) if config.evaluate == "all" else finished
+            seen = len(benchmark.test_stream) if config.evaluate == "all" else at.finished + 1
             results = strategy.eval(benchmark.test_stream[:seen], num_workers=config.num_workers)
             if metrics:
-                further = {k: v for k, v in results.items() if isinstance(v, int | float)}
-            notes.append(plugin_headlines(strategy))
-            result = record()
-            result.write()
+                at.further = {k: v for k, v in results.items() if isinstance(v, int | float)}
+            at.notes.append(plugin_headlines(strategy))
+            at.visited, at.finished = at.visited + 1, at.finished + 1
+            checkpoints.save(at)
+            result = write_record()
             reporter.end(
-                finished,
+                at.finished,
                 total,
-                classes=protocol["experiences"][finished - 1]["class_names"],
+                classes=protocol["experiences"][at.finished - 1]["class_names"],
                 seconds=result.metrics["cost"]["training_seconds"][-1],
                 seen=result.metrics["accuracy"]["accuracy_curve"][-1],
-                row=result.metrics["accuracy_matrix"][finished - 1][:finished],
-                notes=notes[-1],
+                row=result.metrics["accuracy_matrix"][at.finished - 1][: at.finished],
+                notes=at.notes[-1],
             )
         reporter.console.print(terminal_report(result.metrics, str(config.output)))
     return result
@@ -200,54 +264,3 @@ def run(
 
 def _build(registry: Registry, kind: str, component: ComponentConfig, **given: Any) -> Any:
     return registry.build(kind, component.name, component.options, given)
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-@contextmanager
-def _controlled(config: RunConfig, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, set threads and determinism; put all back in the end."""
-    cuda = device.type == "cuda"
-    if cuda:  # read once, when CUDA starts; needed for the same numbers twice
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(devices=[device] if cuda else []), warnings.catch_warnings():
-        warnings.showwarning = _without_deprecations(warnings.showwarning)
-        try:
-            _seed(config.seed)
-            torch.set_num_threads(config.num_threads or threads)
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-def _without_deprecations(show: Any) -> Any:
-    """Drop what the host says to itself about its next version; it overrides filters for that."""
-
-    def filtered(message: Any, category: Any, filename: str, *more: Any, **named: Any) -> None:
-        if category is not DeprecationWarning or "avalanche" not in Path(filename).parts:
-            show(message, category, filename, *more, **named)
-
-    return filtered
-
-
-@contextmanager
-def _plain_data_errors() -> Iterator[None]:
-    """Take the traceback out of the message of an error from a process that loads images."""
-    try:
-        yield
-    except DataError as error:
-        text, mark = str(error), f"\n{DataError.__module__}.{DataError.__qualname__}: "
-        if mark not in text:
-            raise
-        raise DataError(text.rpartition(mark)[2].strip()) from error

@@ -32,7 +32,14 @@ def calls(monkeypatch: pytest.MonkeyPatch):
         if seen.error is not None:
             raise seen.error
 
+    one_seed = types.SimpleNamespace(seeds=None)
+    monkeypatch.setattr("avalanche_peftcl.config.load_config", lambda *a, **k: one_seed)
+
+    def resume_from_folder(folder, path, overrides, console):
+        seen.arguments.append((folder, path, overrides))
+
     module.run_from_file = run_from_file  # type: ignore[attr-defined]
+    module.resume_from_folder = resume_from_folder  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "avalanche_peftcl.run", module)
     return seen
 
@@ -126,6 +133,25 @@ def test_run_hands_on_what_was_typed(peftcl, calls):
     ]
 
 
+def test_run_hands_on_what_to_resume(peftcl, calls):
+    assert peftcl("run", "--resume", "runs/a").exit_code == 0
+    assert peftcl("run", "a.yaml", "seed=1", "--resume", "runs/a").exit_code == 0
+    assert calls.arguments == [
+        (Path("runs/a"), None, []),
+        (Path("runs/a"), Path("a.yaml"), ["seed=1"]),
+    ]
+
+
+def test_run_needs_a_file_or_a_folder(peftcl, calls):
+    result = peftcl("run")
+    assert result.exit_code == 2
+    assert result.stderr == ("error: give a YAML file that describes the run, or --resume FOLDER\n")
+    result = peftcl("run", "--resume", "runs/a", "--overwrite")
+    assert result.exit_code == 2
+    assert "--resume goes on with a run and --overwrite replaces it; give one" in result.stderr
+    assert calls.arguments == []
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
@@ -139,7 +165,7 @@ def test_run_hands_on_what_was_typed(peftcl, calls):
             KeyboardInterrupt(),
             130,
             "interrupted: the experiences of a run that were finished are on disk, in its output "
-            "folder\n",
+            "folder; peftcl run --resume FOLDER goes on with it\n",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from avalanche_peftcl.report import (
     markdown_report,
     matrix_figure,
     percent,
+    protocol_rules,
     terminal_report,
 )
 
@@ -70,7 +71,28 @@ def test_markdown_shows_numbers_matrix_and_protocol():
     assert "| 1 | a\\|b, c | 8 | 4 |" in text
     assert "mean (0.5, 0.5, 0.5)" in text
     assert "task label at test: not used" in text
+    assert "- images: sha256 unknown of names, sizes and split\n- manifest: none given\n" in text
+    assert "- tested on: unknown images\n" in text
+    assert "- prediction of an image: unknown whether it depends on its minibatch\n" in text
     assert "device name" not in text
+
+
+def test_the_rules_of_the_evaluation_in_words():
+    protocol = {
+        "split_sha256": "12ab",
+        "manifest_sha256": "34cd",
+        "tested_on": "held-out training images",
+        "test_images": 20,
+        "task_label_at_test": True,
+        "batch_independence": "dependent",
+    }
+    assert protocol_rules(protocol) == [
+        ("images", "sha256 12ab of names, sizes and split"),
+        ("manifest", "sha256 34cd, every image compared"),
+        ("tested on", "20 held-out training images"),
+        ("task label at test", "used"),
+        ("prediction of an image", "depends on its minibatch (the strategy says so)"),
+    ]
 
 
 def test_every_line_of_a_markdown_table_has_as_many_cells_as_its_head():

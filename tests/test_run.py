@@ -68,7 +68,9 @@ def done(tmp_path_factory, registry):
 
 
 def test_a_run_leaves_one_folder_with_these_files(done):
-    assert sorted(path.name for path in done.folder.iterdir()) == sorted(record.FILES)
+    assert sorted(path.name for path in done.folder.iterdir()) == sorted(
+        [*record.FILES, record.CHECKPOINTS]
+    )
 
 
 def test_the_record_returned_is_the_one_on_disk(done):

@@ -3,31 +3,57 @@
 from avalanche_peftcl.benchmarks.classic import (
     cifar10,
     cifar100,
-    core50,
     cub200,
+    eurosat,
     fashion_mnist,
     mnist,
+    oxford_pets,
+    svhn,
     tiny_imagenet,
 )
-from avalanche_peftcl.benchmarks.datasets import ImageArray, ImageFiles
+from avalanche_peftcl.benchmarks.contents import Contents, Entry
+from avalanche_peftcl.benchmarks.core50 import core50
+from avalanche_peftcl.benchmarks.datasets import ImageArray, ImageFiles, JoinedImages
 from avalanche_peftcl.benchmarks.digits import digits
+from avalanche_peftcl.benchmarks.five_datasets import five_datasets
 from avalanche_peftcl.benchmarks.image_folder import image_folder
+from avalanche_peftcl.benchmarks.image_list import image_list
+from avalanche_peftcl.benchmarks.manifest import (
+    check_manifest,
+    manifest_sha256,
+    read_manifest,
+    split_sha256,
+    write_manifest,
+)
 from avalanche_peftcl.benchmarks.scenarios import make_benchmark
 from avalanche_peftcl.benchmarks.transforms import eval_transform, train_transform
 
 __all__ = [
+    "Contents",
+    "Entry",
     "ImageArray",
     "ImageFiles",
+    "JoinedImages",
+    "check_manifest",
     "cifar10",
     "cifar100",
     "core50",
     "cub200",
     "digits",
+    "eurosat",
     "eval_transform",
     "fashion_mnist",
+    "five_datasets",
     "image_folder",
+    "image_list",
     "make_benchmark",
+    "manifest_sha256",
     "mnist",
+    "oxford_pets",
+    "read_manifest",
+    "split_sha256",
+    "svhn",
     "tiny_imagenet",
     "train_transform",
+    "write_manifest",
 ]

@@ -1,14 +1,17 @@
-"""Labelled images in memory or in files, as map-style datasets."""
+"""Labelled images in memory or in files, as map-style datasets whose images have names."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from os.path import commonpath
+from pathlib import Path, PurePath
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from avalanche_peftcl.errors import DataError
+from avalanche_peftcl.benchmarks.names import normal, unreadable
+from avalanche_peftcl.models.images import read_image as read_image
 
 
 class LabelledImages(Protocol):
@@ -21,6 +24,20 @@ class LabelledImages(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+@runtime_checkable
+class NamedImages(LabelledImages, Protocol):
+    """Images that a manifest can name and hash without decoding them."""
+
+    def name(self, index: int, /) -> str:
+        """Return the image's name, the same on every machine."""
+
+    def size(self, index: int, /) -> int:
+        """Return the number of bytes of :meth:`content`, at little cost."""
+
+    def content(self, index: int, /) -> bytes:
+        """Return the bytes that make the image what it is."""
 
 
 class ImageArray(Dataset[tuple[np.ndarray, int]]):
@@ -46,6 +63,18 @@ class ImageArray(Dataset[tuple[np.ndarray, int]]):
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.images[index], self.targets[index]
 
+    def name(self, index: int) -> str:
+        """Return the index."""
+        return str(index)
+
+    def size(self, index: int) -> int:
+        """Return the number of bytes of the pixels."""
+        return int(self.images[index].nbytes)
+
+    def content(self, index: int) -> bytes:
+        """Return the pixels, row by row."""
+        return bytes(self.images[index].tobytes())
+
 
 class ImageFiles(Dataset[tuple[Image.Image, int]]):
     """Images in files, one each.
@@ -53,6 +82,7 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
     Args:
         paths: The files.
         targets: The label of each file.
+        root: Folder that names are relative to; ``None``, the deepest that holds all files.
         in_memory: Decode every file now and keep the images, 3 bytes a pixel.
 
     Raises:
@@ -61,9 +91,16 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
     """
 
     def __init__(
-        self, paths: Sequence[Path], targets: Sequence[int], *, in_memory: bool = False
+        self,
+        paths: Sequence[Path],
+        targets: Sequence[int],
+        *,
+        root: PurePath | None = None,
+        in_memory: bool = False,
     ) -> None:
         self.paths = list(paths)
+        folders = [path.parent for path in paths] or [Path()]
+        self.root = Path(commonpath(folders)) if root is None else root
         self.targets = [int(target) for target in targets]
         self._images = [read_image(path) for path in self.paths] if in_memory else None
 
@@ -75,30 +112,75 @@ class ImageFiles(Dataset[tuple[Image.Image, int]]):
         image = read_image(self.paths[index]) if images is None else images[index]
         return image, self.targets[index]
 
+    def name(self, index: int) -> str:
+        """Return the path relative to the root, with forward slashes on every system."""
+        return normal(self.paths[index].relative_to(self.root).as_posix())
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image file as RGB of 8 bits a channel.
+    def size(self, index: int) -> int:
+        """Return the size of the file.
+
+        Raises:
+            DataError: If there is no such file.
+        """
+        try:
+            return self.paths[index].stat().st_size
+        except OSError as error:
+            raise unreadable(self.paths[index], error) from error
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of the file.
+
+        Raises:
+            DataError: If the file cannot be read.
+        """
+        try:
+            return self.paths[index].read_bytes()
+        except OSError as error:
+            raise unreadable(self.paths[index], error) from error
+
+
+class JoinedImages(Dataset[tuple[Any, int]]):
+    """Several data sets as one; the labels of each follow those of the one before.
 
     Args:
-        path: A file of any format that Pillow reads.
+        parts: The data sets by name, in order.
+        n_classes: Number of classes of each.
 
-    Returns:
-        The decoded image.
-
-    Raises:
-        DataError: If the file is missing, cannot be decoded, or has more than 8 bits a channel.
+    Example:
+        >>> one = ImageArray(np.zeros((2, 8, 8), np.uint8), [0, 1])
+        >>> both = JoinedImages({"a": one, "b": one}, n_classes=[2, 2])
+        >>> both.targets, both.name(3)
+        ([0, 1, 2, 3], 'b/1')
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{path} has more than 8 bits a channel (mode {image.mode!r}); "
-                    "convert it to 8 bits"
-                )
-            return image.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:  # every decoder of Pillow raises its own kinds
-        raise DataError(
-            f"{path} cannot be decoded as an image ({error}); replace it or take it out"
-        ) from error
+
+    def __init__(self, parts: Mapping[str, NamedImages], *, n_classes: Sequence[int]) -> None:
+        self.parts = dict(parts)
+        starts = accumulate(n_classes, initial=0)
+        self.targets = [
+            start + int(target)
+            for start, part in zip(starts, self.parts.values(), strict=False)
+            for target in part.targets
+        ]
+        self._places = [(name, i) for name, part in self.parts.items() for i in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        name, i = self._places[index]
+        return self.parts[name][i][0], self.targets[index]
+
+    def name(self, index: int) -> str:
+        """Return the part's name and that of the image in it."""
+        name, i = self._places[index]
+        return f"{name}/{self.parts[name].name(i)}"
+
+    def size(self, index: int) -> int:
+        """Return the size of the image in its part."""
+        name, i = self._places[index]
+        return self.parts[name].size(i)
+
+    def content(self, index: int) -> bytes:
+        """Return the content of the image in its part."""
+        name, i = self._places[index]
+        return self.parts[name].content(i)

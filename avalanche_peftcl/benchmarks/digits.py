@@ -1,5 +1,6 @@
 """Handwritten digits of 8 x 8 pixels that come with scikit-learn: nothing to download."""
 
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -33,6 +34,7 @@ def digits(
     crop_scale: tuple[float, float] = (0.05, 1.0),
     train_per_class: Count | None = None,
     validation_per_class: Annotated[int, Field(ge=0)] = 0,
+    manifest: Path | None = None,
 ) -> CLScenario:
     """Make a benchmark from scikit-learn's digits: 10 classes, 1,437 train and 360 test images.
 
@@ -55,13 +57,14 @@ def digits(
         train_per_class: Train on at most that many images of a class; ``None``, on all.
         validation_per_class: If positive, that many training images of a class replace the test
             images.
+        manifest: File that lists the images; each is compared with it.
 
     Returns:
         The benchmark, see :func:`.scenarios.make_benchmark`.
 
     Raises:
         ConfigError: An option that is out of range or makes no sense in the scenario.
-        DataError: A split that does not divide.
+        DataError: A split that does not divide, images that are not those of the manifest.
 
     Example:
         >>> benchmark = digits(input_config=InputConfig(img_size=16), n_experiences=2)
@@ -105,6 +108,7 @@ def digits(
         crop_scale=crop_scale,
         train_per_class=train_per_class,
         validation_per_class=validation_per_class,
+        manifest=manifest,
     )
 
 

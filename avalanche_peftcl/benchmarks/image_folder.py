@@ -1,24 +1,30 @@
 """Images in folders, one folder a class, with or without domains."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from avalanche.benchmarks import CLScenario
 from pydantic import Field
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from avalanche_peftcl.benchmarks.datasets import ImageFiles
+from avalanche_peftcl.benchmarks.folders import LAYOUT, draw_test, images_in, subfolders
+from avalanche_peftcl.benchmarks.names import normal
 from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
 from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
 
+Part = Literal["train", "test"]
+PARTS: tuple[Part, Part] = ("train", "test")
+
 
 def image_folder(
     *,
     input_config: InputConfig,
     root: Path,
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None,
     scenario: Scenario = "class",
     n_experiences: Count | None = None,
     classes_per_experience: list[Count] | None = None,
@@ -32,6 +38,7 @@ def image_folder(
     train_per_class: Count | None = None,
     validation_per_class: Annotated[int, Field(ge=0)] = 0,
     in_memory: bool = False,
+    manifest: Path | None = None,
 ) -> CLScenario:
     """Make a benchmark from ``root/{train,test}/class/`` or ``root/domain/{train,test}/class/``.
 
@@ -46,6 +53,9 @@ def image_folder(
     Args:
         input_config: What the backbone expects of an image.
         root: The folder.
+        test_share: For data without a split, in ``root/class/`` or ``root/domain/class/``: the
+            share of each class (in each domain) that is the test, drawn by
+            :func:`.folders.draw_test`, the same for every ``seed``.
         scenario: ``"class"``, ``"task"``, ``"domain"`` or ``"online"``, see
             :func:`.scenarios.make_benchmark`, also for the options below.
         n_experiences: Number of experiences with equally many classes; leave it out where each
@@ -66,32 +76,30 @@ def image_folder(
         in_memory: Decode every image at the start and keep it, 3 bytes a pixel: finds a broken
             file at once and saves the decoding in every epoch. Otherwise a broken file is found
             when it is read.
+        manifest: File that lists the images; each is compared with it, which reads them all.
 
     Returns:
         The benchmark, see :func:`.scenarios.make_benchmark`.
 
     Raises:
         ConfigError: An option that is out of range or makes no sense for this folder.
-        DataError: A folder is missing or has no images, a class has no test images, an image
-            cannot be decoded (the message names the file), a split does not divide.
+        DataError: A folder is missing (the message says where to get a known data set) or has no
+            images, a class has no test images, an image cannot be decoded (the message names the
+            file), a split does not divide, images are not those of the manifest.
     """
     root = Path(root)
-    domains = _find_domains(root, domain_order)
+    domains = _find_domains(root, domain_order, split=test_share is None)
     if own_classes is None:
         own_classes = scenario == "task" and domains is not None
     if own_classes and (domains is None or scenario == "domain"):
         reason = f"{root} has no domain folders" if domains is None else "scenario is 'domain'"
         raise ConfigError(f"own_classes=True makes no sense: {reason}; leave it out")
 
-    found = {
-        part: [
-            (d, f"{domain}/{folder.name}" if own_classes else folder.name, path)
-            for d, domain in enumerate(domains or [""])
-            for folder in _subfolders(root / domain / part)
-            for path in _images(folder)
-        ]
-        for part in ("train", "test")
-    }
+    found: dict[str, list[tuple[int, str, Path]]] = {"train": [], "test": []}
+    for d, domain in enumerate(domains or [""]):
+        for part, folder, paths in _class_folders(root / domain, test_share):
+            name = f"{domain}/{normal(folder.name)}" if own_classes else normal(folder.name)
+            found[part] += [(d, name, path) for path in paths]
     cells = {part: {(d, name) for d, name, _ in files} for part, files in found.items()}
     for part, other in (("train", "test"), ("test", "train")):
         if lacking := sorted(cells[other] - cells[part]):
@@ -129,6 +137,7 @@ def image_folder(
         part: ImageFiles(
             [path for _, _, path in files],
             [label[name] for _, name, _ in files],
+            root=root,
             in_memory=in_memory,
         )
         for part, files in found.items()
@@ -151,47 +160,54 @@ def image_folder(
         crop_scale=crop_scale,
         train_per_class=train_per_class,
         validation_per_class=validation_per_class,
+        manifest=manifest,
     )
     if by_domain:
         benchmark.domains = domains
     return benchmark
 
 
-def _find_domains(root: Path, domain_order: list[str] | None) -> list[str] | None:
-    """Return the names of the domain folders in order, or None if there are none."""
-    names = [folder.name for folder in _subfolders(root)]
-    if {"train", "test"} & set(names):
+def _class_folders(
+    root: Path, test_share: float | None
+) -> Iterator[tuple[Part, Path, Sequence[Path]]]:
+    """Yield split, folder and images of each class, classes in order of their names."""
+    if test_share is None:
+        for part in PARTS:
+            for folder in subfolders(root / part):
+                yield part, folder, images_in(folder)
+        return
+    for folder in subfolders(root):
+        split = draw_test(images_in(folder), test_share, what=f"the class folder {folder}")
+        yield from ((part, folder, paths) for part, paths in zip(PARTS, split, strict=True))
+
+
+def _find_domains(root: Path, domain_order: list[str] | None, *, split: bool) -> list[str] | None:
+    """Return the names of the domain folders in order, or None if there are none.
+
+    Args:
+        root: The folder.
+        domain_order: Their order, or ``None`` for that of the names.
+        split: Whether there are folders ``train`` and ``test``.
+    """
+    folders = subfolders(root)
+    if not folders:
+        raise DataError(f"{root} has no folders; expected {LAYOUT}")
+    parts = set(PARTS) & {folder.name for folder in folders + subfolders(folders[0])}
+    if parts and not split:
+        raise ConfigError(
+            f"test_share draws a test split, but {root} has one: there are folders named "
+            f"{' and '.join(sorted(parts))}; leave test_share out"
+        )
+    names = [folder.name for folder in folders]
+    flat = bool(set(PARTS) & set(names)) if split else not subfolders(folders[0])
+    if flat:
         if domain_order is not None:
             raise ConfigError(f"domain_order={domain_order}, but {root} has no domain folders")
         return None
-    if not names:
-        raise DataError(
-            f"{root} has no folders; expected {{train,test}}/class or domain/{{train,test}}/class"
-        )
     if domain_order is None:
         return names
-    if sorted(domain_order) != names:
+    if sorted(domain_order) != sorted(names):
         raise ConfigError(
             f"domain_order={domain_order} does not name each of the domains of {root} once: {names}"
         )
     return domain_order
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(
-            f"no folder {folder}; expected root/{{train,test}}/class or "
-            "root/domain/{train,test}/class"
-        )
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _images(folder: Path) -> list[Path]:
-    paths = sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file() and p.suffix.lower() in IMG_EXTENSIONS and not p.name.startswith(".")
-    )
-    if not paths:
-        raise DataError(f"the class folder {folder} has no images; add some or take it out")
-    return paths

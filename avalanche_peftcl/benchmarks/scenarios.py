@@ -1,6 +1,7 @@
 """From labelled images to an Avalanche benchmark: class-, task-, domain-incremental or online."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,10 +16,20 @@ from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from pydantic import Field
 from torch.utils.data import Dataset
 
+from avalanche_peftcl.benchmarks.contents import Contents
 from avalanche_peftcl.benchmarks.datasets import LabelledImages
+from avalanche_peftcl.benchmarks.labels import (
+    by_arrival,
+    check_experience,
+    check_tested,
+    count_classes,
+    domains_of,
+    labels_of,
+)
+from avalanche_peftcl.benchmarks.manifest import check_manifest
 from avalanche_peftcl.benchmarks.splits import experience_sizes, hold_out, order_classes
 from avalanche_peftcl.benchmarks.transforms import Augment, eval_transform, train_transform
-from avalanche_peftcl.errors import ConfigError, DataError
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import InputConfig
 
 Scenario = Literal["class", "task", "domain", "online"]
@@ -45,6 +56,7 @@ def make_benchmark(
     crop_scale: tuple[float, float] = (0.05, 1.0),
     train_per_class: int | None = None,
     validation_per_class: int = 0,
+    manifest: str | Path | None = None,
 ) -> CLScenario:
     """Make a benchmark from labelled images.
 
@@ -69,7 +81,8 @@ def make_benchmark(
         class_names: Name of each label; ``None`` takes the numbers.
         train_domains: Domain of each training image, from 0 in order of arrival; required by
             scenario ``"domain"``, not used by the others.
-        test_domains: Domain of each test image.
+        test_domains: Domain of each test image. ``None`` in scenario ``"domain"``: the test images
+            belong to no domain, and ``test_stream`` is one experience of them all.
         domain_names: Name of each domain; ``None`` takes the numbers.
         experience_size: Images in a chunk of scenario ``"online"``.
         augment: Augmentation in training, see :func:`.transforms.train_transform`.
@@ -78,16 +91,20 @@ def make_benchmark(
             scenario ``"domain"``: of a class in a domain); ``None``, on all.
         validation_per_class: If positive, that many training images of a class are held out and
             *replace* the test images, for choosing hyper-parameters without seeing them.
+        manifest: File that lists the images, see :mod:`.manifest`; each is compared with it, which
+            reads them all. ``peftcl manifest`` writes it.
 
     Returns:
         An Avalanche benchmark with ``train_stream``, ``test_stream`` and the attributes
         ``class_order`` (the label of each contiguous id), ``class_names`` (in the same order),
-        ``n_classes``, ``scenario`` and ``domains`` (names, or ``None``).
+        ``n_classes``, ``scenario``, ``domains`` (names, or ``None``), ``tested_on``
+        (``"test images"`` or ``"held-out training images"``), ``contents`` (the images it is made
+        of) and ``manifest_sha256`` (or ``None``).
 
     Raises:
         ConfigError: An option that is unknown, out of range, or makes no sense in the scenario.
         DataError: A split that does not divide, a class without training or test images, labels
-            out of range.
+            out of range, images that are not those of the manifest.
 
     Differs:
         From ``nc_benchmark``: uneven splits by a list, no reset of the global generators, test
@@ -110,14 +127,15 @@ def make_benchmark(
         )
     if experience_size < 1:
         raise ConfigError(f"experience_size={experience_size} is not a positive number")
-    train_labels, test_labels = _labels(train, "training"), _labels(test, "test")
-    n_classes = _count_classes(train_labels, test_labels, class_names)
+    train_labels, test_labels = labels_of(train, "training"), labels_of(test, "test")
+    n_classes = count_classes(train_labels, test_labels, class_names)
     names = [str(c) for c in range(n_classes)] if class_names is None else list(class_names)
+    contents = Contents(train, test, names, train_domains, test_domains, domain_names)
 
     if scenario == "domain":
         if classes_per_experience is not None:
             raise ConfigError("scenario='domain' takes no classes_per_experience")
-        train_at, test_at = _domains(train, test, train_domains, test_domains)
+        train_at, test_at = domains_of(train, test, train_domains, test_domains)
         n = int(train_at.max()) + 1
         if n_experiences not in (None, n):
             raise ConfigError(
@@ -125,13 +143,14 @@ def make_benchmark(
                 "experience; leave n_experiences out"
             )
         order = (
-            _by_arrival(train_labels, train_at)
+            by_arrival(train_labels, train_at)
             if class_order is None
             else order_classes(n_classes, seed=seed, class_order=class_order)
         )
         domains = [str(d) for d in range(n)] if domain_names is None else list(domain_names)
         if len(domains) != n:
             raise ConfigError(f"domain_names={domains} does not name each of the {n} domains")
+        check_tested(train_labels, test_labels, names)
     else:
         sizes = experience_sizes(
             n_classes, n_experiences=n_experiences, classes_per_experience=classes_per_experience
@@ -153,6 +172,7 @@ def make_benchmark(
         train_per_class=train_per_class,
         validation_per_class=validation_per_class,
     )
+    one_test = domains is not None and test_domains is None and not validation_per_class
     if validation_per_class:
         test, test_labels, test_at, tested = train, train_labels, train_at, held
     else:
@@ -165,12 +185,18 @@ def make_benchmark(
         "eval": (eval_transform(input_config), None),
     }
     trains, tests = [], []
+    earlier: set[int] | None = None if domains is None else set()
     for e in range(n):
         chosen = np.flatnonzero(keep & (train_at == e)), np.flatnonzero(tested & (test_at == e))
-        _check_experience(e, train_labels[chosen[0]], test_labels[chosen[1]], names)
         t = e if scenario == "task" else 0
         trains.append(_dataset(train, chosen[0], new_id[train_labels], t, groups, "train"))
+        if one_test and e:
+            continue  # the first test experience has all test images
+        seen = train_labels[keep] if one_test else train_labels[chosen[0]]
+        check_experience(e, seen, test_labels[chosen[1]], names, earlier=earlier)
         tests.append(_dataset(test, chosen[1], new_id[test_labels], t, groups, "eval"))
+        if earlier is not None:
+            earlier |= set(seen.tolist())
     benchmark = GenericCLScenario(stream_definitions={"train": (trains,), "test": (tests,)})
     if scenario == "online":
         benchmark = _online(benchmark, experience_size, seed)
@@ -179,6 +205,9 @@ def make_benchmark(
     benchmark.n_classes = n_classes
     benchmark.scenario = scenario
     benchmark.domains = domains
+    benchmark.tested_on = "held-out training images" if validation_per_class else "test images"
+    benchmark.contents = contents
+    benchmark.manifest_sha256 = None if manifest is None else check_manifest(manifest, contents)
     return benchmark
 
 
@@ -236,68 +265,3 @@ def _online(benchmark: GenericCLScenario, experience_size: int, seed: int) -> CL
         chunk.benchmark = online
     online.train_stream.benchmark = online
     return online
-
-
-def _labels(dataset: LabelledImages, kind: str) -> np.ndarray:
-    labels = np.asarray(dataset.targets).astype(int)
-    if len(labels) == 0:
-        raise DataError(f"there are no {kind} images")
-    if len(labels) != len(dataset):
-        raise DataError(f"{len(dataset)} {kind} images have {len(labels)} labels in .targets")
-    return labels
-
-
-def _count_classes(train: np.ndarray, test: np.ndarray, names: Sequence[str] | None) -> int:
-    n_classes = int(train.max()) + 1 if names is None else len(names)
-    labels = np.union1d(train, test)
-    if labels[0] < 0 or labels[-1] >= n_classes:
-        raise DataError(
-            f"labels go from {labels[0]} to {labels[-1]}; number the {n_classes} classes of the "
-            f"training images from 0 to {n_classes - 1}"
-        )
-    missing = sorted(set(range(n_classes)) - set(train.tolist()))
-    if missing:
-        told = missing if names is None else [names[c] for c in missing]
-        raise DataError(f"classes without training images: {told[:10]} ({len(told)} in all)")
-    return n_classes
-
-
-def _domains(
-    train: LabelledImages,
-    test: LabelledImages,
-    train_domains: Sequence[int] | None,
-    test_domains: Sequence[int] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    if train_domains is None or test_domains is None:
-        raise ConfigError(
-            "scenario='domain' needs the domain of each image, which this data does not have; "
-            "use scenario 'class', 'task' or 'online', or give train_domains and test_domains"
-        )
-    train_at, test_at = np.asarray(train_domains, int), np.asarray(test_domains, int)
-    if len(train_at) != len(train) or len(test_at) != len(test):
-        raise DataError("train_domains and test_domains must have one entry for each image")
-    seen, tested = sorted(set(train_at.tolist())), sorted(set(test_at.tolist()))
-    if seen != list(range(len(seen))) or not set(tested) <= set(seen):
-        raise DataError(
-            f"training images of the domains {seen} and test images of the domains {tested}; "
-            "number them from 0 without gaps, the same in both"
-        )
-    return train_at, test_at
-
-
-def _by_arrival(labels: np.ndarray, domains: np.ndarray) -> list[int]:
-    first = {c: int(domains[labels == c].min()) for c in np.unique(labels).tolist()}
-    return sorted(first, key=lambda c: (first[c], c))
-
-
-def _check_experience(
-    experience: int, train: np.ndarray, test: np.ndarray, names: Sequence[str]
-) -> None:
-    seen, tested = set(train.tolist()), set(test.tolist())
-    for kind, classes in (("test", seen - tested), ("training", tested - seen)):
-        if classes:
-            told = [names[c] for c in sorted(classes)]
-            raise DataError(
-                f"experience {experience}: classes without {kind} images: {told[:10]} "
-                f"({len(told)} in all); add images or take the classes out"
-            )

@@ -1,60 +1,16 @@
 """Image transforms that follow from what a backbone expects of its input."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from PIL import Image
 from torchvision import transforms as tv
-from torchvision.transforms.functional import to_pil_image
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.models.images import eval_transform as eval_transform
+from avalanche_peftcl.models.images import interpolation, to_tensor
+from avalanche_peftcl.models.images import to_rgb as to_rgb
 
 Augment = Literal["random_resized_crop", "none"]
-
-
-def to_rgb(image: Any) -> Image.Image:
-    """Return ``image`` as an RGB image of 8 bits a channel.
-
-    Args:
-        image: A PIL image (grey, 1-bit, palette, RGB, ...), a ``uint8`` array ``(H, W)`` or
-            ``(H, W, 3)``, or a tensor ``(3, H, W)``.
-
-    Returns:
-        The PIL image; grey values are repeated in the three channels, transparency is dropped.
-
-    Example:
-        >>> to_rgb(Image.new("1", (2, 3), 1)).getpixel((0, 0))
-        (255, 255, 255)
-    """
-    return (image if isinstance(image, Image.Image) else to_pil_image(image)).convert("RGB")
-
-
-def eval_transform(input_config: InputConfig) -> tv.Compose:
-    """Return the transform for evaluation: resize, central crop, tensor, normalise.
-
-    Args:
-        input_config: What the backbone expects. The shorter side is resized to
-            ``round(img_size / crop_pct)`` pixels; the crop has ``img_size``.
-
-    Returns:
-        A transform from any image that :func:`to_rgb` takes to ``(3, img_size, img_size)``.
-
-    Raises:
-        ConfigError: If the interpolation is neither ``"bicubic"`` nor ``"bilinear"``.
-
-    Example:
-        >>> eval_transform(InputConfig(img_size=8))(Image.new("L", (20, 10))).shape
-        torch.Size([3, 8, 8])
-    """
-    size = round(input_config.img_size / input_config.crop_pct)
-    return tv.Compose(
-        [
-            to_rgb,
-            tv.Resize(size, _interpolation(input_config)),
-            tv.CenterCrop(input_config.img_size),
-            *_to_tensor(input_config),
-        ]
-    )
 
 
 def train_transform(
@@ -98,23 +54,9 @@ def train_transform(
                 input_config.img_size,
                 scale=tuple(crop_scale),
                 ratio=(3 / 4, 4 / 3),
-                interpolation=_interpolation(input_config),
+                interpolation=interpolation(input_config),
             ),
             tv.RandomHorizontalFlip(),
-            *_to_tensor(input_config),
+            *to_tensor(input_config),
         ]
     )
-
-
-def _interpolation(input_config: InputConfig) -> tv.InterpolationMode:
-    if input_config.interpolation not in ("bicubic", "bilinear"):
-        raise ConfigError(
-            f"interpolation={input_config.interpolation!r} is not one of 'bicubic', 'bilinear'"
-        )
-    return tv.InterpolationMode(input_config.interpolation)
-
-
-def _to_tensor(input_config: InputConfig) -> list[Any]:
-    mean, std = input_config.mean, input_config.std
-    plain = not any(mean) and all(value == 1 for value in std)
-    return [tv.ToTensor()] if plain else [tv.ToTensor(), tv.Normalize(mean, std)]

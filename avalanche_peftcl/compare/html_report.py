@@ -30,6 +30,7 @@ from avalanche_peftcl.compare.protocol import protocol_of
 from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
 from avalanche_peftcl.config import dump_config
 
+_FEW = 20  # quoted rows that are shown unfolded
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; form-action 'none'; base-uri 'none'"
@@ -60,6 +61,7 @@ def html_report(comparison: Comparison) -> str:
         "stand in the captions and tables.</p>",
         "<h2>Methods</h2>",
         _table(results),
+        *_quoted(results),
         *_paragraphs(results.notes),
         "<h2>Plots</h2>",
         _legend(comparison.methods),
@@ -146,8 +148,7 @@ def _warnings(comparison: Comparison) -> Iterable[str]:
 
 def _table(sheet: Sheet, *, words: bool = False) -> str:
     head = "".join(f'<th scope="col">{_text(column)}</th>' for column in sheet.columns)
-    rows = [_row(row, "") for row in sheet.rows]
-    rows += [_row(row, ' class="quoted"') for row in sheet.quoted]
+    rows = [_row(row) for row in sheet.rows]
     kind = ' class="words"' if words else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{_text(sheet.title)}">'
@@ -156,10 +157,21 @@ def _table(sheet: Sheet, *, words: bool = False) -> str:
     )
 
 
-def _row(cells: Sequence[str], kind: str) -> str:
+def _row(cells: Sequence[str]) -> str:
     first, *others = map(_text, cells)
     data = "".join(f"<td>{other}</td>" for other in others)
-    return f'<tr{kind}><th scope="row">{first}</th>{data}</tr>'
+    return f'<tr><th scope="row">{first}</th>{data}</tr>'
+
+
+def _quoted(sheet: Sheet) -> Iterable[str]:
+    """Yield the quoted rows as a table of their own, folded if it is long."""
+    if sheet.quoted:
+        state = " open" if len(sheet.quoted) <= _FEW else ""
+        summary = f"{_count(len(sheet.quoted), 'published result')} of this protocol, quoted"
+        quoted = Sheet(f"{sheet.title}, quoted", sheet.columns, sheet.quoted)
+        yield f'<details class="quoted"{state}><summary>{summary}</summary>{_table(quoted)}'
+        yield from _paragraphs(sheet.sources)
+        yield "</details>"
 
 
 def _paragraphs(notes: Iterable[str]) -> Iterable[str]:

@@ -42,7 +42,7 @@ def dataset(metrics: Metrics) -> str:
     benchmark = metrics.config.benchmark
     root = str(benchmark.options.get("root") or "")
     name = benchmark.name.rpartition("/")[2]
-    return folder_name(root) or name if name == "image_folder" else name
+    return folder_name(root) or name if name in ("image_folder", "image_list") else name
 
 
 def folder_name(path: str) -> str:
@@ -53,15 +53,6 @@ def folder_name(path: str) -> str:
         ('cifar10', 'pacs')
     """
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def manifest_hash(metrics: Metrics) -> str | None:
-    """Return the hash of the manifest of the images; ``None`` where none was recorded."""
-    manifest = metrics.protocol.manifest
-    if isinstance(manifest, Mapping):
-        found = manifest.get("sha256")
-        return None if found is None else str(found)
-    return manifest
 
 
 def _classes(metrics: Metrics) -> set[int]:
@@ -80,7 +71,8 @@ _ALWAYS: dict[str, Callable[[Metrics], Any]] = {
     "classes": lambda m: len(_classes(m)),
     "training images": lambda m: sum(_images(m, "train_images")),
     "test images": lambda m: sum(_images(m, "test_images")),
-    "hash of the manifest": manifest_hash,
+    "hash of the split": lambda m: m.protocol.split_sha256,
+    "hash of the manifest": lambda m: m.protocol.manifest_sha256,
     "weights of the backbone": lambda m: m.weights_sha256,
     "normalisation": lambda m: m.protocol.normalisation,
     "task label at test": lambda m: "used" if m.protocol.task_label_at_test else "not used",
@@ -93,7 +85,8 @@ _SEEDED: dict[str, Callable[[Metrics], Any]] = {
     "training images of each experience": lambda m: _images(m, "train_images"),
     "test images of each experience": lambda m: _images(m, "test_images"),
 }
-_STREAM = ("data set", "scenario", "experiences", "hash of the manifest")  # what pairs must share
+# what pairs must share
+_STREAM = ("data set", "scenario", "experiences", "hash of the split", "hash of the manifest")
 
 
 def protocol_of(run: Run) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class Protocol(_Part):
     normalisation: dict[str, Any]
     experiences: list[Experience]
     task_label_at_test: bool
-    manifest: str | dict[str, Any] | None = None
+    split_sha256: str | None = None
+    manifest_sha256: str | None = None
 
 
 class Progress(_Part):

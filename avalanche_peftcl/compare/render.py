@@ -24,7 +24,6 @@ _COLUMNS = (
     "confidence_half_width",
     "note",
 )
-QUOTED = "quoted, not measured here"
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -50,7 +49,7 @@ def terminal_tables(comparison: Comparison) -> RenderableType:
             table.add_section()
             for row in sheet.quoted:
                 table.add_row(*map(Text, row), style="italic")
-        parts += [table, *map(Text, sheet.notes), Text("")]
+        parts += [table, *map(Text, (*sheet.notes, *sheet.sources)), Text("")]
     return Group(*parts, *map(Text, left_out_lines(comparison)))
 
 
@@ -67,7 +66,7 @@ def markdown_tables(comparison: Comparison) -> str:
             _markdown_line([":---", *["---:"] * (len(sheet.columns) - 1)]),
             *map(_markdown_line, rows),
             "",
-            *(line for note in sheet.notes for line in (_star(note), "")),
+            *(line for note in (*sheet.notes, *sheet.sources) for line in (_star(note), "")),
         ]
     left = left_out_lines(comparison)
     if left:
@@ -93,11 +92,11 @@ def latex_tables(comparison: Comparison) -> str:
             span = len(sheet.columns)
             lines += [
                 r"\midrule",
-                rf"\multicolumn{{{span}}}{{l}}{{\emph{{{QUOTED}}}}} \\",
+                rf"\multicolumn{{{span}}}{{l}}{{\emph{{quoted, not measured here}}}} \\",
                 *map(_latex_line, sheet.quoted),
             ]
         lines += [r"\bottomrule", r"\end{tabular}"]
-        lines += [rf"\par\footnotesize {_latex(note)}" for note in sheet.notes]
+        lines += [rf"\par\footnotesize {_latex(note)}" for note in (*sheet.notes, *sheet.sources)]
         lines += [r"\end{table}", ""]
     lines += [f"% left out: {' '.join(line.split())}" for line in left_out_lines(comparison)]
     return "\n".join(lines) + "\n"

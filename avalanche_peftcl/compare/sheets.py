@@ -8,6 +8,7 @@ from avalanche_peftcl.compare.methods import QUANTITIES, Method, Quantity
 from avalanche_peftcl.compare.published import Quoted
 from avalanche_peftcl.compare.statistics import Estimate
 
+QUOTED = "quoted"  # in the place of the number of seeds
 _TIMES = ((3 * 3600.0, 3600.0, "h"), (180.0, 60.0, "min"), (0.0, 1.0, "s"))  # from, divisor, unit
 
 
@@ -21,6 +22,7 @@ class Sheet:
         rows: As many cells as columns.
         quoted: Further rows, quoted from others.
         notes: Lines below the table.
+        sources: Lines that say where the quoted rows come from.
     """
 
     title: str
@@ -28,6 +30,7 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
     quoted: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,9 @@ def results_sheet(comparison: Comparison) -> Sheet:
         )
         for method in comparison.methods
     )
-    quoted, notes = _quoted_rows(comparison.quoted or (), scales)
-    return Sheet(
-        "Methods", columns, rows, quoted, (*_result_notes(comparison), *notes, *_notes(comparison))
-    )
+    quoted, sources = _quoted_rows(comparison.quoted or (), scales)
+    notes = (*_result_notes(comparison), *_notes(comparison))
+    return Sheet("Methods", columns, rows, quoted, notes, sources)
 
 
 def pairs_sheet(comparison: Comparison) -> Sheet:
@@ -188,29 +190,37 @@ def _notes(comparison: Comparison) -> list[str]:
 
 def _quoted_rows(
     quoted: Sequence[Quoted], scales: dict[Quantity, Scale]
-) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
-    """Return a row a quoted method, and notes with sources and definitions."""
-    marks: dict[str, str] = {}
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """Return a row a quoted method, and a note a table with its source and definitions."""
+    tables: dict[str, list[Quoted]] = {}
+    for one in quoted:
+        tables.setdefault(one.table.id, []).append(one)
+    marks = {table: f"[{mark}]" for mark, table in enumerate(tables, start=1)}
     rows = []
     for one in quoted:
-        table = one.table
-        about = [f"{table.paper}, {table.place}"]
-        about += [table.reference] if table.reference else []
-        about += [f"read from {table.read_from}"]
-        about += [", ".join(filter(None, (table.backbone, table.weights)))] * bool(table.backbone)
-        about += [f"class order {table.class_order}"] * bool(table.class_order)
-        source = ". ".join(about) + "."
-        source += f" ± is the {table.spread}." if table.spread else " No spread is stated."
-        for definition in one.definitions.values():
-            source += f" {definition.name}: {definition.definition}."
-        source += f" {table.note}" if table.note else ""
-        mark = marks.setdefault(source, str(len(marks) + 1))
         cells = []
         for quantity, scale in scales.items():
             value, spread = one.values.get(quantity.key, (None, None))
-            digits = Scale(scale.factor, scale.unit, 2)
-            text = digits.number(value)
-            cells.append(text if spread is None else f"{text} ± {digits.number(spread)}")
-        rows.append((f"{one.method} [{mark}]", "-", *cells))
-    notes = [f"[{mark}] Quoted, not measured here: {source}" for source, mark in marks.items()]
-    return tuple(rows), notes
+            fine = Scale(scale.factor, scale.unit, 2)
+            text = fine.number(value)
+            cells.append(text if spread is None else f"{text} ± {fine.number(spread)}")
+        rows.append((f"{one.method} {marks[one.table.id]}", QUOTED, *cells))
+    sources = tuple(f"{marks[key]} {_source(those)}" for key, those in tables.items())
+    return tuple(rows), sources
+
+
+def _source(quoted: Sequence[Quoted]) -> str:
+    """Say where the numbers of one table were read and what they are."""
+    table = quoted[0].table
+    definitions = {d.name: d.definition for one in quoted for d in one.definitions.values()}
+    said = [
+        f"Quoted, not measured here: {table.paper}, {table.place}",
+        table.reference,
+        f"Read from {table.read_from}",
+        ", ".join(filter(None, (table.backbone, table.weights))),
+        table.class_order and f"Class order: {table.class_order}",
+        f"± is the {table.spread}" if table.spread else "No spread is stated",
+        *(f"{name}: {definition}" for name, definition in definitions.items()),
+    ]
+    text = ". ".join(part for part in said if part) + "."
+    return f"{text} {table.note}" if table.note else text

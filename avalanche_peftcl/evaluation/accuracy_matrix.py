@@ -1,6 +1,7 @@
 """One accuracy matrix per run, and every number that follows from it."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,6 +60,20 @@ class AccuracyMatrix(PluginMetric[Summary]):
         self._correct: Tensor | int = 0
         self._total = 0
         self._recorded = False  # anything, since before_eval
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is recorded."""
+        return {
+            "matrix": self.matrix,
+            "counts": self.counts,
+            "baseline": self.baseline,
+            "row": self._row,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.matrix, self.counts = state["matrix"].clone(), state["counts"].clone()
+        self.baseline, self._row = state["baseline"].clone(), state["row"]
 
     def record(self, row: int | None, column: int, *, correct: int, total: int) -> None:
         """Enter the result on one test experience.

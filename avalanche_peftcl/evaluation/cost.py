@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,11 +37,42 @@ class CostMetric(PluginMetric[Summary]):
         self._trainable = self._total = self._stored = 0
         self._forward_passes = 1
         self._peak: int | None = None
+        self._earlier_peak = 0  # of a process that this run goes on from
         self._training: dict[int, float] = {}
         self._evaluation: dict[int, float] = {}
         self._row: int | None = None  # of the experience last trained
         self._running: list[tuple[dict[int, float], int]] = []  # innermost last
         self._mark = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cost so far, the time since the last reading included."""
+        training, evaluation = dict(self._training), dict(self._evaluation)
+        if self._running:
+            seconds, row = self._running[-1]
+            copy = training if seconds is self._training else evaluation
+            copy[row] = copy.get(row, 0.0) + time.perf_counter() - self._mark
+        return {
+            "trainable": self._trainable,
+            "total": self._total,
+            "stored": self._stored,
+            "forward_passes": self._forward_passes,
+            "peak": self._peak,
+            "training": training,
+            "evaluation": evaluation,
+            "row": self._row,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned; a running clock starts again from here."""
+        self._trainable, self._total = state["trainable"], state["total"]
+        self._stored, self._forward_passes = state["stored"], state["forward_passes"]
+        self._peak, self._earlier_peak = state["peak"], state["peak"] or 0
+        self._row = state["row"]
+        # the clocks that run refer to these two
+        for kept, saved in ((self._training, "training"), (self._evaluation, "evaluation")):
+            kept.clear()
+            kept.update(state[saved])
+        self._mark = time.perf_counter()
 
     def summary(self) -> Summary:
         """Return the cost so far.
@@ -146,7 +178,8 @@ class CostMetric(PluginMetric[Summary]):
         self._total = sum(p.numel() for p in strategy.model.parameters())
         self._stored = stored_floats(strategy)
         self._forward_passes = int(getattr(strategy.model, "forward_passes", 1))
-        self._peak = peak_memory_bytes(strategy.device)
+        peak = peak_memory_bytes(strategy.device)
+        self._peak = None if peak is None else max(peak, self._earlier_peak)
 
 
 def cost_metrics() -> CostMetric:

@@ -4,6 +4,7 @@ from avalanche_peftcl.models.adapter import Adapter, AdapterBranch
 from avalanche_peftcl.models.attention_adapter import AttentionAdapter, AttentionAdapterBranch
 from avalanche_peftcl.models.backbone import Backbone, InputConfig, create_backbone
 from avalanche_peftcl.models.branch import Branch, forward_branches, forward_tokens
+from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
 from avalanche_peftcl.models.glyph import vit_glyph
 from avalanche_peftcl.models.heads import ClassRows, CosineHead, LinearHead, PrototypeHead
 from avalanche_peftcl.models.injection import TunedBranch
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionAdapterBranch",
     "Backbone",
     "Branch",
+    "BuildSpec",
     "ClassRows",
     "CosineHead",
     "Fusion",
@@ -44,6 +46,8 @@ __all__ = [
     "TunedBranch",
     "Views",
     "create_backbone",
+    "export_spec",
+    "exportable",
     "forward_branches",
     "forward_tokens",
     "linear_sites",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
+from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.sites import ProjectionSite, linear_sites
 
 
@@ -95,6 +96,7 @@ class AdapterBranch(Branch):
         return hidden + backbone.feed(index, hidden) + added
 
 
+@exportable
 def build_adapters(
     *,
     backbone: Backbone,

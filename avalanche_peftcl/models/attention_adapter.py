@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.blocks import choose_blocks
 from avalanche_peftcl.models.branch import Branch
+from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.sites import ProjectionSite, column, linear_sites
 
 
@@ -121,6 +122,7 @@ class AttentionAdapterBranch(Branch):
         return hidden + added
 
 
+@exportable
 def build_attention_adapters(
     *,
     backbone: Backbone,

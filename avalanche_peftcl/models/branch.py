@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbone import Backbone
+from avalanche_peftcl.models.exportable import exportable
 
 
 class Branch(nn.Module):
@@ -141,6 +142,7 @@ def _forward(
     return results
 
 
+@exportable
 def build_frozen(*, backbone: Backbone) -> Branch:
     """Build a pass that leaves ``backbone`` as it is: the head alone trains (linear probing)."""
     return Branch()

@@ -66,6 +66,14 @@ class ClassRows(Growing):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def get_extra_state(self) -> Tensor:
+        """Return the number of columns, which goes into the state dict."""
+        return torch.tensor(self.num_outputs)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the number of columns."""
+        self.num_outputs = int(state)
+
     @property
     def task_labels(self) -> list[int]:
         """The task labels seen, sorted."""

@@ -16,6 +16,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.blocks import choose_blocks
 from avalanche_peftcl.models.branch import Branch
+from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.sites import ProjectionSite
 from avalanche_peftcl.models.tuner_sites import tuner_sites
 
@@ -184,6 +185,7 @@ class TunedBranch(Branch):
             )
 
 
+@exportable
 def build_peft_tuner(
     *,
     backbone: Backbone,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.blocks import choose_blocks
+from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.injection import TunedBranch, layer_names
 from avalanche_peftcl.models.sites import ProjectionSite, column
 from avalanche_peftcl.models.tuner_sites import ADAPTER
@@ -75,6 +76,7 @@ class LoRABranch(TunedBranch):
             yield ProjectionSite("", scale, layer, view=column, features=length)
 
 
+@exportable
 def build_lora(
     *,
     backbone: Backbone,

@@ -16,6 +16,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.adapter import AdapterBranch
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch, forward_branches
+from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads import ClassRows, CosineHead, PrototypeHead
 from avalanche_peftcl.models.prompt import PatchPromptBranch
 
@@ -69,6 +70,7 @@ class ReleasedFusion(Fusion):
         self.key = nn.Linear(dim, dim)
 
 
+@exportable
 class NTKCLModel(nn.Module):
     r"""NTK-CL's network on a frozen backbone.
 

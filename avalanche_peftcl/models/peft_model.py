@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch, forward_branches
+from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads import ClassRows, LinearHead, PrototypeHead
 
 
+@exportable
 class PEFTModel(nn.Module):
     """A frozen backbone, one :class:`Branch` through it, and a linear head.
 
@@ -52,6 +54,7 @@ class PEFTModel(nn.Module):
         return self.classes.scatter(self.classify(self.embed(images)), task_labels)
 
 
+@exportable
 class PrototypeModel(nn.Module):
     """A frozen backbone and the mean feature of each class; nothing trains.
 

@@ -13,6 +13,7 @@ from avalanche_peftcl.models.attention import is_plain, split_heads
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.blocks import choose_blocks
 from avalanche_peftcl.models.branch import Branch
+from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.sites import Probe, ProjectionSite, heads_of_keys, heads_of_values
 
 Against = Literal["queries", "inputs"]
@@ -216,6 +217,7 @@ class PrefixBranch(ExtendingBranch):
         )
 
 
+@exportable
 def build_prefix(
     *,
     backbone: Backbone,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
+from avalanche_peftcl.models.exportable import exportable
 
 Init = Literal["kaiming", "zeros"]
 
@@ -117,6 +118,7 @@ class PatchPromptBranch(Branch):
         return torch.cat([tokens[:, : self.prefix], prompts, tokens[:, self.prefix :]], dim=1)
 
 
+@exportable
 def build_patch_prompts(
     *,
     backbone: Backbone,

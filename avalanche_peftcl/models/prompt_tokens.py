@@ -13,6 +13,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.attention import split_heads
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.blocks import choose_blocks
+from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.prefix import (
     Against,
     ExtendingBranch,
@@ -161,6 +162,7 @@ class PromptBranch(ExtendingBranch):
         )
 
 
+@exportable
 def build_prompt(
     *,
     backbone: Backbone,

@@ -8,8 +8,13 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_peftcl.models import Backbone
+from avalanche_peftcl.export import not_exported
+from avalanche_peftcl.exported import rebuild
+from avalanche_peftcl.models import Backbone, export_spec
+from avalanche_peftcl.packing import pack, unpack
 from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark
+from avalanche_peftcl.training.rng import random_state, set_random_state
+from avalanche_peftcl.training.state import StrategyState
 
 SCENARIOS = ("class", "task", "domain", "online")
 
@@ -103,6 +108,37 @@ class StrategyContract:
                 p.add_(1.0)
         model.load_state_dict(saved)
         assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
+
+    def test_exported_network_predicts_the_same(self) -> None:
+        """A network built again as it says, with the trained weights, gives the same logits."""
+        strategy, benchmark = self.train(self.scenarios[0])
+        model = strategy.model.eval()
+        if (reason := not_exported(model)) is not None:
+            pytest.skip(f"the network cannot be exported: {reason}")
+        again = rebuild(export_spec(model).to_json(), toy_backbone()).eval()
+        again.load_state_dict(model.state_dict())
+        images = torch.stack([benchmark.test_stream[0].dataset[i][0] for i in range(4)])
+        tasks = torch.zeros(4, dtype=torch.long)  # the task label of the first experience
+        torch.testing.assert_close(again(images, tasks), model(images, tasks))
+
+    def test_goes_on_from_its_state(self) -> None:
+        """A new strategy with the old one's state trains on to the same weights, bit for bit."""
+        strategy, benchmark = self.train(self.scenarios[0])
+        keeper = StrategyState(strategy, frozen=[strategy.model.backbone])
+        if problems := keeper.obstacles():
+            pytest.skip(f"runs of the method cannot be resumed: {'; '.join(problems)}")
+        stream, cpu = list(benchmark.train_stream), torch.device("cpu")
+        done = stream[: strategy.clock.train_exp_counter]
+        held = pack([keeper.save(trained=done), random_state(cpu)])
+        new = self.create_strategy(toy_backbone(), plugins=(), evaluator=EvaluationPlugin())
+        state, random = unpack(*held)
+        StrategyState(new, frozen=[new.model.backbone]).load(state, trained=done, tested=[])
+        ends = []
+        for each in (strategy, new):
+            set_random_state(random, cpu)
+            each.train(stream[len(done)])
+            ends.append(each.model.state_dict())
+        assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
     def test_prediction_is_independent_of_the_minibatch(self) -> None:
         """An image is predicted alike alone, among others, and in another order."""

@@ -6,7 +6,7 @@ next one the head trains alone first, then with the PEFT module under ``dW' = dW
 of ``p`` (giving ``q``), and both are merged: ``(1 - b) p + b q`` with ``b = 1 / (t + a)``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -166,6 +166,7 @@ class PEGP(PEFTTemplate):
         if self.projection is not None:
             self._own.append(self.projection)
         self.n_experiences_done = 0
+        self._old: list[Tensor] = []  # the values from which the second stage will start
         self._anchor: list[Tensor] | None = None  # the first stage's result, during the second
         self._distance: Tensor | None = None
         super().__init__(
@@ -213,22 +214,40 @@ class PEGP(PEFTTemplate):
             loss = self.local_loss(self.model.classify(self.mb_features[-1]))
             return loss if self._distance is None else loss + self._distance
 
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the strategy itself remembers; never asked for in the second stage.
+
+        A run that is stopped there goes on from the last checkpoint of the first stage.
+        """
+        own = {"n_experiences_done": self.n_experiences_done, "old": list(self._old)}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self.n_experiences_done = state["n_experiences_done"]
+        self._old = list(state["old"])
+
     # --- the second stage ----------------------------------------------------------------------
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         """Train on one experience, then once more without projection, and merge."""
         online = hasattr(experience, "access_task_boundaries")
         merges = bool(self.merge_epochs and self.n_experiences_done and not online)
-        old = [p.detach().clone() for p in self._tuned()] if merges else []
+        self._old = [p.detach().clone() for p in self._tuned()] if merges else []
         super()._train_exp(experience, eval_streams, **kwargs)
         if merges:
-            self._second_stage(old, **kwargs)
+            with self.cursor.pause():
+                self._second_stage(**kwargs)
         self.n_experiences_done += ends_experience(experience)
 
-    def _second_stage(self, old: list[Tensor], **kwargs: Any) -> None:
+    def _second_stage(self, **kwargs: Any) -> None:
         self._head_only.release()
         projected = [p.detach().clone() for p in self._tuned()]
-        self._exchange(old)
+        self._exchange(self._old)
+        self._old = []
         self.make_optimizer(reset_optimizer_state=True)
         self._anchor = projected
         self._stop_training = False  # a stop of the first stage is none of the second

@@ -1,6 +1,6 @@
 """What every strategy here needs from Avalanche and does not get."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -11,7 +11,9 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models.device import check_device as check_device
 from avalanche_peftcl.training.classes import class_pairs, whole_experience
+from avalanche_peftcl.training.cursor import Cursor
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
@@ -78,6 +80,7 @@ class PEFTTemplate(SupervisedTemplate):
             peval_mode=peval_mode,
         )
         self.optimized_param_id: dict[str, nn.Parameter] | None
+        self._stop_training: bool
         self.max_grad_norm = max_grad_norm
         self.accumulation_steps = accumulation_steps
         self.mixed_precision: MixedPrecision = mixed_precision
@@ -91,6 +94,8 @@ class PEFTTemplate(SupervisedTemplate):
         """Weight of the current minibatch's loss in its step, 1 unless steps are accumulated."""
         self.current_rows: list[int] = []
         """Head rows of the classes in the current training experience."""
+        self.cursor = Cursor(self.device)
+        """Hands out the minibatches, and knows the way back into an experience."""
 
     # --- model and optimizer -------------------------------------------------------------------
 
@@ -191,10 +196,20 @@ class PEFTTemplate(SupervisedTemplate):
 
     # --- one step ------------------------------------------------------------------------------
 
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        """Run the host's epochs, or those that are left where a run goes on."""
+        for _ in self.cursor.epochs(self.train_epochs):
+            self._before_training_epoch(**kwargs)
+            if self._stop_training:
+                self._stop_training = False
+                break
+            self.training_epoch(**kwargs)
+            self._after_training_epoch(**kwargs)
+
     def training_epoch(self, **kwargs: Any) -> None:
         """Run the host's epoch; a step is taken each ``accumulation_steps`` minibatches."""
         n_batches = len(self.dataloader)
-        for i, minibatch in enumerate(self.dataloader):
+        for i, minibatch in self.cursor.minibatches(self.dataloader):
             if self._stop_training:
                 break
             self.mbatch = minibatch
@@ -213,12 +228,14 @@ class PEFTTemplate(SupervisedTemplate):
             self.loss_share = 1 / size
             self.backward()
             self._after_backward(**kwargs)
-            if i == first + size - 1:
+            stepped = i == first + size - 1
+            if stepped:
                 self._scaler.unscale_(self.optimizer)
                 self._before_update(**kwargs)
                 self.optimizer_step()
                 self._after_update(**kwargs)
             self._after_training_iteration(**kwargs)
+            self.cursor.advance(i + 1, stepped=stepped)
 
     def backward(self) -> None:
         """Add this minibatch's share to the gradient."""
@@ -233,6 +250,30 @@ class PEFTTemplate(SupervisedTemplate):
         self._scaler.step(self.optimizer)
         self._scaler.update()
 
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the strategy itself remembers.
+
+        Model, optimizer and plugins are taken down beside it, see :class:`.StrategyState`. A
+        subclass that remembers more adds it here and in :meth:`load_state_dict`.
+
+        Returns:
+            Mappings, lists, tuples, sets, numbers, text, ``None`` and tensors.
+        """
+        return {
+            "current_rows": list(self.current_rows),
+            "scaler": self._scaler.state_dict(),
+            "stop": self._stop_training,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.current_rows = list(state["current_rows"])
+        self._stop_training = state["stop"]
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self.mb_features, self.mb_rows = (), None
@@ -240,23 +281,3 @@ class PEFTTemplate(SupervisedTemplate):
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
         self.mb_features, self.mb_rows = (), None
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """Return ``device`` if it is there.
-
-    Raises:
-        ConfigError: If it is not; the message lists those that are.
-
-    Example:
-        >>> check_device("cpu")
-        device(type='cpu')
-    """
-    there = ["cpu"]
-    if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    if str(device) not in there:
-        raise ConfigError(f"there is no device {str(device)!r} here; there is: {', '.join(there)}")
-    return torch.device(device)

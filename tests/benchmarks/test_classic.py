@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from avalanche_peftcl.benchmarks import classic
+from avalanche_peftcl import benchmarks
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
 
-NAMES = ["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "cub200", "core50"]
+NAMES = ["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "tiny_imagenet", "cub200"]
+NAMES += ["oxford_pets", "eurosat"]
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -45,6 +47,14 @@ def write_cifar(root: Path, dataset: Any, n_classes: int, key: str, names_key: s
     (folder / dataset.meta["filename"]).write_bytes(pickle.dumps(meta))
 
 
+def write_svhn(root: Path) -> None:
+    for part, count in (("train", 20), ("test", 10)):
+        labels = np.arange(1, count + 1) % 10  # the digit 0 has the label 10
+        grey = np.broadcast_to(labels * 20, (32, 32, 3, count)) + np.array([1, 0, -1])[:, None]
+        content = {"X": grey.clip(0).astype(np.uint8), "y": np.where(labels, labels, 10)[:, None]}
+        savemat(root / f"{part}_32x32.mat", content)
+
+
 def save_grey(path: Path, value: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (9, 9), (value,) * 3).save(path)
@@ -63,7 +73,7 @@ def read_labels(benchmark: Any, scale: float) -> None:
 def build(tmp_path: Path, input_config: InputConfig) -> Callable[..., Any]:
     def build(name: str, **options: Any) -> Any:
         options = {"root": tmp_path, "download": False, "augment": "none"} | options
-        return getattr(classic, name)(input_config=input_config, **options)
+        return getattr(benchmarks, name)(input_config=input_config, **options)
 
     return build
 
@@ -147,26 +157,53 @@ def test_cub200_files(build: Any, tmp_path: Path) -> None:
     read_labels(benchmark, 1)
 
 
-def test_core50_files(build: Any, tmp_path: Path) -> None:
-    paths = [f"s{s}/o{o + 1}/C_{s:02}_{o + 1:02}.png" for s in range(1, 10) for o in range(50)]
-    for i, path in enumerate(paths):
-        save_grey(tmp_path / "core50_128x128" / path, i % 50)
-    for folder in ("batches_filelists", "NIC_v2_79_cat"):
-        (tmp_path / folder).mkdir()
-    batches = [list(range(50 * s, 50 * s + 50)) for s in range(9)]  # the last is the test
-    files = {
-        "paths": paths,
-        "labels": {"ni": [[[i % 50 for i in batch] for batch in batches]]},
-        "LUP": {"ni": [batches]},
-        "labels2names": {},
-    }
-    for name, content in files.items():
-        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content))
-    benchmark = build("core50")
-    assert [len(e.dataset) for e in benchmark.train_stream] == [40] * 10
-    assert [len(e.dataset) for e in benchmark.test_stream] == [5] * 10
-    assert benchmark.class_names == [f"o{c + 1}" for c in benchmark.class_order]
-    read_labels(benchmark, 1)
+def test_oxford_pets_files(build: Any, tmp_path: Path) -> None:
+    root = tmp_path / "oxford-iiit-pet"
+    (root / "annotations").mkdir(parents=True)
+    breeds = [f"breed_{c:02}" for c in reversed(range(37))]  # labels are not sorted by name
+    for part, count in (("trainval", 2), ("test", 1)):
+        rows = ""
+        for c, breed in enumerate(breeds):
+            for i in range(count):
+                save_grey(root / "images" / f"{breed}_{part}{i}.jpg", 3 * c)
+                rows += f"{breed}_{part}{i} {c + 1} 1 1\n"
+        (root / "annotations" / f"{part}.txt").write_text(rows)
+    benchmark = build("oxford_pets")
+    assert [len(e.dataset) for e in benchmark.train_stream] == [14, 10, 10, 10, 10, 10, 10]
+    assert [len(e.dataset) for e in benchmark.test_stream] == [7, 5, 5, 5, 5, 5, 5]
+    assert benchmark.class_names == [f"Breed {36 - c:02}" for c in benchmark.class_order]
+    names = [e.path for e in benchmark.contents.entries(hashed=False)]
+    assert names[0] == "oxford-iiit-pet/images/breed_36_trainval0.jpg"
+    read_labels(benchmark, 3)
+
+
+def test_eurosat_files_are_split_in_the_same_way_for_every_seed(build: Any, tmp_path: Path) -> None:
+    kinds = [f"Kind{c}" for c in range(10)]
+    for c, kind in enumerate(kinds):
+        for i in range(10):
+            save_grey(tmp_path / "eurosat" / "2750" / kind / f"{kind}_{i}.jpg", 20 * c)
+    benchmark = build("eurosat")
+    assert [len(e.dataset) for e in benchmark.train_stream] == [16] * 5
+    assert [len(e.dataset) for e in benchmark.test_stream] == [4] * 5
+    assert benchmark.class_names == [kinds[c] for c in benchmark.class_order]
+    read_labels(benchmark, 20)
+    expected = np.random.RandomState(0).permutation(10)[8:]
+    tested = {e.path for e in benchmark.contents.entries(hashed=False) if e.split == "test"}
+    assert tested == {f"eurosat/2750/{kind}/{kind}_{i}.jpg" for kind in kinds for i in expected}
+    other = build("eurosat", seed=7).contents
+    assert list(other.entries(hashed=False)) == list(benchmark.contents.entries(hashed=False))
+
+
+def test_svhn_files(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *_: True)
+    write_svhn(tmp_path)
+    benchmark = build("svhn")
+    assert [len(e.dataset) for e in benchmark.train_stream] == [4] * 5
+    assert benchmark.class_names == [str(c) for c in benchmark.class_order]
+    read_labels(benchmark, 20)
+    pixels = benchmark.contents.train.images
+    assert pixels.shape == (20, 32, 32, 3)
+    assert pixels[0, 0, 0].tolist() == [21, 20, 19]  # red, green, blue
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -204,11 +241,11 @@ def test_domains_are_refused(build: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_signature_is_the_schema(name: str) -> None:
-    builder = getattr(classic, name)
+    builder = getattr(benchmarks, name)
     parameters = inspect.signature(builder).parameters
     assert builder.__name__ == name
     assert builder.__doc__.startswith("Make a benchmark from ")
     assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
     assert [p for p in parameters if f"    {p}: " not in builder.__doc__] == []
-    expected = "none" if "mnist" in name else "random_resized_crop"
+    expected = "none" if name in ("mnist", "fashion_mnist", "svhn") else "random_resized_crop"
     assert parameters["augment"].default == expected

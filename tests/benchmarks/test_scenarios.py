@@ -100,6 +100,29 @@ def test_a_domain_may_lack_a_class(
     assert [e.classes_in_this_experience for e in benchmark.train_stream] == [[0, 1], [0, 1, 2]]
 
 
+def test_test_images_without_domains_are_one_experience(build: Any) -> None:
+    benchmark = build(scenario="domain", test_domains=None)
+    assert [len(e.dataset) for e in benchmark.train_stream] == [6, 6, 6]
+    assert [len(e.dataset) for e in benchmark.test_stream] == [18]
+    assert original_labels(benchmark.test_stream[0].dataset) == LABELS
+    assert benchmark.domains == ["0", "1", "2"]
+
+
+def test_held_out_images_have_domains(
+    constant_images: Callable[..., ImageArray], input_config: InputConfig
+) -> None:
+    benchmark = make_benchmark(
+        constant_images([0, 1] * 4),
+        constant_images([0, 1]),
+        input_config=input_config,
+        scenario="domain",
+        train_domains=[0] * 4 + [1] * 4,
+        validation_per_class=1,
+    )
+    assert [len(e.dataset) for e in benchmark.train_stream] == [2, 2]
+    assert [len(e.dataset) for e in benchmark.test_stream] == [2, 2]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])  # six images an experience
 def test_online_chunks_cover_their_experience(build: Any, size: int) -> None:
     benchmark = build(scenario="online", experience_size=size)

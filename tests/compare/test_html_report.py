@@ -160,6 +160,23 @@ def test_what_was_left_out_forced_and_quoted_is_told(study, write):
     assert "1 run left out, see " in notes
 
 
+def test_quoted_results_stand_in_a_table_of_their_own(write, tmp_path):
+    stream = {"config.benchmark": {"name": "kvasir"}, "experiences.total": 4}
+    experience = {"classes": [0, 1], "class_names": ["a", "b"], "train_images": 9, "test_images": 9}
+    stream |= {"protocol.experiences": [experience] * 4}
+    stream |= {"accuracy.accuracy_curve": [0.5] * 4, "accuracy_matrix": [[0.5] * 4] * 4}
+    write("a", changes=stream)
+    page = Page(html_report(compare_runs([tmp_path], published=True)))
+    assert page.wrong == []
+    assert page.texts["summary"][0] == "8 published results of this protocol, quoted"
+    (details,) = page.all("details", **{"class": "quoted"})
+    assert "open" in details  # few
+    assert page.texts["th"].count("NTK-CL [1]") == 1
+    assert page.texts["td"].count("quoted") == 8
+    assert any("Read from figures/table3.png" in text for text in page.texts["p"])
+    assert "NTK-CL" not in "".join(page.texts["script"][:1])  # no plot, no test
+
+
 def test_nothing_of_a_record_becomes_part_of_the_page(write, tmp_path):
     evil = {"name": "x", "note": EVIL[:39]}
     names = {f"protocol.experiences.{t}.class_names": [EVIL, "&amp;"] for t in range(3)}
@@ -210,8 +227,8 @@ def test_curves_have_a_band_where_there_are_seeds(comparison):
 
 def test_matrices_are_the_mean_over_the_seeds(comparison):
     heat, cells = matrix_plot(comparison, comparison.methods[0]).figure.data
-    assert heat.z[0] == (pytest.approx(81.67), None, None)
-    assert heat.z[2] == pytest.approx((41.67, 61.67, 81.67))
+    assert tuple(heat.z[0]) == (81.67, None, None)
+    assert tuple(heat.z[2]) == (41.67, 61.67, 81.67)
     assert (heat.zmin, heat.zmax) == (0, 100)
     assert len(cells.text) == 6
     assert cells.text[0] == "81.7"

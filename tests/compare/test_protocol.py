@@ -25,14 +25,19 @@ def test_one_protocol_has_no_differences(run):
         ({"protocol.normalisation.crop_pct": 0.9}, "normalisation"),
         ({"protocol.task_label_at_test": True}, "task label at test"),
         ({"config.strategy.train_epochs": 9}, "training epochs"),
-        ({"protocol.manifest": "2" * 64}, "hash of the manifest"),
-        ({"protocol.manifest": {"sha256": "2" * 64, "files": 3}}, "hash of the manifest"),
+        ({"protocol.manifest_sha256": "2" * 64}, "hash of the manifest"),
+        ({"protocol.split_sha256": "2" * 64}, "hash of the split"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value,
 )
 def test_each_point_is_seen_whatever_the_seed(run, changes, key):
     strategy = {"name": "naive", "train_epochs": 3}
-    first = run("a", strategy, 0, changes={"protocol.manifest": {"sha256": "1" * 64}})
+    first = run(
+        "a",
+        strategy,
+        0,
+        changes={"protocol.manifest_sha256": "1" * 64, "protocol.split_sha256": "1" * 64},
+    )
     assert keys([first, run("b", strategy, 1, changes=changes)]) == [key]
 
 
@@ -60,7 +65,11 @@ def test_what_depends_on_the_seed_is_compared_between_runs_of_that_seed(run, cha
 
 def test_what_a_run_does_not_have_is_compared_with_nothing(run):
     runs = [
-        run("a", {"name": "naive", "train_epochs": 3}, changes={"protocol.manifest": "1" * 64}),
+        run(
+            "a",
+            {"name": "naive", "train_epochs": 3},
+            changes={"protocol.manifest_sha256": "1" * 64},
+        ),
         run("b", "nearest_class_mean"),
     ]
     assert keys(runs) == []

@@ -170,9 +170,17 @@ def test_quoted_numbers_are_marked_and_not_mixed(quoting):
     sheet = results_sheet(quoting)
     assert [row[0] for row in sheet.rows] == ["x note=50 % | a_b & <c>", "x note=no"]
     assert len(sheet.quoted) == 8  # four methods of two tables
-    assert sheet.quoted[3] == ("NTK-CL [1]", "-", "90.03 ± 0.73", "82.70 ± 0.55", "-", "-", "-")
+    assert sheet.quoted[3] == (
+        "NTK-CL [1]",
+        "quoted",
+        "90.03 ± 0.73",
+        "82.70 ± 0.55",
+        "-",
+        "-",
+        "-",
+    )
     assert sheet.quoted[7][0] == "NTK-CL [2]"
-    notes = [note for note in sheet.notes if "Quoted" in note]
+    notes = sheet.sources
     assert len(notes) == 2
     assert notes[0].startswith("[1] Quoted, not measured here: Liu, Ji, Yu")
     for word in ("Table 4", "arXiv 2407.17120", "ImageNet-21k", "± is the standard deviation"):

@@ -1,7 +1,7 @@
 """Keep parameters from moving along the features of earlier experiences."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -98,14 +98,16 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         self.unprotected: list[str] = []
         self.n_experiences_done = 0
         self._grams: dict[str, Tensor] = {}  # of the experience so far, (G, D, D) each
-        self._batches: list[SiteBatch] = []
+        self._batches: list[SiteBatch] | None = None  # of the experience that trains
+        self._updates: dict[str, Tensor] = {}  # of the batches, as loaded
         self._reports: list[list[dict[str, Any]]] = []
 
     # --- while an experience trains ------------------------------------------------------------
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Look up the sites' parameters, which may have been replaced."""
-        if not starts_experience(strategy.experience):
+        starts = starts_experience(strategy.experience)
+        if not starts and self._batches is not None:
             return
         sites = self._sites(strategy.model)
         held = {id(site.parameter) for site in sites}
@@ -115,10 +117,12 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
             if p.requires_grad and id(p) not in held
         ]
         self._batches = batch_sites(sites, self.bases)
+        if not starts:  # a run goes on inside a cut experience
+            self._set_updates()
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Project the gradients, or remember where the parameters are."""
-        for batch in self._batches if self.active else ():
+        for batch in (self._batches or ()) if self.active else ():
             if self.where == "gradient":
                 batch.project_gradients()
             else:
@@ -128,7 +132,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         """Project what the optimizer did."""
         if self.where == "step" and self.active:
             # a parameter's second site finds it where the first has left it
-            for batch in self._batches:
+            for batch in self._batches or ():
                 batch.project_step()
 
     # --- after an experience -------------------------------------------------------------------
@@ -140,7 +144,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         if not ends_experience(strategy.experience):
             return
         removed: dict[str, float] = {}
-        for batch in self._batches:
+        for batch in self._batches or ():
             removed |= batch.removed()
         self._reports.append(
             [
@@ -234,6 +238,41 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
             else:
                 model(images)
         model.train(was_training)
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the plugin remembers, also in the midst of an experience."""
+        updates = {
+            site.name: lengths
+            for batch in self._batches or ()
+            for site, lengths in zip(batch.sites, batch.updates, strict=True)
+        }
+        return {
+            "active": self.active,
+            "bases": {name: list(groups) for name, groups in self.bases.items()},
+            "unprotected": list(self.unprotected),
+            "n_experiences_done": self.n_experiences_done,
+            "grams": dict(self._grams),
+            "updates": updates,
+            "reports": self._reports,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.active = state["active"]
+        self.bases = {name: list(groups) for name, groups in state["bases"].items()}
+        self.unprotected = list(state["unprotected"])
+        self.n_experiences_done = state["n_experiences_done"]
+        self._grams, self._updates = dict(state["grams"]), dict(state["updates"])
+        self._reports = list(state["reports"])
+        self._set_updates()
+
+    def _set_updates(self) -> None:
+        for batch in self._batches or ():
+            for site, lengths in zip(batch.sites, batch.updates, strict=True):
+                if site.name in self._updates:
+                    lengths.copy_(self._updates[site.name])
 
     # --- what there is to tell -----------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Contrast the features of a minibatch with each other and with old prototypes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,13 @@ class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # 
         )
         strategy.loss = strategy.loss + self.weight * loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the plugin remembers: nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+
     def candidates(self, strategy: Any) -> torch.Tensor:
         """Return the head rows whose prototypes may be drawn."""
         rows: torch.Tensor = strategy.model.prototypes.counts.nonzero()[:, 0]
@@ -64,6 +72,15 @@ class ReleasedContrastPlugin(PrototypeContrastPlugin):
 
     def __init__(self, weight: float, *, temperature: float = 0.1) -> None:
         super().__init__(-weight, temperature=temperature)
+        self.increment = 0  # until an experience starts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the plugin remembers."""
+        return {"increment": self.increment}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.increment = state["increment"]
 
     def candidates(self, strategy: Any) -> torch.Tensor:
         """Return all rows but the last ``increment``."""

@@ -1,5 +1,6 @@
 """Class means of the model's features, taken after each experience."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,6 +23,13 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         Liu et al., arXiv 2407.17120; released code 24de712 (``replace_fc``).
         Differs: repeated classes accumulate; sums are in float64.
     """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing; the means are in the model."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over nothing."""
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """Keep parameters near their values at the start of the experience."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
@@ -50,6 +50,14 @@ class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         moved = [(current[n] - p).square().sum() for n, p in self.reference.items()]
         if moved:
             strategy.loss = strategy.loss + self.weight * sum(moved)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the plugin remembers."""
+        return {"reference": dict(self.reference)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.reference = dict(state["reference"])
 
 
 def build_retention(*, weight: float) -> RetentionPlugin:

@@ -1,6 +1,6 @@
 """Running means of a module's parameters over experiences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,14 @@ class RunningMeanPlugin(SupervisedPlugin, supports_distributed=False):  # type: 
         length = self.length(strategy.experience)
         copy, count = segment(done % length, n_experiences=length, n_copies=len(self.targets))
         self.update(strategy.model, copy=copy, count=count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the plugin remembers; the means are in the model."""
+        return {"n_experiences_done": self.n_experiences_done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.n_experiences_done = state["n_experiences_done"]
 
     def length(self, experience: Any) -> int:
         """Return the length of the stream, which several copies need."""

@@ -1,5 +1,6 @@
 """Push features of new classes out of the span of old prototypes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,6 +52,14 @@ class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # 
         strategy.loss = strategy.loss + self.weight * sum(
             self.term(z, self.basis) for z in features
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the plugin remembers."""
+        return {"basis": self.basis}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.basis = state["basis"]
 
     def prepare(self, strategy: Any) -> Tensor | None:
         """Return the basis, ``(D, K)``; ``None`` where there are no old classes."""

@@ -1,0 +1,85 @@
+"""Folders of images: which there are, and a test split for those that come without one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from avalanche_peftcl.benchmarks.homes import where_to_get
+from avalanche_peftcl.benchmarks.names import normal
+from avalanche_peftcl.errors import DataError
+
+Item = TypeVar("Item")
+
+LAYOUT = (
+    "root/{train,test}/class or root/domain/{train,test}/class (root/class or root/domain/class "
+    "with test_share)"
+)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in ``folder``, sorted by name; hidden ones are left out.
+
+    Raises:
+        DataError: If there is no such folder; where to get a known data set is said.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; expected {LAYOUT}{where_to_get(folder)}")
+    return sorted(
+        (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_name
+    )
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files in ``folder``, known by their endings, sorted by name.
+
+    Raises:
+        DataError: If there are none.
+    """
+    paths = sorted(
+        (
+            p
+            for p in folder.iterdir()
+            if p.is_file() and p.suffix.lower() in IMG_EXTENSIONS and not p.name.startswith(".")
+        ),
+        key=_name,
+    )
+    if not paths:
+        raise DataError(f"the class folder {folder} has no images; add some or take it out")
+    return paths
+
+
+def draw_test(items: Sequence[Item], share: float, *, what: str) -> tuple[list[Item], list[Item]]:
+    """Split one class into training and test images, always in the same way.
+
+    Args:
+        items: The images, in an order that is the same on every machine.
+        share: Share of the test images; at least one image stays on either side.
+        what: Name of the class, for the message.
+
+    Returns:
+        Training and test images, each in the given order. Which they are depends on the number of
+        images only: the last of ``numpy.random.RandomState(0).permutation(n)`` are the test.
+
+    Raises:
+        DataError: If there are fewer than two images.
+
+    Example:
+        >>> draw_test(["a", "b", "c", "d", "e"], 0.2, what="letters")
+        (['a', 'b', 'c', 'd'], ['e'])
+    """
+    n = len(items)
+    if n < 2:
+        raise DataError(f"{what} has {n} image; a test split needs at least 2")
+    n_test = min(max(round(n * share), 1), n - 1)
+    chosen = set(np.random.RandomState(0).permutation(n)[n - n_test :].tolist())
+    return (
+        [item for i, item in enumerate(items) if i not in chosen],
+        [item for i, item in enumerate(items) if i in chosen],
+    )
+
+
+def _name(path: Path) -> str:
+    return normal(path.name)

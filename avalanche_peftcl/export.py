@@ -1,0 +1,159 @@
+"""What a run keeps of its network, and a file of it to take away."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from avalanche_peftcl.discovery import join
+from avalanche_peftcl.errors import ConfigError, PEFTCLError
+from avalanche_peftcl.exported import (
+    BACKBONE_PREFIX,
+    FORMAT,
+    INFO_KEY,
+    MODEL_FILE,
+    MODEL_PREFIX,
+    ExportInfo,
+    build_backbone,
+    builders,
+    load,
+    read_export,
+    trained_keys,
+)
+from avalanche_peftcl.files import check_writable, replace_file
+from avalanche_peftcl.models.exportable import export_spec
+from avalanche_peftcl.models.weights import weights_sha256
+
+
+def not_exported(model: nn.Module) -> str | None:
+    """Return why ``model`` cannot be written to a file, ``None`` if it can."""
+    try:
+        list(builders(export_spec(model).to_json()))
+    except PEFTCLError as error:
+        return str(error)
+    odd = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    return f"its state dict holds what is no tensor: {join(odd)}" if odd else None
+
+
+def write_model(
+    folder: Path, metrics: Mapping[str, Any], *, strategy: Any, backbone: nn.Module
+) -> None:
+    """Write the trained part of a strategy's network into a run's folder, in one step.
+
+    Nothing is written if :func:`not_exported` says why. Should the backbone have changed, its
+    weights are written too.
+
+    Args:
+        folder: The run's folder.
+        metrics: Content of ``metrics.json``.
+        strategy: Its ``model`` is written.
+        backbone: The frozen network, part of the model.
+
+    Raises:
+        ConfigError: If the file cannot be written.
+    """
+    model = strategy.model
+    if not_exported(model) is not None:
+        return
+    protocol, config = metrics["protocol"], metrics["config"]
+    names = {
+        c: name
+        for experience in protocol["experiences"]
+        for c, name in zip(experience["classes"], experience["class_names"], strict=True)
+    }
+    entry = next(c for c in metrics["components"] if c["kind"] == "backbone")
+    digest = weights_sha256(backbone)
+    changed = digest != metrics["weights_sha256"]
+    info = ExportInfo(
+        format=FORMAT,
+        finished=metrics["experiences"]["finished"],
+        total=metrics["experiences"]["total"],
+        backbone=config["backbone"] | {"name": f"{entry['provider']}/{entry['name']}"},
+        backbone_included=changed,
+        weights_sha256=digest,
+        seed=metrics["seed"],
+        model=export_spec(model).to_json(),
+        class_names=[names.get(c, str(c)) for c in range(max(names, default=-1) + 1)],
+        task_labels=_task_labels(model) if protocol["task_label_at_test"] else [],
+        input_config=protocol["normalisation"],
+        mixed_precision=getattr(strategy, "mixed_precision", "no"),
+        strategy=config["strategy"],
+        module=config["module"],
+        versions=metrics["versions"],
+    )
+    keys, state = trained_keys(model, backbone), model.state_dict()
+    content = _encode(info, {k: state[k] for k in keys}, backbone.state_dict() if changed else {})
+    _write(folder / MODEL_FILE, content)
+
+
+def export_run(
+    folder: Path, path: Path, *, with_backbone: bool = False, overwrite: bool = False
+) -> ExportInfo:
+    """Check the network of a run and write it to a file of its own.
+
+    Args:
+        folder: The run's folder.
+        path: The new file.
+        with_backbone: Whether the backbone's weights go into it.
+        overwrite: Whether a file that is there is replaced.
+
+    Raises:
+        ConfigError: The folder holds no network, or the file cannot be written.
+        CheckpointError: As :func:`load`.
+    """
+    check_writable(path)
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} is there already; name another file or add --overwrite")
+    source = folder / MODEL_FILE
+    if not source.is_file():
+        raise ConfigError(_why_missing(folder))
+    load(source)  # refuses what could not be loaded later
+    info, trained, frozen = read_export(source)
+    if with_backbone and not frozen:
+        info = info.model_copy(update={"backbone_included": True})
+        frozen = build_backbone(source, info, {}).state_dict()
+    _write(path, _encode(info, trained, frozen))
+    return info
+
+
+def _encode(info: ExportInfo, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> bytes:
+    named = {MODEL_PREFIX + k: v for k, v in trained.items()} | {
+        BACKBONE_PREFIX + k: v for k, v in frozen.items()
+    }
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in named.items()}
+    told = info.model_dump(exclude={"input_config"}) | {"input_config": asdict(info.input_config)}
+    # one key: safetensors writes several in no fixed order
+    return save(tensors, {INFO_KEY: json.dumps(told, sort_keys=True)})
+
+
+def _task_labels(model: Any) -> list[int]:
+    labels: list[int] = getattr(getattr(model, "classes", None), "task_labels", [])
+    return labels
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error}") from error
+
+
+def _why_missing(folder: Path) -> str:
+    """Say why a run's folder holds no network."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_bytes())
+        finished, reason = metrics["experiences"]["finished"], metrics.get("not_exported")
+        method = metrics["config"]["strategy"]["name"]
+    except FileNotFoundError:
+        return f"{folder} holds no run record; give the folder of a run"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"the run record in {folder} cannot be read: {error}"
+    if reason:
+        return f"the network of strategy {method!r} in {folder} was not kept: {reason}"
+    if not finished:
+        return f"the run in {folder} has finished no experience; run it again"
+    return f"the run in {folder} is of a version that kept no network; run it again"

@@ -1,0 +1,324 @@
+"""A trained network from a file: for prediction, without Avalanche.
+
+The file is a safetensors file: tensors ``model.*`` (all but the frozen backbone), tensors
+``backbone.*`` if the backbone travels along, and one JSON text that says how both are built.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avalanche_peftcl.config import ComponentConfig
+from avalanche_peftcl.discovery import join, plugin_modules, say
+from avalanche_peftcl.errors import CheckpointError, ConfigError, PEFTCLError
+from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.models.exportable import is_exportable
+from avalanche_peftcl.models.heads import MASK_VALUE
+from avalanche_peftcl.models.images import eval_transform
+from avalanche_peftcl.models.weights import weights_sha256
+from avalanche_peftcl.options import Schema
+from avalanche_peftcl.registry import discover
+
+FORMAT = 1
+MODEL_FILE = "model.safetensors"
+INFO_KEY, MODEL_PREFIX, BACKBONE_PREFIX = "avalanche_peftcl", "model.", "backbone."
+_WAY_OUT = (
+    "export the run with --with-backbone where those weights are, or hand in the network: "
+    "avalanche_peftcl.load(..., backbone=...)"
+)
+
+
+class ExportInfo(BaseModel):
+    """What the file says beside its tensors.
+
+    Args:
+        format: Version of the layout.
+        finished: Experiences that the network was trained on.
+        total: Experiences of the run.
+        backbone: Name, ``"package/name"``, and options of the frozen network.
+        backbone_included: Whether its weights are in the file.
+        weights_sha256: Hash of its weights.
+        seed: The run's seed, from which a backbone without weights of its own is drawn.
+        model: How the network is built around it, see :class:`~.models.BuildSpec`.
+        class_names: Name of each class id.
+        task_labels: Task labels, of which a prediction needs one; empty if it needs none.
+        input_config: What the backbone expects of an image.
+        mixed_precision: As in the evaluation of the run.
+        strategy: Name and options of the method.
+        module: Name and options of the PEFT module, if the run named one.
+        versions: Versions of Python and the packages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: int
+    finished: int
+    total: int
+    backbone: ComponentConfig
+    backbone_included: bool
+    weights_sha256: str
+    seed: int
+    model: dict[str, Any]
+    class_names: list[str]
+    task_labels: list[int]
+    input_config: InputConfig
+    mixed_precision: Literal["no", "bf16", "fp16"]
+    strategy: dict[str, Any]
+    module: dict[str, Any] | None
+    versions: dict[str, str]
+
+
+class ExportedModel(nn.Module):
+    """A trained network that predicts classes of images, in eval mode; made by :func:`load`.
+
+    Attributes:
+        class_names: Name of each class id.
+        input_config: What it expects of an image.
+        transform: From a PIL image to ``(3, H, W)``.
+        task_labels: Task labels, of which a prediction needs one; empty if it needs none.
+        info: All that the file says.
+    """
+
+    def __init__(self, model: nn.Module, info: ExportInfo) -> None:
+        super().__init__()
+        self.model = model
+        self.info = info
+        self.class_names = list(info.class_names)
+        self.task_labels = list(info.task_labels)
+        self.input_config = info.input_config
+        self.transform = eval_transform(info.input_config)
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, task_labels: Tensor | int | None = None) -> Tensor:
+        """Return logits by class id, as in the run's own evaluation; no gradient is kept.
+
+        Args:
+            images: ``(B, 3, H, W)``, each as :attr:`transform` makes it.
+            task_labels: ``(B,)``, or one for all images; ``None`` where none is needed.
+
+        Returns:
+            ``(B, C)`` in float32; -1000 for classes that were not trained, or not in that task.
+
+        Raises:
+            ConfigError: If a task label is missing, unknown or not needed.
+        """
+        tasks = self._tasks(task_labels, images)
+        kind, precision = images.device.type, self.info.mixed_precision
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        with torch.autocast(kind, dtype=dtype, enabled=precision != "no"):
+            logits: Tensor = self.model(images, tasks)
+        missing = len(self.class_names) - logits.shape[1]
+        return F.pad(logits.float(), (0, max(missing, 0)), value=MASK_VALUE)
+
+    def _tasks(self, task_labels: Tensor | int | None, images: Tensor) -> Tensor | None:
+        given = task_labels is not None
+        if given != bool(self.task_labels):
+            raise ConfigError(
+                "this network takes no task label; leave it out"
+                if given
+                else "this network was trained task by task and needs to be told which: give the "
+                f"task label, one of {join(map(str, self.task_labels))}"
+            )
+        if task_labels is None:
+            return None
+        tasks = torch.as_tensor(task_labels, device=images.device).expand(len(images))
+        if unknown := sorted(set(tasks.tolist()) - set(self.task_labels)):
+            raise ConfigError(
+                f"there is no task label {join(map(str, unknown))}; there is "
+                f"{join(map(str, self.task_labels))}"
+            )
+        return tasks
+
+
+def load(path: str | Path, *, backbone: nn.Module | None = None) -> ExportedModel:
+    """Load a trained network, ready to predict.
+
+    Nothing in the file is executed; only builders that an installed plugin package offers with
+    :func:`~avalanche_peftcl.models.exportable` are called. torch's random generator stays as
+    it is.
+
+    Args:
+        path: A file of ``peftcl export``, or the folder of a run.
+        backbone: The frozen network; ``None`` builds it as the file says.
+
+    Returns:
+        The network in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable or of another version, or the network
+            cannot be built or is another one than was trained.
+
+    Example:
+        >>> load("no/such.safetensors")
+        Traceback (most recent call last):
+        avalanche_peftcl.errors.CheckpointError: there is no file no/such.safetensors
+    """
+    path = Path(path)
+    path = path / MODEL_FILE if path.is_dir() else path
+    info, trained, frozen = read_export(path)
+    with torch.random.fork_rng(devices=[]):
+        if backbone is None:
+            backbone = build_backbone(path, info, frozen)
+        if weights_sha256(backbone) != info.weights_sha256:
+            raise CheckpointError(
+                f"{path} was trained on other weights of the backbone {info.backbone.name!r} "
+                f"(sha256 {info.weights_sha256[:12]}...) than there are here "
+                f"({weights_sha256(backbone)[:12]}...); {_WAY_OUT}"
+            )
+        model = rebuild(info.model, backbone)
+    own = {k: v for k, v in model.state_dict().items() if k not in trained_keys(model, backbone)}
+    try:
+        model.load_state_dict(own | trained)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights in {path} do not fit the network that it describes: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    return ExportedModel(model, info)
+
+
+def read_export(path: Path) -> tuple[ExportInfo, dict[str, Tensor], dict[str, Tensor]]:
+    """Read a file without building anything.
+
+    Returns:
+        What it says, the trained tensors and the backbone's, each by its name in the state dict.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable, no export, or of another version.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(INFO_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+    try:
+        said = json.loads(told or "")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is no exported network: it does not say how it is built"
+        ) from error
+    version = said.get("format") if isinstance(said, dict) else None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version!r}, this version of avalanche-peftcl reads {FORMAT}; "
+            "export it again with this version, or load it with the one that wrote it"
+        )
+    try:
+        info = ExportInfo.model_validate(said)
+    except ValidationError as error:
+        where = {".".join(map(str, details["loc"])) for details in error.errors()}
+        raise CheckpointError(
+            f"{path} is damaged: wrong or missing {join(sorted(where))}"
+        ) from error
+    return info, _part(tensors, MODEL_PREFIX), _part(tensors, BACKBONE_PREFIX)
+
+
+def rebuild(spec: Mapping[str, Any], backbone: nn.Module) -> nn.Module:
+    """Build a network around ``backbone``, with fresh weights.
+
+    Args:
+        spec: What :meth:`BuildSpec.to_json` returned.
+        backbone: The frozen network.
+
+    Raises:
+        CheckpointError: If no installed plugin package offers the builder, or it refuses.
+    """
+    offered = dict(builders(spec))
+
+    def build(spec: Mapping[str, Any]) -> nn.Module:
+        options = {k: build(v) if _is_spec(v) else v for k, v in spec["options"].items()}
+        target = offered[spec["build"]]
+        schema = Schema.of(target, given=frozenset({"backbone"}), title=spec["build"])
+        network: nn.Module = target(backbone=backbone, **schema.check(options))
+        return network
+
+    try:
+        return build(spec)
+    except Exception as error:  # builders of any package raise any kind
+        raise CheckpointError(
+            f"the installed packages cannot build the network again: {say(error)}"
+        ) from error
+
+
+def builders(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the builder of ``spec`` and of each network in it, if it may be called."""
+    if not _is_spec(spec):
+        raise CheckpointError(f"{str(spec)[:80]} does not say how a network is built")
+    path: str = spec["build"]
+    module, _, name = path.partition(":")
+    if module.partition(".")[0] not in plugin_modules():
+        raise CheckpointError(
+            f"{path} belongs to no plugin package that is installed and may be loaded; there are "
+            f"modules of {join(sorted(plugin_modules()))}"
+        )
+    try:
+        target = getattr(import_module(module), name)
+    except Exception as error:  # an import can fail in any way
+        raise CheckpointError(f"{path} cannot be imported: {say(error)}") from error
+    if not is_exportable(target):
+        raise CheckpointError(f"{path} is not marked as exportable in the installed version")
+    yield path, target
+    for value in spec["options"].values():
+        if _is_spec(value):
+            yield from builders(value)
+
+
+def _is_spec(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == {"build", "options"}
+        and isinstance(value["build"], str)
+        and isinstance(value["options"], Mapping)
+    )
+
+
+def build_backbone(path: Path, info: ExportInfo, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build the backbone; ``state`` are its weights if the file has them.
+
+    The options ``pretrained`` and ``checkpoint``, if it has them, then count as not given.
+
+    Raises:
+        CheckpointError: If it cannot be built here.
+    """
+    package, _, _ = info.backbone.name.rpartition("/")
+    options = info.backbone.options
+    if state:
+        options |= {
+            k: v for k, v in {"pretrained": False, "checkpoint": None}.items() if k in options
+        }
+    try:
+        registry = discover(only=[package])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(info.seed)
+            backbone: nn.Module = registry.build("backbone", info.backbone.name, options)
+        if state:
+            backbone.load_state_dict(dict(state))
+    except (PEFTCLError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the backbone of {path} cannot be built here: {error}; {_WAY_OUT}"
+        ) from error
+    return backbone.requires_grad_(False).eval()
+
+
+def trained_keys(model: nn.Module, backbone: nn.Module) -> list[str]:
+    """Return the names in the model's state dict that are not the backbone's."""
+    prefixes = tuple(
+        f"{name}." for name, m in model.named_modules(remove_duplicate=False) if m is backbone
+    )
+    return [key for key in model.state_dict() if not key.startswith(prefixes)]
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from avalanche_peftcl.errors import ConfigError
+
+
+def check_writable(path: Path) -> None:
+    """Refuse early what :func:`replace_file` would refuse after the work.
+
+    Raises:
+        ConfigError: If ``path`` is a folder, or its own folder is not there or not writable.
+
+    Example:
+        >>> check_writable(Path("no") / "such" / "a.csv")
+        Traceback (most recent call last):
+        avalanche_peftcl.errors.ConfigError: cannot write no/such/a.csv: there is no folder no/such
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder; name a file")
+    if not folder.is_dir():
+        raise ConfigError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"cannot write {path}: no right to write to {folder}")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``path`` in one step: whoever looks finds the old content or the new.
+
+    Raises:
+        OSError: If it cannot be written; the old content is still there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     replace_file(Path(folder) / "a.txt", b"new")
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['a.txt']
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

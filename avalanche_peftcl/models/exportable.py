@@ -1,0 +1,152 @@
+"""How a network is built again around a backbone: a builder by import path, and its options."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from avalanche_peftcl.errors import ConfigError
+
+_SAYS_NOT = (
+    "does not say how it is built again; decorate its class or builder with "
+    "@avalanche_peftcl.models.exportable"
+)
+_Build = TypeVar("_Build", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """A builder and the options it was called with, without the backbone.
+
+    Args:
+        build: Import path, ``"package.module:attribute"``.
+        options: Keyword arguments; a network among them stands as its own ``BuildSpec``.
+    """
+
+    build: str
+    options: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a file holds: ``{"build": ..., "options": {...}}``, nested likewise.
+
+        Raises:
+            ConfigError: If an option is nothing that a file can hold.
+        """
+        options = {name: self._plain(name, value) for name, value in self.options.items()}
+        return {"build": self.build, "options": options}
+
+    def _plain(self, name: str, value: Any) -> Any:
+        if isinstance(value, BuildSpec):
+            return value.to_json()
+        if isinstance(value, tuple | list):
+            return [self._plain(name, each) for each in value]
+        if isinstance(value, Mapping):
+            return {str(key): self._plain(name, each) for key, each in value.items()}
+        if isinstance(value, float) and math.isfinite(value):
+            return value
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, type):
+            raise ConfigError(
+                f"{self.build} was given as {name} a {value.__name__} that {_SAYS_NOT}"
+            )
+        raise ConfigError(
+            f"{self.build} was given as {name} a {type(value).__name__}, which no file can hold"
+        )
+
+
+def exportable(build: _Build) -> _Build:
+    """Let what ``build`` makes remember how it is built again, so that a run can be exported.
+
+    Args:
+        build: A function or class at the top of a module of an installed plugin package. It takes
+            the frozen network as ``backbone``; its other arguments are plain values, or networks
+            that are exportable themselves. What it makes has the attribute ``export_spec``, a
+            :class:`BuildSpec`. A network that is to be exported as a whole returns logits by
+            class id, ``(B, 3, H, W)`` and task labels ``(B,)`` or ``None`` to ``(B, C)``, and
+            loads its state dict into a network fresh from the builder, grown heads included.
+
+    Returns:
+        ``build``, which does what it did.
+
+    Raises:
+        ConfigError: If ``build`` takes no ``backbone``.
+
+    Example:
+        >>> from avalanche_peftcl.models import create_backbone
+        >>> from avalanche_peftcl.models.adapter import build_adapters
+        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
+        >>> build_adapters(backbone=backbone, r=4).export_spec.options["r"]
+        4
+    """
+    path = f"{build.__module__}:{build.__qualname__}"
+    signature = inspect.signature(build)
+    if "backbone" not in signature.parameters:
+        raise ConfigError(f"{path} takes no backbone, around which a network is built again")
+
+    def remember(built: Any, args: Any, kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        del options["backbone"]
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                options |= options.pop(parameter.name)
+        built.export_spec = BuildSpec(path, {k: _spec_or_value(v) for k, v in options.items()})
+
+    if isinstance(build, type):
+        init = build.__init__  # type: ignore[misc]  # of exactly this class, wrapped below
+
+        @functools.wraps(init)
+        def remembering_init(self: Any, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            if type(self) is build:  # a subclass is built otherwise and says so itself
+                remember(self, args, kwargs)
+
+        build.__init__ = remembering_init  # type: ignore[misc]  # as said
+        build.is_exportable = True  # type: ignore[attr-defined]  # read by is_exportable()
+        return build
+
+    @functools.wraps(build)
+    def remembering(*args: Any, **kwargs: Any) -> Any:
+        built = build(*args, **kwargs)
+        remember(built, args, kwargs)
+        return built
+
+    remembering.is_exportable = True  # type: ignore[attr-defined]  # read by is_exportable()
+    return remembering  # type: ignore[return-value]  # wraps keeps the signature
+
+
+def is_exportable(target: Any) -> bool:
+    """Return whether ``target`` was decorated with :func:`exportable`, itself and no parent."""
+    return vars(target).get("is_exportable") is True if hasattr(target, "__dict__") else False
+
+
+def export_spec(model: nn.Module) -> BuildSpec:
+    """Return how ``model`` is built again.
+
+    Raises:
+        ConfigError: If it does not say, or with options that no file can hold.
+
+    Example:
+        >>> export_spec(nn.Linear(1, 1))
+        Traceback (most recent call last):
+        avalanche_peftcl.errors.ConfigError: a Linear does not say how it is built again; ...
+    """
+    spec = getattr(model, "export_spec", None)
+    if not isinstance(spec, BuildSpec):
+        raise ConfigError(f"a {type(model).__name__} {_SAYS_NOT}")
+    spec.to_json()
+    return spec
+
+
+def _spec_or_value(value: Any) -> Any:
+    """Keep the way a network was built, not the network itself."""
+    if not isinstance(value, nn.Module):
+        return value
+    spec = getattr(value, "export_spec", None)
+    return spec if isinstance(spec, BuildSpec) else type(value)

@@ -1,0 +1,230 @@
+"""Checkpoints of a run: write them as it goes, and go on from the last one."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avalanche_peftcl.checkpoint import read_checkpoint, write_checkpoint
+from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
+from avalanche_peftcl.identity import check_identity, check_record
+from avalanche_peftcl.record import CHECKPOINTS, RunRecord, read_metrics
+from avalanche_peftcl.training.rng import random_state, set_random_state
+from avalanche_peftcl.training.state import StrategyState
+
+_PARTS = {"identity", "threads", "standing", "position", "strategy", "random"}
+
+
+def finished_run(output: Path, identity: Mapping[str, Any]) -> RunRecord | None:
+    """Return the record of the run in a folder if all of it is finished.
+
+    Raises:
+        CheckpointError: If it is a run of another configuration.
+    """
+    metrics = read_metrics(output)
+    if metrics is None or metrics.get("complete") is not True:
+        return None
+    check_record(metrics, identity["settings"], output)
+    return RunRecord(output, metrics)
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint: its number and its state."""
+
+    number: int
+    state: Mapping[str, Any]
+
+
+def saved_run(
+    output: Path, identity: Mapping[str, Any], *, device: torch.device
+) -> SavedRun | None:
+    """Return the last checkpoint of the run in a folder.
+
+    Args:
+        output: The run's output folder.
+        identity: As much of it as is known before anything is built.
+        device: Where the run computes.
+
+    Returns:
+        ``None`` if nothing of the run is finished.
+
+    Raises:
+        CheckpointError: If the run in the folder is another one, if its checkpoints are damaged,
+            or if it has finished experiences and no checkpoint.
+    """
+    found = read_checkpoint(output / CHECKPOINTS, device=device)
+    if found is not None:
+        number, state = found
+        if not isinstance(state, dict) or not state.keys() >= _PARTS:
+            raise CheckpointError(f"the checkpoint in {output / CHECKPOINTS} is none of a run")
+        check_identity(state, identity, output)
+        return SavedRun(number, state)
+    metrics = read_metrics(output)
+    if metrics is None:
+        return None
+    check_record(metrics, identity["settings"], output)
+    if metrics.get("experiences", {}).get("finished"):
+        why = metrics.get("resume_obstacles")
+        raise CheckpointError(
+            f"the run in {output} left no checkpoint"
+            + (f", for {'; '.join(map(str, why))}" if why else "")
+            + "; start it anew (--overwrite; in Python, overwrite=True)"
+        )
+    return None
+
+
+@dataclass
+class Standing:
+    """How far a run is, beside what its strategy remembers.
+
+    Args:
+        started_at: When it began.
+        resumed_at: When it went on from a checkpoint.
+        visited: Training experiences done with, chunks of an online stream counted each.
+        finished: Experiences trained and evaluated.
+        further: Numbers of metrics beyond the accuracy matrix and the cost.
+        notes: What plugins said after each experience.
+        trainable: Name and shape of every parameter that trained in the last experience.
+    """
+
+    started_at: str
+    resumed_at: list[str] = field(default_factory=list)
+    visited: int = 0
+    finished: int = 0
+    further: dict[str, float] = field(default_factory=dict)
+    notes: list[list[str]] = field(default_factory=list)
+    trainable: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in the folder ``checkpoint`` of its output folder.
+
+    Args:
+        output: The run's output folder.
+        strategy: The strategy.
+        backbone: The frozen network, which is built again and not saved.
+        benchmark: The benchmark.
+        identity: What :func:`check_identity` compares where a run goes on.
+
+    Attributes:
+        obstacles: Why no checkpoints can be written; empty if they can.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        strategy: Any,
+        backbone: Any,
+        benchmark: Any,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self._output, self._folder = output, output / CHECKPOINTS
+        self._strategy = strategy
+        self._train, self._test = list(benchmark.train_stream), list(benchmark.test_stream)
+        self._state = StrategyState(strategy, frozen=[backbone])
+        self._identity = identity
+        self._device = torch.device(strategy.device)
+        self._number = 0
+        self._warned = False
+        self.obstacles = self._state.obstacles()
+
+    def begin(self, standing: Standing, every: int | None) -> None:
+        """Say what cannot be done; ask the strategy for checkpoints inside experiences.
+
+        Args:
+            standing: Kept up to date by the run.
+            every: Minibatches between two of them; ``None`` for none inside an experience.
+
+        Raises:
+            ConfigError: If ``every`` is given and the strategy has no place for them.
+        """
+        if every is not None:
+            cursor = getattr(self._strategy, "cursor", None)
+            if cursor is None:
+                raise ConfigError(
+                    f"checkpoint_every={every}, but {type(self._strategy).__name__} cannot be "
+                    "taken down inside an experience; leave it out, or derive the strategy from "
+                    "PEFTTemplate"
+                )
+            cursor.every = every
+            cursor.save = lambda position: self.save(standing, position=position)
+        if self.obstacles:
+            self._warn(f"if this run is stopped, it cannot be resumed: {'; '.join(self.obstacles)}")
+
+    def save(self, standing: Standing, *, position: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint; if it cannot be written, warn once and go on.
+
+        Args:
+            standing: How far the run is.
+            position: Where inside the experience, as the strategy's cursor tells it.
+        """
+        if self.obstacles:
+            return
+        inside = position is not None
+        try:
+            state = {
+                "identity": self._identity,
+                "threads": torch.get_num_threads(),
+                "standing": asdict(standing),
+                "position": position,
+                "strategy": self._state.save(trained=self._trained(standing, inside=inside)),
+                "random": random_state(self._device),
+            }
+            write_checkpoint(self._folder, state, number=self._number + 1)
+            self._number += 1
+        except (CheckpointError, OSError) as error:
+            self._warn(
+                f"no checkpoint could be written to {self._folder}: {error}; the run goes on, and "
+                "if it is stopped, it can be resumed from an earlier checkpoint only"
+            )
+
+    def go_on(self, saved: SavedRun, now: str) -> Standing:
+        """Bring the strategy and the random generators to a checkpoint.
+
+        Args:
+            saved: The checkpoint.
+            now: The time, for the record.
+
+        Returns:
+            How far the run was.
+
+        Raises:
+            CheckpointError: If it is a checkpoint of another run, or does not fit the strategy.
+        """
+        check_identity(saved.state, self._identity, self._output)
+        standing = Standing(**saved.state["standing"])
+        # the record is rewritten each time, a checkpoint is not
+        earlier = (read_metrics(self._output) or {}).get("resumed_at")
+        standing.resumed_at = [*(earlier or standing.resumed_at), now]
+        position, strategy = saved.state["position"], saved.state["strategy"]
+        self._number = saved.number
+        trained = self._trained(standing, inside=position is not None)
+        self._state.load(copy.deepcopy(strategy), trained=trained, tested=self._tested(standing))
+
+        def restore() -> None:
+            self._state.load(copy.deepcopy(strategy), trained=trained)
+            set_random_state(saved.state["random"], self._device)
+
+        if position is None:
+            set_random_state(saved.state["random"], self._device)
+        else:
+            self._strategy.cursor.go_to(position, restore)
+        return standing
+
+    def _trained(self, standing: Standing, *, inside: bool) -> Sequence[Any]:
+        return self._train[: standing.visited + inside]
+
+    def _tested(self, standing: Standing) -> Sequence[Any]:
+        whole = self._identity["settings"]["evaluate"] == "all"
+        return self._test if whole else self._test[: standing.finished]
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(text, CheckpointWarning, stacklevel=3)

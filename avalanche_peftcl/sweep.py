@@ -1,0 +1,294 @@
+"""One configuration under several seeds: a run each, and what they have in common."""
+
+import json
+import signal
+import statistics
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models.device import check_device
+from avalanche_peftcl.record import FORMAT, check_output
+from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.report import percent
+from avalanche_peftcl.resolve import check_components, seed_benchmark, with_defaults
+from avalanche_peftcl.sweep_local import Event, Task, run_processes
+
+_NUMBERS = {
+    "average accuracy": "average_incremental_accuracy",
+    "last accuracy": "last_accuracy",
+    "forgetting": "forgetting",
+}
+_HOW = ("output", "num_threads", "num_workers")  # settings that say how to compute, not what
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one seed.
+
+    Args:
+        seed: The seed.
+        folder: Folder of its run.
+        metrics: Content of ``metrics.json``; ``None`` if the run failed.
+        error: Why it failed.
+    """
+
+    seed: int
+    folder: Path
+    metrics: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def run_sweep(
+    config: RunConfig,
+    *,
+    jobs: int = 1,
+    ray: str | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> list[Outcome]:
+    """Run each of ``config.seeds`` in ``<output>/seed<seed>``.
+
+    Every run has a process of its own and says what it does in ``run.log`` of its folder. One
+    that fails or is killed does not stop the others. Runs that are finished are kept, those that
+    are not are run again, so the same call goes on with what is missing.
+
+    Args:
+        config: What to run, with ``seeds``.
+        jobs: Processes at a time on this machine.
+        ray: Run on Ray instead: ``"local"`` starts it here, ``"auto"``, ``HOST:PORT`` or
+            ``ray://HOST:PORT`` is a cluster that shares the file system.
+        overwrite: Run finished ones again too.
+        console: Where starts, ends and the summary are shown; ``None`` shows nothing.
+
+    Returns:
+        One outcome a seed, in the order of ``config.seeds``.
+
+    Raises:
+        ConfigError: Before anything runs: no seeds, settings that cannot be used, a folder that
+            cannot be used or holds a run of another configuration, Ray cannot be reached.
+        UnknownComponentError: A component that nobody offers.
+        AmbiguousComponentError: A component that several packages offer.
+        KeyboardInterrupt: After an interrupt, or a request to terminate, has stopped the runs.
+    """
+    if config.seeds is None:
+        raise ConfigError("the configuration has no seeds; give seeds: [0, 1, 2]")
+    if ray is not None and jobs != 1:
+        raise ConfigError("jobs is for this machine; Ray runs as many as its processors allow")
+    console = Console(quiet=True) if console is None else console
+    runs = [config.for_seed(seed) for seed in config.seeds]
+    outcomes = {
+        run.seed: Outcome(run.seed, run.output, metrics)
+        for run, metrics in zip(runs, _finished(runs, overwrite=overwrite), strict=True)
+        if metrics is not None
+    }
+    for seed, outcome in outcomes.items():
+        _say(console, f"seed {seed}: finished earlier, {_last_accuracy(outcome.metrics)}")
+    tasks = [Task(run) for run in runs if run.seed not in outcomes]
+    by_seed = {task.seed: task for task in tasks}
+    with _terminated_as_interrupted(), closing(_engine(tasks, jobs, ray)) as events:
+        try:
+            for event in events:
+                task = by_seed[event.seed]
+                if not event.ended:
+                    _say(console, f"seed {event.seed}: started, {task.config.output}")
+                    continue
+                outcome = _outcome(task, event)
+                outcomes[event.seed] = outcome
+                ended = outcome.error and f"failed: {outcome.error}"
+                ended = ended or f"finished, {_last_accuracy(outcome.metrics)}"
+                _say(console, f"seed {event.seed}: {ended}")
+        except KeyboardInterrupt:
+            done = [str(s) for s, o in sorted(outcomes.items()) if o.metrics is not None]
+            missing = [str(run.seed) for run in runs if str(run.seed) not in done]
+            _say(
+                console,
+                f"stopped; finished seeds: {', '.join(done) or 'none'}; the same command goes on "
+                f"with {', '.join(missing)}",
+            )
+            raise
+    results = [outcomes[run.seed] for run in runs]
+    console.print(summary(config, results))
+    for outcome in results:
+        if outcome.error is not None:
+            log = outcome.folder / "run.log"
+            _say(console, f"seed {outcome.seed} failed: {outcome.error}\n  see {log}")
+    return results
+
+
+def summary(config: RunConfig, outcomes: list[Outcome]) -> Table:
+    """Return the numbers of each seed, their mean and standard deviation."""
+    table = Table(title=Text(f"{config.strategy.name} on {config.benchmark.name}, in %"))
+    for name in ("seed", *_NUMBERS):
+        table.add_column(Text(name), justify="right")
+    for outcome in outcomes:
+        metrics = outcome.metrics
+        cells = ["failed", *[""] * (len(_NUMBERS) - 1)]
+        if metrics is not None:
+            cells = [percent(metrics["accuracy"].get(k), sign="") for k in _NUMBERS.values()]
+        table.add_row(str(outcome.seed), *cells)
+    finished = [outcome.metrics for outcome in outcomes if outcome.metrics is not None]
+    if len(finished) > 1:
+        table.add_section()
+        columns = ([m["accuracy"].get(key) for m in finished] for key in _NUMBERS.values())
+        table.add_row(f"mean of {len(finished)}", *map(_spread, columns))
+    return table
+
+
+def _engine(tasks: list[Task], jobs: int, ray: str | None) -> Generator[Event, None, None]:
+    if ray is None:
+        for device in {task.config.device for task in tasks}:
+            check_device(device)
+        return run_processes(tasks, jobs=jobs)
+    from avalanche_peftcl.sweep_ray import run_on_ray
+
+    return run_on_ray(tasks, address=ray)
+
+
+def _finished(runs: list[RunConfig], *, overwrite: bool) -> list[dict[str, Any] | None]:
+    """Return the record of each run that is finished already.
+
+    Raises:
+        ConfigError: If the settings cannot be used, or a folder, with all that is in the way.
+    """
+    registry = discover()
+    check_components(runs[0], registry)
+    found: list[dict[str, Any] | None] = []
+    unread: list[str] = []
+    others: dict[str, list[str]] = {}
+    for run in runs:
+        check_output(run.output, overwrite=True)
+        metrics = None
+        try:
+            metrics = None if overwrite else read_metrics(run.output)
+        except ConfigError as error:
+            unread.append(str(error))
+        if metrics is not None:
+            differences = _differences(metrics, run, registry)
+            if differences and metrics["experiences"].get("finished"):
+                others.setdefault("\n".join(differences), []).append(str(run.output))
+        found.append(metrics if metrics is not None and metrics["complete"] else None)
+    problems = unread + [
+        f"{', '.join(folders)}: a run of another configuration\n{text}"
+        for text, folders in others.items()
+    ]
+    if problems:
+        raise ConfigError(
+            "\n".join(problems) + "\nchoose another folder (output=...), or replace every run of "
+            "these seeds (--overwrite; in Python, overwrite=True)"
+        )
+    return found
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """Return the record of an earlier run in ``folder``, ``None`` if there is none.
+
+    Raises:
+        ConfigError: If it cannot be read, or is of another version.
+    """
+    path = folder / "metrics.json"
+    try:
+        metrics = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as a run record: {error}") from error
+    version = metrics.get("format") if isinstance(metrics, dict) else None
+    if version is not None and version != FORMAT:
+        raise ConfigError(
+            f"{path} is of format {version!r}, this version of avalanche-peftcl writes {FORMAT}"
+        )
+    parts = {"format": int, "complete": bool, "experiences": dict, "config": dict, "accuracy": dict}
+    for name, kind in parts.items():
+        if not isinstance(metrics, dict) or not isinstance(metrics.get(name), kind):
+            raise ConfigError(f"{path} cannot be read as a run record: it has no {name}")
+    return dict(metrics)
+
+
+def _differences(metrics: Mapping[str, Any], run: RunConfig, registry: Registry) -> list[str]:
+    """Return a line for each setting in which a record and a run differ."""
+    settings = with_defaults(seed_benchmark(run, registry), registry)
+    there, here = (
+        _flat({k: v for k, v in each.items() if k not in _HOW})
+        for each in (metrics["config"], json.loads(json.dumps(settings)))
+    )
+    return [
+        f"  {key}: {there.get(key, 'not given')!r} there, {here.get(key, 'not given')!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if (key in there) != (key in here) or there[key] != here[key]
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted path."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {
+            name: leaf
+            for key, inner in items
+            for name, leaf in _flat(inner, f"{path}.{key}" if path else str(key)).items()
+        }
+    return {path: value}
+
+
+def _outcome(task: Task, event: Event) -> Outcome:
+    """Return what became of a run that ended; its record has the last word."""
+    folder, error, metrics = task.config.output, event.error, None
+    if error is None:
+        try:
+            metrics = read_metrics(folder)
+        except ConfigError as unreadable:
+            error = str(unreadable)
+        if error is None and (metrics is None or not metrics["complete"]):
+            error = f"it ended without a complete record in {folder}"
+    return Outcome(task.seed, folder, None if error else metrics, error)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let a request to terminate stop the runs as an interrupt does, instead of orphaning them."""
+
+    def interrupt(*signal: Any) -> None:
+        raise KeyboardInterrupt
+
+    kinds = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    if threading.current_thread() is not threading.main_thread():
+        kinds = []
+    earlier = {kind: signal.signal(kind, interrupt) for kind in kinds if kind is not None}
+    try:
+        yield
+    finally:
+        for kind, handler in earlier.items():
+            signal.signal(kind, handler)
+
+
+def _last_accuracy(metrics: Mapping[str, Any] | None) -> str:
+    return (
+        f"last accuracy {percent((metrics or {'accuracy': {}})['accuracy'].get('last_accuracy'))}"
+    )
+
+
+def _spread(values: list[float | None]) -> str:
+    """Return mean and standard deviation in percent.
+
+    Example:
+        >>> _spread([0.5, 0.6]), _spread([None, 0.1])
+        ('55.0 ± 7.1', '-')
+    """
+    known = [100 * value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    return f"{statistics.mean(known):.1f} ± {statistics.stdev(known):.1f}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)

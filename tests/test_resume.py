@@ -1,0 +1,547 @@
+"""A run that is stopped and gone on with ends like one that never was, bit for bit."""
+
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics, class_accuracy_metrics, loss_metrics
+from avalanche.training.plugins import SupervisedPlugin
+from rich.console import Console
+
+from avalanche_peftcl import Component, checkpoint, record, resume
+from avalanche_peftcl.checkpoint import read_checkpoint
+from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.discovery import Entry, Provider
+from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
+from avalanche_peftcl.progress import RunProgress
+from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.run import resume_from_folder, run
+
+TIMES = re.compile("Seconds|Memory")
+
+
+class Stopped(BaseException):
+    """What stops a run here; nobody catches it."""
+
+
+class Stop(SupervisedPlugin):
+    """Stops a run at the n-th call of a callback."""
+
+    at: ClassVar[tuple[str, int] | None] = None
+    seen: ClassVar[dict[str, int]] = {}
+
+    @classmethod
+    def set(cls, at: tuple[str, int] | None) -> None:
+        cls.at, cls.seen = at, {}
+
+    def _call(self, name: str) -> None:
+        self.seen[name] = self.seen.get(name, 0) + 1
+        if self.at == (name, self.seen[name]):
+            raise Stopped
+
+    def before_training_exp(self, strategy, **kwargs):
+        self._call("before_training_exp")
+
+    def after_training_iteration(self, strategy, **kwargs):
+        self._call("after_training_iteration")
+
+    def after_training_exp(self, strategy, **kwargs):
+        self._call("after_training_exp")
+
+    def before_eval(self, strategy, **kwargs):
+        self._call("before_eval")
+
+
+class Forgetful(SupervisedPlugin):
+    """Remembers something that nobody can ask for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+
+def some_metrics():
+    return [
+        *accuracy_metrics(epoch=True, epoch_running=True, stream=True, trained_experience=True),
+        *loss_metrics(epoch=True),
+        *class_accuracy_metrics(epoch=True),
+    ]
+
+
+@pytest.fixture(scope="module")
+def registry():
+    provider = Provider("test-package", "1.2")
+    offered = [
+        ("strategy_plugin", Component("stop", Stop, source="test")),
+        ("strategy_plugin", Component("forgetful", Forgetful, source="test")),
+        ("metric", Component("some", some_metrics, source="test")),
+    ]
+    more = [Entry(kind, component, provider) for kind, component in offered]
+    return Registry([*discover().entries(), *more])
+
+
+@pytest.fixture(autouse=True)
+def plain_pictures(monkeypatch):
+    """Draw no pictures, which are not what is tested here and take most of the time."""
+    monkeypatch.setattr(record, "_png", lambda figure: b"")
+    Stop.set(None)
+
+
+def settings(output: Path, **changed: Any) -> RunConfig:
+    given = {
+        "output": output,
+        "num_threads": 1,
+        "seed": 5,
+        "backbone": {"name": "vit_glyph", "img_size": 16},
+        "benchmark": DIGITS,
+        "strategy": {"name": "naive", "train_epochs": 2, "train_mb_size": 4},
+        "plugins": [],
+    }
+    given |= changed
+    given["plugins"] = [{"name": "stop"}, *given["plugins"]]
+    return RunConfig.model_validate(given)
+
+
+def stop_and_go_on(
+    config: RunConfig, registry: Registry, *stops: tuple[str, int]
+) -> list[tuple[int, int, int] | None]:
+    """Run, stop at each of the points in turn, and go on to the end.
+
+    Returns where the run went on each time: experience, epoch and minibatch, ``None`` between
+    experiences.
+    """
+    places = []
+    for i, at in enumerate(stops):
+        Stop.set(at)
+        with pytest.raises(Stopped):
+            run(config, registry=registry, resume=i > 0)
+        _, state = read_checkpoint(config.output / "checkpoint")
+        assert state["standing"]["visited"] + (state["position"] is not None) > 0
+        inside = state["position"]
+        place = inside and (state["standing"]["visited"], inside["epoch"], inside["iteration"])
+        places.append(place)
+    Stop.set(None)
+    done = run(config, registry=registry, resume=True)
+    assert len(done.metrics["resumed_at"]) == len(stops)
+    return places
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        yield path, len(value)
+        for i, inner in enumerate(value):
+            yield from leaves(inner, f"{path}.{i}")
+    elif isinstance(value, torch.Tensor):
+        bits = value.detach().contiguous().flatten().view(torch.uint8)
+        yield path, (value.dtype, tuple(value.shape), value.stride(), bits.numpy().tobytes())
+    elif isinstance(value, float):
+        yield path, "nan" if math.isnan(value) else value.hex()
+    else:
+        yield path, value
+
+
+def end_of(folder: Path) -> dict[str, Any]:
+    """Return all that the last checkpoint of a run holds, but the times."""
+    found = read_checkpoint(folder / "checkpoint")
+    state = found[1]
+    for key in ("started_at", "resumed_at"):
+        del state["standing"][key]
+    (evaluator,) = (p for p in state["strategy"]["plugins"] if p["class"] == "EvaluationPlugin")
+    del evaluator["state"]["metrics"][1]  # the cost
+    for holder, kind in (
+        (evaluator["state"], "last"),
+        (evaluator["state"], "all"),
+        (state["standing"], "further"),
+    ):
+        holder[kind] = {k: v for k, v in holder[kind].items() if not TIMES.search(k)}
+    return dict(leaves(state))
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Return what a run recorded, but for the times and the folder."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for key in ("started_at", "resumed_at", "written_at"):
+        del metrics[key]
+    for key in ("training_seconds", "evaluation_seconds", "peak_memory_bytes"):
+        del metrics["cost"][key]
+    for key in ("output", "checkpoint_every"):
+        del metrics["config"][key]
+    metrics["further_metrics"] = {
+        k: v for k, v in metrics["further_metrics"].items() if not TIMES.search(k)
+    }
+    return metrics
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert recorded(one) == recorded(other)
+    a, b = end_of(one), end_of(other)
+    assert a.keys() == b.keys()
+    assert [key for key in a if a[key] != b[key]] == []
+
+
+DIGITS = {"name": "digits", "classes_per_experience": [4, 3, 3], "train_per_class": 4}
+DIGITS |= {"validation_per_class": 2}  # few images to test on
+NAIVE = {"name": "naive", "train_epochs": 2, "train_mb_size": 4}
+PEGP = {"name": "pegp", "train_epochs": 2, "head_epochs": 1, "train_mb_size": 4, "n_samples": 8}
+NTK = {"name": "ntk_cl", "train_epochs": 2, "train_mb_size": 4}
+CASES: dict[str, dict[str, Any]] = {
+    "naive": {"strategy": NAIVE},
+    "ntk_cl": {"strategy": NTK},
+    "ntk_cl released": {"strategy": NTK | {"recipe": "released"}},
+    "pegp": {"strategy": PEGP},
+    "pegp released": {"strategy": PEGP | {"recipe": "released"}},
+    "nearest_class_mean": {"strategy": {"name": "nearest_class_mean"}},
+}
+
+
+@pytest.mark.parametrize("scenario", ["class", "online"])
+@pytest.mark.parametrize("case", CASES, ids=[case.replace(" ", "-") for case in CASES])
+def test_stopped_between_and_inside_experiences(case, scenario, registry, tmp_path):
+    changed = CASES[case] | {"benchmark": DIGITS | {"scenario": scenario, "experience_size": 4}}
+    starts = {0, 4, 7} if scenario == "online" else {None}
+    run(settings(tmp_path / "whole", **changed), registry=registry)
+
+    between = settings(tmp_path / "between", **changed)
+    assert stop_and_go_on(between, registry, ("before_eval", 2)) == [None]
+    assert_same(tmp_path / "whole", tmp_path / "between")
+
+    if case != "nearest_class_mean":  # which has no steps
+        inside = settings(tmp_path / "inside", **changed, checkpoint_every=3)
+        stops = [("after_training_iteration", n) for n in (5, 9)]
+        places = stop_and_go_on(inside, registry, *stops, ("after_training_exp", 1))
+        assert {place[0] for place in places if place} - starts  # also after the first chunk
+        assert_same(tmp_path / "whole", tmp_path / "inside")
+
+
+FURTHER: dict[str, dict[str, Any]] = {
+    "adamw, clipped, accumulated": {
+        "strategy": NAIVE
+        | {"optimizer": "adamw", "lr": 0.01, "accumulation_steps": 2, "max_grad_norm": 1.0}
+    },
+    "augmented, by two processes": {
+        "benchmark": DIGITS | {"augment": "random_resized_crop"},
+        "num_workers": 2,
+    },
+    "augmented": {"benchmark": DIGITS | {"augment": "random_resized_crop"}},
+    "replay": {"plugins": [{"name": "replay", "mem_size": 5}]},
+    "replay, online": {
+        "plugins": [{"name": "replay", "mem_size": 5}],
+        "benchmark": DIGITS
+        | {"scenario": "online", "experience_size": 8, "augment": "random_resized_crop"},
+    },
+    "ewc and lwf": {"plugins": [{"name": "ewc", "ewc_lambda": 9.0}, {"name": "lwf"}]},
+    "pieces on task labels": {
+        "benchmark": DIGITS | {"scenario": "task"},
+        "plugins": [
+            {"name": "retention", "weight": 0.1},
+            {"name": "gradient_projection", "threshold": 0.9, "n_samples": 8},
+        ],
+    },
+    "domains, all evaluated, metrics of Avalanche": {
+        "benchmark": {"name": "digits", "scenario": "domain", "n_experiences": 3}
+        | {"train_per_class": 2, "validation_per_class": 1},
+        "evaluate": "all",
+        "metrics": [{"name": "some"}],
+    },
+    "several copies": {"strategy": NTK | {"n_copies": 2, "use_pretrained": True}},
+    "dora of peft, prompts with projection": {
+        "module": {"name": "peft_tuner", "tuner": "lora", "use_dora": True, "r": 2, "blocks": [1]},
+        "strategy": PEGP | {"threshold": 0.9},
+    },
+    "bfloat16": {"strategy": NAIVE | {"mixed_precision": "bf16"}},
+}
+
+
+@pytest.mark.parametrize("case", FURTHER, ids=[re.sub("[, ]+", "-", case) for case in FURTHER])
+def test_whatever_remembers_something_goes_on(case, registry, tmp_path):
+    changed = FURTHER[case]
+    run(settings(tmp_path / "whole", **changed), registry=registry)
+    inside = settings(tmp_path / "inside", **changed, checkpoint_every=2)
+    stops = ("after_training_iteration", 13), ("before_eval", 1)
+    places = stop_and_go_on(inside, registry, *stops)
+    assert any(places)
+    assert_same(tmp_path / "whole", tmp_path / "inside")
+
+
+# --- what is refused, and what is told ---------------------------------------------------------
+
+QUICK = {"strategy": {"name": "nearest_class_mean"}}
+
+
+@pytest.fixture
+def stopped(registry, tmp_path):
+    """The configuration of a run that was stopped while its second experience trained."""
+    config = settings(tmp_path / "stopped", **QUICK)
+    Stop.set(("before_training_exp", 2))
+    with pytest.raises(Stopped):
+        run(config, registry=registry)
+    Stop.set(None)
+    return config
+
+
+def shown(function, *args, **kwargs) -> str:
+    console = Console(file=io.StringIO(), width=300)
+    function(*args, **kwargs, reporter=RunProgress(console))
+    return console.file.getvalue()
+
+
+def test_the_same_command_says_how_to_go_on(stopped, registry):
+    before = (stopped.output / "metrics.json").read_bytes()
+    said = rf"already holds a run.*go on with it by peftcl run --resume {stopped.output} "
+    with pytest.raises(ConfigError, match=said):
+        run(stopped, registry=registry)
+    assert (stopped.output / "metrics.json").read_bytes() == before
+    run(stopped, registry=registry, resume=True)
+    with pytest.raises(ConfigError, match="already holds a run") as caught:
+        run(stopped, registry=registry)
+    assert "--resume" not in str(caught.value)
+
+
+def test_a_finished_run_is_not_trained_again(stopped, registry):
+    first = run(stopped, registry=registry, resume=True)
+    files = {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()}
+    Stop.set(("before_training_exp", 1))
+    text = shown(run, stopped, registry=registry, resume=True)
+    assert text == f"the run in {stopped.output} is complete; there is nothing left to do\n"
+    assert run(stopped, registry=registry, resume=True).metrics == read(first.folder)
+    assert {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()} == files
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_the_record_tells_when_it_went_on(stopped, registry):
+    assert read(stopped.output)["resumed_at"] == []
+    text = shown(run, stopped, registry=registry, resume=True)
+    assert "goes on from its checkpoint, 1 experiences finished" in text
+    metrics = read(stopped.output)
+    assert len(metrics["resumed_at"]) == 1
+    assert metrics["started_at"] <= metrics["resumed_at"][0] <= metrics["written_at"]
+
+
+def test_a_run_of_which_nothing_is_finished_begins_anew(registry, tmp_path):
+    config = settings(tmp_path / "run", **QUICK)
+    run(settings(tmp_path / "whole", **QUICK), registry=registry, resume=True)
+    Stop.set(("before_training_exp", 1))
+    with pytest.raises(Stopped):
+        run(config, registry=registry)
+    Stop.set(None)
+    other = settings(tmp_path / "run", **QUICK, seed=6)
+    with pytest.raises(CheckpointError, match="with other settings: seed was 5, is 6"):
+        run(other, registry=registry, resume=True)
+    run(config, registry=registry, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_folder_may_have_moved(stopped, registry, tmp_path):
+    shutil.move(stopped.output, tmp_path / "moved")
+    moved = stopped.model_copy(update={"output": tmp_path / "moved", "checkpoint_every": 9})
+    assert run(moved, registry=registry, resume=True).metrics["complete"] is True
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": 6}, "seed was 5, is 6, benchmark.seed was 5, is 6"),
+        ({"num_workers": 1}, "num_workers was 0, is 1"),
+        (
+            {"strategy": {"name": "nearest_class_mean", "eval_mb_size": 32}},
+            "strategy.eval_mb_size was 64, is 32",
+        ),
+        (
+            {"plugins": [{"name": "stop"}, {"name": "ewc"}]},
+            "plugins.1.name was not there, is 'ewc'",
+        ),
+    ],
+    ids=["seed", "workers", "option", "plugin"],
+)
+@pytest.mark.parametrize("finished", [False, True], ids=["unfinished", "finished"])
+def test_another_configuration_is_refused(stopped, registry, changed, said, finished):
+    if finished:
+        run(stopped, registry=registry, resume=True)
+    before = {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()}
+    other = RunConfig.model_validate(stopped.model_dump() | changed)
+    with pytest.raises(CheckpointError, match="with other settings") as caught:
+        run(other, registry=registry, resume=True)
+    assert said in str(caught.value)
+    assert str(stopped.output) in str(caught.value)
+    assert "start anew (--overwrite" in str(caught.value)
+    assert {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()} == before
+
+
+def test_other_versions_are_refused(stopped, registry, monkeypatch):
+    there = record.version
+    versions = {"torch": "1.0", "timm": "0.1"}
+    monkeypatch.setattr(record, "version", lambda name: versions.get(name) or there(name))
+    said = (
+        rf"other versions: torch was {there('torch')!r}, is '1.0', timm was .*, is '0.1'; install"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        run(stopped, registry=registry, resume=True)
+
+
+def test_another_version_of_a_plugin_package_is_refused(stopped, registry):
+    changed = [
+        Entry(e.kind, e.component, Provider("test-package", "1.3"))
+        if e.provider.name == "test-package"
+        else e
+        for e in registry.entries()
+    ]
+    with pytest.raises(CheckpointError, match=r"test-package was '1\.2', is '1\.3'"):
+        run(stopped, registry=Registry(changed), resume=True)
+
+
+def test_other_weights_and_other_images_are_refused(stopped, registry, monkeypatch):
+    from avalanche_peftcl import run as module
+
+    monkeypatch.setattr(module, "weights_sha256", lambda backbone: "0")
+    with pytest.raises(
+        CheckpointError, match=r"other weights of the backbone: it was '.*', is '0'"
+    ):
+        run(stopped, registry=registry, resume=True)
+    monkeypatch.undo()
+    describe = module.describe_protocol
+
+    def fewer(*args):
+        protocol = describe(*args)
+        protocol["experiences"][1]["train_images"] -= 1
+        return protocol
+
+    monkeypatch.setattr(module, "describe_protocol", fewer)
+    said = r"other data: experiences\.1\.train_images was 12, is 11"
+    with pytest.raises(CheckpointError, match=said):
+        run(stopped, registry=registry, resume=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over(registry, tmp_path):
+    run(settings(tmp_path / "whole", **QUICK), registry=registry)
+    config = settings(tmp_path / "run", **QUICK)
+    Stop.set(("before_training_exp", 3))
+    with pytest.raises(Stopped):
+        run(config, registry=registry)
+    Stop.set(None)
+    newest = config.output / "checkpoint" / "000002.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.warns(CheckpointWarning, match="000002.json is damaged"):
+        run(config, registry=registry, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_damaged_checkpoints_stop_before_anything_is_changed(stopped, registry):
+    path = stopped.output / "checkpoint" / "000001.json"
+    path.write_bytes(path.read_bytes()[:100])
+    before = {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match=r"checkpoint/000001\.json is damaged"):
+        run(stopped, registry=registry, resume=True)
+    assert {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()} == before
+
+
+def test_a_checkpoint_that_belongs_elsewhere_is_refused(stopped, registry):
+    checkpoint.write_checkpoint(stopped.output / "checkpoint", {"x": 1}, number=2)
+    with pytest.raises(CheckpointError, match="is none of a run"):
+        run(stopped, registry=registry, resume=True)
+
+
+def test_a_checkpoint_whose_state_does_not_fit_is_refused(stopped, registry):
+    folder = stopped.output / "checkpoint"
+    _, state = read_checkpoint(folder)
+    state["strategy"]["plugins"][0]["class"] = "Other"
+    checkpoint.write_checkpoint(folder, state, number=2)
+    with pytest.raises(CheckpointError, match="a Stop stands where a Other stood"):
+        run(stopped, registry=registry, resume=True)
+    del state["strategy"]["model"]["prototypes.counts"]
+    checkpoint.write_checkpoint(folder, state, number=3)
+    with pytest.raises(CheckpointError, match=r"do not fit PrototypeModel: missing: .*counts"):
+        run(stopped, registry=registry, resume=True)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(registry, tmp_path, monkeypatch):
+    run(settings(tmp_path / "whole", **QUICK), registry=registry)
+    config = settings(tmp_path / "run", **QUICK)
+    real, calls = resume.write_checkpoint, []
+
+    def full(folder, state, *, number):
+        calls.append(number)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        real(folder, state, number=number)
+
+    monkeypatch.setattr(resume, "write_checkpoint", full)
+    Stop.set(("before_eval", 3))
+    with pytest.warns(CheckpointWarning) as told, pytest.raises(Stopped):
+        run(config, registry=registry)
+    assert [str(w.message) for w in told if w.category is CheckpointWarning] == [
+        f"no checkpoint could be written to {config.output / 'checkpoint'}: [Errno 28] No space "
+        "left on device; the run goes on, and if it is stopped, it can be resumed from an earlier "
+        "checkpoint only"
+    ]
+    assert read(config.output)["experiences"]["finished"] == 2
+    monkeypatch.undo()
+    Stop.set(None)
+    run(config, registry=registry, resume=True)  # from the first, the only one
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_record_that_cannot_be_written_is_an_error(stopped, registry, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "replace_file", full)
+    with pytest.raises(ConfigError, match=r"cannot write the run record to .*No space left"):
+        run(stopped, registry=registry, resume=True)
+    monkeypatch.undo()
+    assert run(stopped, registry=registry, resume=True).metrics["complete"] is True
+
+
+def test_a_plugin_whose_memory_nobody_knows_is_told_once(registry, tmp_path):
+    config = settings(tmp_path / "run", **QUICK, plugins=[{"name": "forgetful"}])
+    Stop.set(("before_training_exp", 2))
+    with pytest.warns(CheckpointWarning) as told, pytest.raises(Stopped):
+        run(config, registry=registry)
+    why = "Forgetful has no state_dict() and load_state_dict()"
+    messages = [str(w.message) for w in told if w.category is CheckpointWarning]
+    assert messages == [f"if this run is stopped, it cannot be resumed: {why}"]
+    assert not (config.output / "checkpoint").exists()
+    assert read(config.output)["resume_obstacles"] == [why]
+    with pytest.raises(CheckpointError, match=rf"left no checkpoint, for {re.escape(why)}; start"):
+        run(config, registry=registry, resume=True)
+    Stop.set(None)
+    with pytest.warns(CheckpointWarning, match="cannot be resumed"):
+        assert run(config, registry=registry, overwrite=True).metrics["complete"] is True
+
+
+def test_overwriting_removes_the_checkpoints(stopped, registry):
+    old = (stopped.output / "checkpoint" / "000001.json").read_bytes()
+    Stop.set(("before_training_exp", 1))
+    with pytest.raises(Stopped):
+        run(stopped, registry=registry, overwrite=True)
+    assert not (stopped.output / "checkpoint").exists()
+    Stop.set(None)
+    run(stopped, registry=registry, overwrite=True)
+    assert (stopped.output / "checkpoint" / "000003.json").read_bytes() != old
+
+
+def test_the_folder_knows_its_configuration(stopped, registry, monkeypatch):
+    from avalanche_peftcl import run as module
+
+    monkeypatch.setattr(module, "discover", lambda: registry)
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(CheckpointError, match="other settings: seed was 5, is 1"):
+        resume_from_folder(stopped.output, stopped.output / "config.yaml", ["seed=1"], console)
+    resume_from_folder(stopped.output, None, [], console)
+    assert read(stopped.output)["complete"] is True
+    nowhere = stopped.output / "nowhere"
+    with pytest.raises(ConfigError, match="nowhere holds no run to go on with: there is no"):
+        resume_from_folder(nowhere, None, [], console)
+    assert not nowhere.exists()
