@@ -196,6 +196,7 @@ def test_start_up_imports_neither_torch_nor_avalanche(words):
         "from avalanche_peftcl.cli import app\n"
         f"app({words!r}, standalone_mode=False)\n"
         "heavy = {'torch', 'avalanche', 'timm', 'peft', 'sklearn', 'matplotlib', 'wandb'}\n"
+        "heavy |= {'scipy', 'plotly'}\n"
         "print(json.dumps(sorted(heavy & set(sys.modules))), file=sys.stderr)\n"
     )
     result = subprocess.run(

@@ -211,14 +211,15 @@ def test_stopped_between_and_inside_experiences(case, scenario, registry, tmp_pa
     starts = {0, 4, 7} if scenario == "online" else {None}
     run(settings(tmp_path / "whole", **changed), registry=registry)
 
-    between = settings(tmp_path / "between", **changed)
-    assert stop_and_go_on(between, registry, ("before_eval", 2)) == [None]
-    assert_same(tmp_path / "whole", tmp_path / "between")
+    if case in ("naive", "nearest_class_mean"):  # to the others it happens below, too
+        between = settings(tmp_path / "between", **changed)
+        assert stop_and_go_on(between, registry, ("before_eval", 2)) == [None]
+        assert_same(tmp_path / "whole", tmp_path / "between")
 
     if case != "nearest_class_mean":  # which has no steps
         inside = settings(tmp_path / "inside", **changed, checkpoint_every=3)
-        stops = [("after_training_iteration", n) for n in (5, 9)]
-        places = stop_and_go_on(inside, registry, *stops, ("after_training_exp", 1))
+        stops = ("after_training_iteration", 5), ("before_eval", 2), ("after_training_exp", 1)
+        places = stop_and_go_on(inside, registry, *stops)
         assert {place[0] for place in places if place} - starts  # also after the first chunk
         assert_same(tmp_path / "whole", tmp_path / "inside")
 

@@ -77,8 +77,8 @@ def html_report(comparison: Comparison) -> str:
         *_protocol(comparison),
         "<h2>Runs</h2>",
         _table(_runs_sheet(comparison), words=True),
-        *_left_out(comparison),
         *(_settings(method) for method in comparison.methods),
+        *_left_out(comparison),
         f'<p class="note">Made by avalanche-peftcl {_text(__version__)}.</p>',
     ]
     figures = [json.loads(plot.figure.to_json()) for plot in (*plots, *matrices)]

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -40,7 +41,9 @@ def terminal_tables(comparison: Comparison) -> RenderableType:
     """Return the tables for a rich console."""
     parts: list[RenderableType] = []
     for sheet in _sheets(comparison):
-        table = Table(title=Text(sheet.title), title_justify="left")
+        table = Table(
+            title=Text(sheet.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        )
         for i, column in enumerate(sheet.columns):
             table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
         for row in sheet.rows:

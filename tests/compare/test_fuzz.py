@@ -34,12 +34,14 @@ def template(write) -> str:
     return (write() / "metrics.json").read_text()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+)
 @given(data=st.data())
 def test_there_is_no_traceback(tmp_path_factory, template, monkeypatch, data):
     monkeypatch.setattr(html_report, "get_plotlyjs", str)
     metrics = json.loads(template)
-    *above, key = data.draw(st.sampled_from(sorted(paths_of(metrics), key=str)[1:]))
+    *above, key = data.draw(st.sampled_from(sorted(filter(None, paths_of(metrics)), key=str)))
     here = metrics
     for step in above:
         here = here[step]
