@@ -110,9 +110,13 @@ class Checkpoints:
         backbone: The frozen network, which is built again and not saved.
         benchmark: The benchmark.
         identity: What :func:`check_identity` compares where a run goes on.
+        every: Minibatches between two of them; ``None`` for none inside an experience.
 
     Attributes:
         obstacles: Why no checkpoints can be written; empty if they can.
+
+    Raises:
+        ConfigError: If ``every`` is given and the strategy has no place for them.
     """
 
     def __init__(
@@ -123,9 +127,9 @@ class Checkpoints:
         backbone: Any,
         benchmark: Any,
         identity: Mapping[str, Any],
+        every: int | None = None,
     ) -> None:
         self._output, self._folder = output, output / CHECKPOINTS
-        self._strategy = strategy
         self._train, self._test = list(benchmark.train_stream), list(benchmark.test_stream)
         self._state = StrategyState(strategy, frozen=[backbone])
         self._identity = identity
@@ -133,27 +137,23 @@ class Checkpoints:
         self._number = 0
         self._warned = False
         self.obstacles = self._state.obstacles()
+        self._every = every
+        self._cursor: Any = getattr(strategy, "cursor", None)
+        if every is not None and self._cursor is None:
+            raise ConfigError(
+                f"checkpoint_every={every}, but {type(strategy).__name__} cannot be taken down "
+                "inside an experience; leave it out, or derive the strategy from PEFTTemplate"
+            )
 
-    def begin(self, standing: Standing, every: int | None) -> None:
+    def begin(self, standing: Standing) -> None:
         """Say what cannot be done; ask the strategy for checkpoints inside experiences.
 
         Args:
             standing: Kept up to date by the run.
-            every: Minibatches between two of them; ``None`` for none inside an experience.
-
-        Raises:
-            ConfigError: If ``every`` is given and the strategy has no place for them.
         """
-        if every is not None:
-            cursor = getattr(self._strategy, "cursor", None)
-            if cursor is None:
-                raise ConfigError(
-                    f"checkpoint_every={every}, but {type(self._strategy).__name__} cannot be "
-                    "taken down inside an experience; leave it out, or derive the strategy from "
-                    "PEFTTemplate"
-                )
-            cursor.every = every
-            cursor.save = lambda position: self.save(standing, position=position)
+        if self._cursor is not None:
+            self._cursor.every = self._every
+            self._cursor.save = lambda position: self.save(standing, position=position)
         if self.obstacles:
             self._warn(f"if this run is stopped, it cannot be resumed: {'; '.join(self.obstacles)}")
 
@@ -214,7 +214,7 @@ class Checkpoints:
         if position is None:
             set_random_state(saved.state["random"], self._device)
         else:
-            self._strategy.cursor.go_to(position, restore)
+            self._cursor.go_to(position, restore)
         return standing
 
     def _trained(self, standing: Standing, *, inside: bool) -> Sequence[Any]:

@@ -177,6 +177,7 @@ def run(
             backbone=backbone,
             benchmark=benchmark,
             identity=identity | {"weights": weights, "protocol": protocol},
+            every=config.checkpoint_every,
         )
         fixed = {
             "format": FORMAT,
@@ -229,7 +230,7 @@ def run(
         else:
             at, saved = checkpoints.go_on(saved, now()), None
             reporter.say(f"goes on from its checkpoint, {at.finished} experiences finished")
-        checkpoints.begin(at, config.checkpoint_every)
+        checkpoints.begin(at)
         result = write_record()
         if config.evaluate == "all" and begins:
             strategy.eval(benchmark.test_stream, num_workers=config.num_workers)

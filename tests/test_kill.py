@@ -53,10 +53,10 @@ def wait_for(process: subprocess.Popen[str], folder: Path, draw: random.Random) 
     if draw.random() < 0.2:
         time.sleep(draw.uniform(0, 3))
         return
-    goal = newest(folder) + draw.randint(1, 4)
+    goal = newest(folder) + draw.randint(1, 2)
     while newest(folder) < goal and process.poll() is None:
         time.sleep(0.002)
-    time.sleep(draw.choice([0.0, draw.uniform(0, 0.02), draw.uniform(0, 0.5)]))
+    time.sleep(draw.choice([0.0, draw.uniform(0, 0.02), draw.uniform(0, 0.2)]))
 
 
 @pytest.mark.slow

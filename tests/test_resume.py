@@ -12,12 +12,16 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, class_accuracy_metrics, loss_metrics
+from avalanche.models import IncrementalClassifier
+from avalanche.training import Naive
 from avalanche.training.plugins import SupervisedPlugin
 from rich.console import Console
+from typer.testing import CliRunner
 
 from avalanche_peftcl import Component, checkpoint, record, resume
 from avalanche_peftcl.checkpoint import read_checkpoint
-from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.cli import app
+from avalanche_peftcl.config import RunConfig, dump_config
 from avalanche_peftcl.discovery import Entry, Provider
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
 from avalanche_peftcl.progress import RunProgress
@@ -75,12 +79,20 @@ def some_metrics():
     ]
 
 
+def host_naive(*, backbone, device, plugins, evaluator):
+    """Build a strategy that is none of ours."""
+    model = torch.nn.Sequential(backbone, IncrementalClassifier(backbone.embed_dim))
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    return Naive(model=model, optimizer=optimizer, plugins=plugins, evaluator=evaluator)
+
+
 @pytest.fixture(scope="module")
 def registry():
     provider = Provider("test-package", "1.2")
     offered = [
         ("strategy_plugin", Component("stop", Stop, source="test")),
         ("strategy_plugin", Component("forgetful", Forgetful, source="test")),
+        ("strategy", Component("host_naive", host_naive, source="test")),
         ("metric", Component("some", some_metrics, source="test")),
     ]
     more = [Entry(kind, component, provider) for kind, component in offered]
@@ -234,7 +246,12 @@ FURTHER: dict[str, dict[str, Any]] = {
         "num_workers": 2,
     },
     "augmented": {"benchmark": DIGITS | {"augment": "random_resized_crop"}},
-    "replay": {"plugins": [{"name": "replay", "mem_size": 5}]},
+    # a model that draws, and a memory that is shuffled again just before the checkpoint
+    "replay": {
+        "strategy": NTK | {"train_mb_size": 2},
+        "plugins": [{"name": "replay", "mem_size": 5}],
+        "stop": 21,
+    },
     "replay, online": {
         "plugins": [{"name": "replay", "mem_size": 5}],
         "benchmark": DIGITS
@@ -265,10 +282,10 @@ FURTHER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", FURTHER, ids=[re.sub("[, ]+", "-", case) for case in FURTHER])
 def test_whatever_remembers_something_goes_on(case, registry, tmp_path):
-    changed = FURTHER[case]
+    changed = dict(FURTHER[case])
+    stops = ("after_training_iteration", changed.pop("stop", 13)), ("before_eval", 1)
     run(settings(tmp_path / "whole", **changed), registry=registry)
     inside = settings(tmp_path / "inside", **changed, checkpoint_every=2)
-    stops = ("after_training_iteration", 13), ("before_eval", 1)
     places = stop_and_go_on(inside, registry, *stops)
     assert any(places)
     assert_same(tmp_path / "whole", tmp_path / "inside")
@@ -522,6 +539,19 @@ def test_a_plugin_whose_memory_nobody_knows_is_told_once(registry, tmp_path):
         assert run(config, registry=registry, overwrite=True).metrics["complete"] is True
 
 
+def test_a_strategy_of_the_host_runs_and_cannot_be_resumed(stopped, registry):
+    changed = {"strategy": {"name": "host_naive"}, "checkpoint_every": 3}
+    config = RunConfig.model_validate(stopped.model_dump() | changed)
+    before = {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match="checkpoint_every=3, but Naive cannot be taken down in"):
+        run(config, registry=registry, overwrite=True)
+    assert {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()} == before
+    config = config.model_copy(update={"checkpoint_every": None})
+    with pytest.warns(CheckpointWarning, match=r"cannot be resumed: Naive has no state_dict\(\)"):
+        metrics = run(config, registry=registry, overwrite=True).metrics
+    assert metrics["complete"] is True
+
+
 def test_overwriting_removes_the_checkpoints(stopped, registry):
     old = (stopped.output / "checkpoint" / "000001.json").read_bytes()
     Stop.set(("before_training_exp", 1))
@@ -546,3 +576,77 @@ def test_the_folder_knows_its_configuration(stopped, registry, monkeypatch):
     with pytest.raises(ConfigError, match="nowhere holds no run to go on with: there is no"):
         resume_from_folder(nowhere, None, [], console)
     assert not nowhere.exists()
+
+
+# --- on the command line -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_done(tmp_path, monkeypatch):
+    """The folder of a run whose last checkpoint was made before its last record was written."""
+    config = {"output": str(tmp_path / "run"), "backbone": {"name": "vit_glyph", "img_size": 16}}
+    config |= {"benchmark": DIGITS, "strategy": {"name": "nearest_class_mean"}}
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_config(config))
+    write = record.RunRecord.write
+
+    def stop(self):
+        if self.metrics["complete"]:
+            raise KeyboardInterrupt
+        write(self)
+
+    monkeypatch.setattr(record.RunRecord, "write", stop)
+    result = CliRunner().invoke(app, ["run", str(file)])
+    assert result.exit_code == 130
+    assert "peftcl run --resume FOLDER goes on with it" in result.stderr
+    monkeypatch.setattr(record.RunRecord, "write", write)
+    return tmp_path / "run"
+
+
+def test_the_command_goes_on_and_then_has_nothing_to_do(half_done):
+    result = CliRunner().invoke(app, ["run", str(half_done.with_suffix(".yaml"))])
+    assert result.exit_code == 2
+    assert f"go on with it by peftcl run --resume {half_done}" in result.stderr
+    result = CliRunner().invoke(app, ["run", "--resume", str(half_done)])
+    assert result.exit_code == 0, result.output
+    assert "goes on from its checkpoint, 3 experiences finished" in result.stdout
+    assert "last accuracy" in result.stdout
+    assert read(half_done)["complete"] is True
+    result = CliRunner().invoke(app, ["run", "--resume", str(half_done)])
+    assert result.exit_code == 0
+    assert "is complete; there is nothing left to do" in result.stdout
+
+
+def test_the_command_tells_of_damaged_checkpoints(half_done):
+    for number, code in ((3, 0), (2, 2)):
+        path = half_done / "checkpoint" / f"00000{number}.safetensors"
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        metrics = (half_done / "metrics.json").read_bytes()
+        result = CliRunner().invoke(app, ["run", "--resume", str(half_done)])
+        assert result.exit_code == code, result.output
+        assert f"00000{number}.json is damaged" in result.stderr
+        assert result.stderr.startswith("warning: " if code == 0 else "error: ")
+        assert "Traceback" not in result.output + result.stderr
+        if code == 0:  # it went on from the second; damage both now
+            assert read(half_done)["complete"] is True
+            (half_done / "metrics.json").write_bytes(metrics)
+            newest = half_done / "checkpoint" / "000003.safetensors"
+            newest.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=1"], "was begun with other settings: seed was 0, is 1"),
+        (["no/such.yaml"], "there is no file no/such.yaml"),
+    ],
+    ids=["another seed", "no file"],
+)
+def test_the_command_refuses_in_one_line(half_done, words, said):
+    if words[0].startswith("seed"):
+        words = [str(half_done.with_suffix(".yaml")), *words]
+    result = CliRunner().invoke(app, ["run", *words, "--resume", str(half_done)])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.output + result.stderr

@@ -118,6 +118,20 @@ def test_a_new_strategy_goes_on_like_the_old_one(kind):
     )
 
 
+def test_the_copy_that_is_distilled_from_is_in_the_modes_it_was_in():
+    old, new = strategy(LwFPlugin()), strategy(LwFPlugin())
+    stream = toy_benchmark("class").train_stream
+    trained(old, stream[:1])
+    (plugin, *_), (other, *_) = old.plugins, new.plugins
+    plugin.lwf.prev_model.tuned.eval()
+    saved = StrategyState(old).save(trained=stream[:1])
+    StrategyState(new).load(unpack(*pack(saved)), trained=stream[:1], tested=[])
+    modes = {name: module.training for name, module in other.lwf.prev_model.named_modules()}
+    assert modes["tuned"] is False
+    assert modes["head"] is True
+    assert other.lwf.prev_classes_by_task == plugin.lwf.prev_classes_by_task
+
+
 def test_frozen_tensors_are_left_out_until_they_change():
     model = network()
     frozen = Frozen([model.backbone])
