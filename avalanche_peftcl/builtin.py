@@ -162,4 +162,16 @@ def peftcl_metrics() -> Iterable[Component]:
             source="GEM, arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112",
         ),
         Component("cost", f"{evaluation}:cost_metrics", source="seconds, memory, parameters"),
+        Component("loss", f"{evaluation}.host:loss", source="Avalanche loss_metrics"),
+        Component("accuracy", f"{evaluation}.host:accuracy", source="Avalanche accuracy_metrics"),
+    )
+
+
+@hookimpl
+def peftcl_loggers() -> Iterable[Component]:
+    """Avalanche's loggers."""
+    logging = "avalanche_peftcl.logging"
+    return (
+        Component("tensorboard", f"{logging}:tensorboard", source="Avalanche TensorboardLogger"),
+        Component("wandb", f"{logging}:wandb", source="Avalanche WandBLogger"),
     )

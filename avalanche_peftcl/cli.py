@@ -114,7 +114,8 @@ def run(
         typer.Option(
             "--resume",
             metavar="FOLDER",
-            help="Go on with the unfinished run in this folder; it knows its CONFIG.",
+            help="Go on with the unfinished run in this folder; it knows its CONFIG. With "
+            "--overwrite it is begun anew if it cannot go on.",
         ),
     ] = None,
     seeds: Annotated[
@@ -142,8 +143,6 @@ def run(
 
     Exit status 1 if one of several seeds failed.
     """
-    if resume is not None and overwrite:
-        raise ConfigError("--resume goes on with a run and --overwrite replaces it; give one")
     if resume is not None and (seeds is not None or jobs != 1 or ray is not None):
         raise ConfigError(
             "--resume goes on with one run; several seeds go on by the command that began them"
@@ -151,7 +150,7 @@ def run(
     if resume is not None:
         from avalanche_peftcl.run import resume_from_folder
 
-        resume_from_folder(resume, config, overrides or [], _console())
+        resume_from_folder(resume, config, overrides or [], overwrite, _console())
         return
     if config is None:
         raise ConfigError("give a YAML file that describes the run, or --resume FOLDER")

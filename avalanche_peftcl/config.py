@@ -89,6 +89,7 @@ class RunConfig(BaseModel):
         strategy: The method.
         plugins: Avalanche plugins of the strategy, in this order.
         metrics: Metrics beyond the accuracy matrix and the cost.
+        loggers: Avalanche loggers of all metrics, beside the run record.
 
     Example:
         >>> config = RunConfig(
@@ -120,6 +121,7 @@ class RunConfig(BaseModel):
     strategy: ComponentConfig
     plugins: list[ComponentConfig] = []
     metrics: list[ComponentConfig] = []
+    loggers: list[ComponentConfig] = []
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "RunConfig":

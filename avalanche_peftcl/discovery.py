@@ -24,6 +24,7 @@ HOOKS = {
     "strategy": "peftcl_strategies",
     "strategy_plugin": "peftcl_strategy_plugins",
     "metric": "peftcl_metrics",
+    "logger": "peftcl_loggers",
 }
 
 

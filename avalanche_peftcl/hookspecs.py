@@ -54,3 +54,13 @@ def peftcl_strategy_plugins() -> Iterable[Component]:
 def peftcl_metrics() -> Iterable[Component]:
     """Offer plugin metrics: ``build(**options) -> PluginMetric`` or a list of them."""
     return ()
+
+
+@hookspec
+def peftcl_loggers() -> Iterable[Component]:
+    """Offer loggers: ``build(*, output, resume, settings, **options) -> BaseLogger``.
+
+    Of the three things that a run hands in, name those in the signature that you need: its folder,
+    whether it goes on from a checkpoint, and its settings with all defaults.
+    """
+    return ()

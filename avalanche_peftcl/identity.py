@@ -8,7 +8,7 @@ from typing import Any
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.record import describe_versions
 
-_FREE = ("output", "checkpoint_every")  # keys that may change when a run goes on
+_FREE = ("output", "checkpoint_every", "loggers")  # keys that may change when a run goes on
 _MOST = 5  # differences that one message lists
 _ABSENT = object()
 _KINDS = (
@@ -30,9 +30,11 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions_of(components: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the versions of what a result depends on: libraries, and providers of components."""
+    """Return the versions of what a result depends on: libraries, and components but loggers."""
     libraries = {k: v for k, v in describe_versions().items() if k != "python"}
-    return libraries | {each["provider"]: each["version"] for each in components}
+    return libraries | {
+        each["provider"]: each["version"] for each in components if each["kind"] != "logger"
+    }
 
 
 def check_record(metrics: Mapping[str, Any], settings: Mapping[str, Any], output: Path) -> None:

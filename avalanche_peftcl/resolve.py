@@ -16,6 +16,7 @@ def components(config: RunConfig) -> list[tuple[str, ComponentConfig]]:
         *([] if config.module is None else [("module", config.module)]),
         *(("strategy_plugin", plugin) for plugin in config.plugins),
         *(("metric", metric) for metric in config.metrics),
+        *(("logger", logger) for logger in config.loggers),
         ("strategy", config.strategy),
     ]
 
@@ -74,6 +75,7 @@ def with_defaults(config: RunConfig, registry: Registry) -> dict[str, Any]:
             settings[kind] = filled(kind, component)
     settings["plugins"] = [filled("strategy_plugin", plugin) for plugin in config.plugins]
     settings["metrics"] = [filled("metric", metric) for metric in config.metrics]
+    settings["loggers"] = [filled("logger", logger) for logger in config.loggers]
     return settings
 
 

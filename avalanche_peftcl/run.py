@@ -10,7 +10,7 @@ from rich.console import Console
 
 from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
 from avalanche_peftcl.control import controlled, plain_data_errors, seed_all
-from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.identity import settings_of, versions_of
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.resolve import check_components, components, seed_benchmark, with_defaults
@@ -21,6 +21,7 @@ with warnings.catch_warnings():
 
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
 from avalanche_peftcl.export import not_exported, write_model
+from avalanche_peftcl.logging import closing
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.protocol import (
     describe_prediction,
@@ -44,6 +45,7 @@ from avalanche_peftcl.record import (
 )
 from avalanche_peftcl.report import terminal_report
 from avalanche_peftcl.resume import Checkpoints, Standing, finished_run, saved_run
+from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.template import check_device
 
 
@@ -65,7 +67,11 @@ def run_from_file(
 
 
 def resume_from_folder(
-    folder: Path, path: str | Path | None, overrides: Sequence[str], console: Console
+    folder: Path,
+    path: str | Path | None,
+    overrides: Sequence[str],
+    overwrite: bool,
+    console: Console,
 ) -> None:
     """Go on with the unfinished run in a folder and show it on ``console``.
 
@@ -73,6 +79,7 @@ def resume_from_folder(
         folder: The run's output folder, wherever it is now.
         path: YAML file to compare with; ``None`` takes the folder's own.
         overrides: Settings that replace the file's.
+        overwrite: Whether the run is begun anew if it cannot go on.
         console: Where progress and result are shown.
 
     Raises:
@@ -86,7 +93,7 @@ def resume_from_folder(
                 "peftcl run CONFIG"
             )
     config = load_config(path, overrides).model_copy(update={"output": folder})
-    run(config, resume=True, reporter=RunProgress(console))
+    run(config, resume=True, overwrite=overwrite, reporter=RunProgress(console))
 
 
 def run(
@@ -109,7 +116,8 @@ def run(
         registry: Components to choose from; ``None`` discovers the installed ones.
         overwrite: Replace an earlier run in the output folder instead of refusing.
         resume: Go on with the run in the output folder from its last checkpoint; begin it if
-            nothing of it is finished, return its record if all is.
+            nothing of it is finished, return its record if all is. With ``overwrite`` a run that
+            cannot go on is begun anew.
         reporter: Shows the run; ``None`` shows nothing.
 
     Returns:
@@ -126,6 +134,12 @@ def run(
     """
     registry = discover() if registry is None else registry
     reporter = RunProgress() if reporter is None else reporter
+    if resume and overwrite:
+        try:
+            return run(config, registry=registry, resume=True, reporter=reporter)
+        except CheckpointError as error:
+            reporter.say(f"it cannot go on and begins anew: {error}")
+            resume = False
     check_output(config.output, overwrite=overwrite or resume)
     device = check_device(config.device)
     config = seed_benchmark(config, registry)
@@ -143,7 +157,8 @@ def run(
         saved = saved_run(config.output, identity, device=device)
     threads = config.num_threads if saved is None else saved.state["threads"]
 
-    with controlled(config.seed, device, threads), plain_data_errors(), reporter:
+    loggers: list[Any] = []
+    with controlled(config.seed, device, threads), plain_data_errors(), reporter, closing(loggers):
         backbone = _build(registry, "backbone", config.backbone)
         input_config = getattr(backbone, "input_config", None)
         if input_config is None:
@@ -157,6 +172,7 @@ def run(
         plugins = [_build(registry, "strategy_plugin", plugin) for plugin in config.plugins]
         metrics = [_build(registry, "metric", metric) for metric in config.metrics]
         accuracy, cost = AccuracyMatrix(), CostMetric()
+        evaluator = EvaluationPlugin(accuracy, cost, *metrics, loggers=[reporter])
         strategy = _build(
             registry,
             "strategy",
@@ -164,7 +180,7 @@ def run(
             backbone=backbone,
             device=str(device),
             plugins=plugins,
-            evaluator=EvaluationPlugin(accuracy, cost, *metrics, loggers=[reporter]),
+            evaluator=evaluator,
             **({} if module is None else {"module": module}),
         )
 
@@ -224,7 +240,12 @@ def run(
             f"{config.strategy.name} on {config.benchmark.name} ({protocol['scenario']}, {total} "
             f"experiences), backbone {config.backbone.name}, seed {config.seed}, device {device}"
         )
-        begins = saved is None
+        begins, undisturbed = saved is None, random_state(device)
+        for logger in config.loggers:
+            given = {"output": config.output, "resume": not begins, "settings": settings}
+            loggers.append(_build(registry, "logger", logger, **given))
+        evaluator.loggers = [reporter, *loggers]
+        set_random_state(undisturbed, device)
         if saved is None:
             clear_output(config.output)
         else:

@@ -28,7 +28,7 @@ _NUMBERS = {
     "last accuracy": "last_accuracy",
     "forgetting": "forgetting",
 }
-_HOW = ("output", "num_threads", "num_workers")  # settings that say how to compute, not what
+_HOW = ("output", "num_threads", "num_workers", "checkpoint_every", "loggers")  # not what, but how
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,15 @@ def run_sweep(
 
     Every run has a process of its own and says what it does in ``run.log`` of its folder. One
     that fails or is killed does not stop the others. Runs that are finished are kept, those that
-    are not are run again, so the same call goes on with what is missing.
+    are not go on from their last checkpoint, or begin anew if they cannot; so the same call goes on
+    with what is missing.
 
     Args:
         config: What to run, with ``seeds``.
         jobs: Processes at a time on this machine.
         ray: Run on Ray instead: ``"local"`` starts it here, ``"auto"``, ``HOST:PORT`` or
             ``ray://HOST:PORT`` is a cluster that shares the file system.
-        overwrite: Run finished ones again too.
+        overwrite: Run all from the start, finished ones again too.
         console: Where starts, ends and the summary are shown; ``None`` shows nothing.
 
     Returns:
@@ -93,7 +94,7 @@ def run_sweep(
     }
     for seed, outcome in outcomes.items():
         _say(console, f"seed {seed}: finished earlier, {_last_accuracy(outcome.metrics)}")
-    tasks = [Task(run) for run in runs if run.seed not in outcomes]
+    tasks = [Task(run, anew=overwrite) for run in runs if run.seed not in outcomes]
     by_seed = {task.seed: task for task in tasks}
     with _terminated_as_interrupted(), closing(_engine(tasks, jobs, ray)) as events:
         try:

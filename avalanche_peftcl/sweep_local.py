@@ -21,9 +21,15 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One run that is to be done; what is in its folder may be replaced."""
+    """One run that is to be done; what is in its folder may be replaced.
+
+    Args:
+        config: The run.
+        anew: Whether it begins at the start though there is a checkpoint.
+    """
 
     config: RunConfig
+    anew: bool = False
 
     @property
     def seed(self) -> int:
@@ -66,7 +72,7 @@ def run_processes(tasks: Sequence[Task], *, jobs: int) -> Generator[Event, None,
             task.log.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(dump_config(task.config.model_dump(mode="json")), encoding="utf-8")
             with task.log.open("wb") as log:
-                child = children.start(_command(path), log, environment(task.config, jobs))
+                child = children.start(_command(task, path), log, environment(task.config, jobs))
                 if child is None:
                     return
                 events.put(Event(task.seed))
@@ -165,5 +171,6 @@ class _Children:
                 child.wait()
 
 
-def _command(path: Path) -> list[str]:
-    return [sys.executable, "-P", "-m", "avalanche_peftcl", "run", str(path), "--overwrite"]
+def _command(task: Task, path: Path) -> list[str]:
+    how = ["--overwrite"] if task.anew else ["--overwrite", "--resume", str(task.config.output)]
+    return [sys.executable, "-P", "-m", "avalanche_peftcl", "run", str(path), *how]

@@ -55,8 +55,9 @@ def run_on_ray(tasks: Sequence[Task], *, address: str) -> Generator[Event, None,
         return
     with TemporaryDirectory(prefix="peftcl-") as folder:
         order, said = Path(folder) / "order.json", Path(folder) / "said.txt"
+        orders = {"address": address, "folder": os.getcwd(), "anew": any(t.anew for t in tasks)}
         runs = [task.config.model_dump(mode="json") for task in tasks]
-        order.write_text(json.dumps({"address": address, "folder": os.getcwd(), "runs": runs}))
+        order.write_text(json.dumps(orders | {"runs": runs}))
         with said.open("wb") as stderr:
             driver = subprocess.Popen(
                 [sys.executable, "-P", "-c", _DRIVER, str(order)],
@@ -195,7 +196,7 @@ def drive() -> None:
         log = Path(order["folder"]) / Task(config).log
         log.unlink(missing_ok=True)  # its coming back says that the run has started
         asked = {"num_cpus": config.num_threads or 1, "num_gpus": int(config.device == "cuda")}
-        pending[work.options(**asked).remote(settings, order["folder"])] = config
+        pending[work.options(**asked).remote(settings, order["folder"], order["anew"])] = config
     started: set[int] = set()
     while pending:
         ready, _ = ray.wait(list(pending), timeout=_POLL)
@@ -214,12 +215,13 @@ def drive() -> None:
     ray.shutdown()
 
 
-def work_on(settings: dict[str, Any], folder: str) -> str | None:
+def work_on(settings: dict[str, Any], folder: str, anew: bool) -> str | None:
     """Do one run in this process, and return why it failed.
 
     Args:
         settings: The run's configuration.
         folder: Working directory of the sweep, to which its paths are relative.
+        anew: Whether the run begins at the start though there is a checkpoint.
     """
     try:
         os.chdir(folder)
@@ -236,7 +238,7 @@ def work_on(settings: dict[str, Any], folder: str) -> str | None:
         with Task(config).log.open("w", encoding="utf-8", buffering=1) as log:
             reporter = RunProgress(Console(file=log, width=200))
             try:
-                run(config, overwrite=True, reporter=reporter)
+                run(config, overwrite=True, resume=not anew, reporter=reporter)
             except PEFTCLError as error:
                 reporter.say(f"error: {error}")
                 return str(error)

@@ -35,8 +35,8 @@ def calls(monkeypatch: pytest.MonkeyPatch):
     one_seed = types.SimpleNamespace(seeds=None)
     monkeypatch.setattr("avalanche_peftcl.config.load_config", lambda *a, **k: one_seed)
 
-    def resume_from_folder(folder, path, overrides, console):
-        seen.arguments.append((folder, path, overrides))
+    def resume_from_folder(folder, path, overrides, overwrite, console):
+        seen.arguments.append((folder, path, overrides, overwrite))
 
     module.run_from_file = run_from_file  # type: ignore[attr-defined]
     module.resume_from_folder = resume_from_folder  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ def test_list_unknown_kind(peftcl):
     assert result.stdout == ""
     assert result.stderr == (
         "error: unknown kind 'methods'; the kinds are backbone, module, benchmark, strategy, "
-        "strategy_plugin, metric\n"
+        "strategy_plugin, metric, logger\n"
     )
 
 
@@ -135,10 +135,10 @@ def test_run_hands_on_what_was_typed(peftcl, calls):
 
 def test_run_hands_on_what_to_resume(peftcl, calls):
     assert peftcl("run", "--resume", "runs/a").exit_code == 0
-    assert peftcl("run", "a.yaml", "seed=1", "--resume", "runs/a").exit_code == 0
+    assert peftcl("run", "a.yaml", "seed=1", "--resume", "runs/a", "--overwrite").exit_code == 0
     assert calls.arguments == [
-        (Path("runs/a"), None, []),
-        (Path("runs/a"), Path("a.yaml"), ["seed=1"]),
+        (Path("runs/a"), None, [], False),
+        (Path("runs/a"), Path("a.yaml"), ["seed=1"], True),
     ]
 
 
@@ -146,9 +146,6 @@ def test_run_needs_a_file_or_a_folder(peftcl, calls):
     result = peftcl("run")
     assert result.exit_code == 2
     assert result.stderr == ("error: give a YAML file that describes the run, or --resume FOLDER\n")
-    result = peftcl("run", "--resume", "runs/a", "--overwrite")
-    assert result.exit_code == 2
-    assert "--resume goes on with a run and --overwrite replaces it; give one" in result.stderr
     assert calls.arguments == []
 
 

@@ -87,6 +87,7 @@ def test_only_the_built_in(install):
         "strategy",
         "strategy_plugin",
         "metric",
+        "logger",
     )
     assert {e.kind for e in registry.entries()} == set(registry.kinds)
 
@@ -112,7 +113,7 @@ BROKEN = {
         GOOD.replace("peftcl_strategies", "peftcl_strategys"),
         "unknown hook 'peftcl_strategys' (did you mean 'peftcl_strategies'?); the hooks are "
         "peftcl_backbones, peftcl_modules, peftcl_benchmarks, peftcl_strategies, "
-        "peftcl_strategy_plugins, peftcl_metrics",
+        "peftcl_strategy_plugins, peftcl_metrics, peftcl_loggers",
     ),
     "no hook": ("x = 1", "it has no hook; decorate a function with @avalanche_peftcl.hookimpl"),
     "name": (
@@ -293,7 +294,7 @@ def test_unknown_kind(install):
         discover().entries("strategies")
     assert str(raised.value) == (
         "unknown kind 'strategies' (did you mean 'strategy'?); the kinds are backbone, module, "
-        "benchmark, strategy, strategy_plugin, metric"
+        "benchmark, strategy, strategy_plugin, metric, logger"
     )
 
 

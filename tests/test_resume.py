@@ -484,6 +484,32 @@ def test_a_checkpoint_whose_state_does_not_fit_is_refused(stopped, registry):
         run(stopped, registry=registry, resume=True)
 
 
+def _damage(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def _disown(folder: Path) -> None:
+    """Give the checkpoint a state that fits only when all is built."""
+    _, state = read_checkpoint(folder)
+    del state["strategy"]["model"]["prototypes.counts"]
+    checkpoint.write_checkpoint(folder, state, number=3)
+
+
+@pytest.mark.parametrize("spoil", [None, _damage, _disown])
+def test_with_overwrite_a_run_goes_on_if_it_can_and_else_begins_anew(
+    spoil, stopped, registry, tmp_path
+):
+    said = Console(file=io.StringIO(), width=200)
+    if spoil is not None:
+        spoil(stopped.output / "checkpoint")
+    done = run(stopped, registry=registry, resume=True, overwrite=True, reporter=RunProgress(said))
+    run(stopped.model_copy(update={"output": tmp_path / "whole"}), registry=registry)
+    assert_same(tmp_path / "whole", stopped.output)
+    assert len(done.metrics["resumed_at"]) == (spoil is None)
+    assert ("it cannot go on and begins anew: " in said.file.getvalue()) == (spoil is not None)
+
+
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(registry, tmp_path, monkeypatch):
     run(settings(tmp_path / "whole", **QUICK), registry=registry)
     config = settings(tmp_path / "run", **QUICK)
@@ -568,13 +594,14 @@ def test_the_folder_knows_its_configuration(stopped, registry, monkeypatch):
 
     monkeypatch.setattr(module, "discover", lambda: registry)
     console = Console(file=io.StringIO(), width=200)
+    config = stopped.output / "config.yaml"
     with pytest.raises(CheckpointError, match="other settings: seed was 5, is 1"):
-        resume_from_folder(stopped.output, stopped.output / "config.yaml", ["seed=1"], console)
-    resume_from_folder(stopped.output, None, [], console)
+        resume_from_folder(stopped.output, config, ["seed=1"], False, console)
+    resume_from_folder(stopped.output, None, [], False, console)
     assert read(stopped.output)["complete"] is True
     nowhere = stopped.output / "nowhere"
     with pytest.raises(ConfigError, match="nowhere holds no run to go on with: there is no"):
-        resume_from_folder(nowhere, None, [], console)
+        resume_from_folder(nowhere, None, [], False, console)
     assert not nowhere.exists()
 
 

@@ -49,7 +49,7 @@ def registry():
     provider = Provider("test-package", "1.2")
     offered = [
         ("strategy_plugin", Component("stop_at_third", StopAtThird, source="test")),
-        ("metric", Component("accuracy", lambda: accuracy_metrics(stream=True), source="test")),
+        ("metric", Component("top1", lambda: accuracy_metrics(stream=True), source="test")),
         ("backbone", Component("no_input", lambda: torch.nn.Linear(1, 1), source="test")),
         ("strategy", Component("takes_nothing", refuse_everything, source="test")),
     ]
@@ -280,7 +280,7 @@ def test_a_terminal_gets_bars(registry, tmp_path):
 
 
 def test_metrics_of_other_packages_are_recorded(registry, tmp_path):
-    config = tiny(tmp_path / "a", metrics=[{"name": "accuracy"}])
+    config = tiny(tmp_path / "a", metrics=[{"name": "top1"}])
     metrics = run(config, registry=registry).metrics
     key = next(k for k in metrics["further_metrics"] if k.startswith("Top1_Acc_Stream/eval_phase"))
     assert metrics["further_metrics"][key] == pytest.approx(metrics["accuracy"]["last_accuracy"])

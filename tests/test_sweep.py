@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from avalanche_peftcl import cli, sweep, sweep_local
 from avalanche_peftcl.config import RunConfig, dump_config, load_config, parse_seeds
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.record import FORMAT
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.resolve import seed_benchmark, with_defaults
@@ -71,7 +72,7 @@ class Stage:
         self.root.mkdir()
         (self.root / "child.py").write_text(CHILD)
         command = [sys.executable, "-S", str(self.root / "child.py"), str(self.root)]
-        monkeypatch.setattr(sweep_local, "_command", lambda path: [*command, str(path)])
+        monkeypatch.setattr(sweep_local, "_command", lambda task, path: [*command, str(path)])
         self.registry = discover()
 
     def config(self, seeds, **changed) -> RunConfig:
@@ -350,7 +351,7 @@ def test_cores_are_shared_out_unless_somebody_says_otherwise(stage, monkeypatch)
 
 
 def test_a_process_that_cannot_be_started_is_a_failed_run(stage, monkeypatch):
-    monkeypatch.setattr(sweep_local, "_command", lambda path: ["/no/such/program", str(path)])
+    monkeypatch.setattr(sweep_local, "_command", lambda task, path: ["/no/such/program", str(path)])
     (outcome,) = stage.run(stage.config([0]))
     assert outcome.error.startswith("FileNotFoundError")
 
@@ -501,6 +502,27 @@ def test_a_real_run_is_that_of_its_seed_alone(tmp_path):
     assert outcome.metrics["weights_sha256"] == alone.metrics["weights_sha256"]
     assert "experience 2/2" in (outcome.folder / "run.log").read_text()
     assert Task(config.for_seed(3)).log == outcome.folder / "run.log"
+
+
+@pytest.mark.parametrize("again", [{}, {"overwrite": True}], ids=["goes on", "anew"])
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, again):
+    config = RunConfig.model_validate(SETTINGS | {"output": tmp_path, "seeds": [3]})
+
+    class Stops(RunProgress):
+        def end(self, finished, *more, **named):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config.for_seed(3), reporter=Stops())
+    # settings that say how, not what, may change meanwhile
+    changed = config.model_copy(update={"checkpoint_every": 2} if not again else {})
+    (outcome,) = run_sweep(changed, **again)
+    log = (outcome.folder / "run.log").read_text()
+    assert outcome.error is None, log
+    assert len(outcome.metrics["resumed_at"]) == (not again)
+    assert ("goes on from its checkpoint, 1 experiences finished" in log) == (not again)
+    alone = run(RunConfig.model_validate(SETTINGS | {"output": tmp_path / "alone", "seed": 3}))
+    assert outcome.metrics["accuracy_matrix"] == alone.metrics["accuracy_matrix"]
 
 
 @pytest.mark.slow

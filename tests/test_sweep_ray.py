@@ -56,8 +56,9 @@ class Remote:
         self.function = function
     def options(self, num_cpus, num_gpus):
         return self
-    def remote(self, settings, folder):
-        return settings["seed"]
+    def remote(self, settings, folder, anew):
+        assert not anew or mode == "anew"
+        return settings["seed"] + 10 * anew
 
 def remote(**options):
     assert options == {"max_retries": 0, "max_calls": 1}
@@ -71,6 +72,8 @@ def wait(references, timeout):
     return references[-1:], references[:-1]
 
 def get(reference):
+    if reference >= 10:
+        return "anew"
     if reference == 2:
         raise exceptions.RayError("The worker\\ndied")
     return "no images" if reference == 1 else None
@@ -172,6 +175,12 @@ def test_each_run_starts_and_ends_whatever_becomes_of_the_others(stand_in, tmp_p
     assert list(run_on_ray([], address="local")) == []
 
 
+def test_a_run_is_told_to_begin_anew(stand_in, tmp_path):
+    stand_in("anew")
+    runs = [Task(task.config, anew=True) for task in tasks(tmp_path, [0])]
+    assert list(run_on_ray(runs, address="local"))[-1] == Event(0, ended=True, error="anew")
+
+
 def test_runs_that_a_lost_cluster_leaves_have_failed(stand_in, tmp_path):
     stand_in("dies")
     events = list(run_on_ray(tasks(tmp_path, [0, 1]), address="auto"))
@@ -205,8 +214,12 @@ def test_an_earlier_log_does_not_count_as_a_start(stand_in, tmp_path):
 def test_a_run_on_a_node(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = RunConfig.model_validate(SETTINGS | {"output": "out"}).model_dump(mode="json")
-    assert work_on(settings, str(tmp_path)) is None
+    assert work_on(settings, str(tmp_path), False) is None
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["complete"]
+    assert "experience 2/2" in (tmp_path / "out" / "run.log").read_text()
+    assert work_on(settings, str(tmp_path), False) is None
+    assert "there is nothing left to do" in (tmp_path / "out" / "run.log").read_text()
+    assert work_on(settings, str(tmp_path), True) is None
     assert "experience 2/2" in (tmp_path / "out" / "run.log").read_text()
 
 
@@ -214,10 +227,10 @@ def test_a_run_on_a_node_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     benchmark = {"name": "image_folder", "root": "nowhere", "n_experiences": 1}
     config = RunConfig.model_validate(SETTINGS | {"output": "out", "benchmark": benchmark})
-    error = work_on(config.model_dump(mode="json"), str(tmp_path))
+    error = work_on(config.model_dump(mode="json"), str(tmp_path), False)
     assert "nowhere" in error
     assert f"error: {error}" in (tmp_path / "out" / "run.log").read_text()
-    error = work_on(config.model_dump(mode="json"), str(tmp_path / "not" / "shared"))
+    error = work_on(config.model_dump(mode="json"), str(tmp_path / "not" / "shared"), False)
     assert error.startswith("the nodes of Ray must share the sweep's working directory")
 
 
