@@ -217,3 +217,18 @@ def test_the_stream_is_that_of_the_name(name: str, tmp_path: Path) -> None:
     assert trained == sizes
     assert tested == ([50] if name == "core50_8_sessions" else sizes)
     assert benchmark.scenario == ("domain" if "domains" in name or "sess" in name else "class")
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        ("pegp_cifar100", "cifar100_10x10"),
+        ("pegp_imagenet_r", "imagenet_r_10x20"),
+        ("pegp_domainnet", "domainnet_5x69"),
+    ],
+)
+def test_the_presets_of_pegp_are_what_the_protocols_say(preset: str, name: str) -> None:
+    one = with_defaults(load_config(FOLDER.parent / f"{preset}.yaml"), discover())
+    other = with_defaults(pegp(name), discover())
+    del one["output"], other["output"]
+    assert one == other

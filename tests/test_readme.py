@@ -2,11 +2,12 @@
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 
-from avalanche_peftcl.config import load_config
+from avalanche_peftcl.config import load_config, parse_seeds
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.resolve import check_components
 
@@ -45,6 +46,30 @@ def test_configurations_of_the_examples_are_valid(path):
     config = load_config(path)
     check_components(config, discover())
     assert config.output.parts[0] == "runs"
+
+
+def _runs() -> list[list[str]]:
+    bash = "\n".join(text for kind, text in BLOCKS if kind.startswith("bash"))
+    lines = re.findall(r"peftcl run (.*)", bash.replace("\\\n", ""))
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("words", _runs(), ids=" ".join)
+def test_runs_of_readme_are_valid(words):
+    taken = {"--seeds", "--jobs", "--resume"}
+    seeds = None
+    if "--seeds" in words:
+        seeds = parse_seeds(words[words.index("--seeds") + 1])
+    plain = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not word.startswith("--") and before not in taken
+    ]
+    if "--resume" in words:
+        assert plain == []
+        return
+    config = load_config(ROOT / plain[0], plain[1:], seeds=seeds)
+    check_components(config, discover())
 
 
 def test_paths_that_readme_names_exist():
