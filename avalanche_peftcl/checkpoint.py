@@ -7,7 +7,6 @@ the next one is complete.
 
 import hashlib
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning
+from avalanche_peftcl.files import replace_file
 from avalanche_peftcl.packing import pack, unpack
 
 FORMAT = 1
@@ -55,8 +55,8 @@ def write_checkpoint(folder: Path, state: Any, *, number: int) -> None:
     hashes = json.dumps({"tensors": _sha256(content), "state": _sha256(body.encode())})
     document = f'{{"format": {FORMAT}, "sha256": {hashes}, "state": {body}}}\n'
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"{number:06d}.safetensors", content)
-    _write(folder / f"{number:06d}.json", document.encode())
+    replace_file(folder / f"{number:06d}.safetensors", content, durable=True)
+    replace_file(folder / f"{number:06d}.json", document.encode(), durable=True)
     kept = {n for n in _numbers(folder) if n <= number}
     _remove(folder, sorted(kept)[-_KEPT:])
 
@@ -138,27 +138,6 @@ def _remove(folder: Path, kept: Iterable[int]) -> None:
         for path in sorted(folder.iterdir()):  # the JSON first: without it the rest counts nothing
             if _FILE.fullmatch(path.name) and path.name not in names:
                 path.unlink(missing_ok=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write ``path`` in one step, on the disk when this returns."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # not every system opens folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _sha256(content: bytes) -> str:

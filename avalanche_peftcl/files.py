@@ -27,8 +27,13 @@ def check_writable(path: Path) -> None:
         raise ConfigError(f"cannot write {path}: no right to write to {folder}")
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Write ``path`` in one step: whoever looks finds the old content or the new.
+
+    Args:
+        path: The file.
+        content: What it holds from then on.
+        durable: Wait until it is on the disk, where a loss of power leaves it.
 
     Raises:
         OSError: If it cannot be written; the old content is still there.
@@ -42,9 +47,20 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(content)
+        with part.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+    if durable:
+        with suppress(OSError):  # not every system opens folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)

@@ -231,9 +231,16 @@ def run(
                     "accuracy_matrix": fractions(accuracy.matrix),
                 },
             )
-            if at.finished:  # first: a complete record has its network
-                write_model(config.output, written.metrics, strategy=strategy, backbone=backbone)
-            written.write()
+            try:
+                if at.finished:  # first: a complete record has its network
+                    network = {"strategy": strategy, "backbone": backbone}
+                    write_model(config.output, written.metrics, **network)
+                written.write()
+            except ConfigError as error:
+                if not at.finished or checkpoints.obstacles:
+                    raise
+                further = f"once it can be, peftcl run --resume {config.output} goes on"
+                raise ConfigError(f"{error}; {further}") from error
             return written
 
         reporter.say(

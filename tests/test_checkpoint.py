@@ -111,20 +111,20 @@ def test_nothing_is_executed(folder):
 @pytest.mark.parametrize("end", ["safetensors", "json"])
 def test_a_full_disk_leaves_the_earlier_ones(folder, monkeypatch, failing, end):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    real = checkpoint._write
+    real = checkpoint.replace_file
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def write(path, content):
+    def write(path, content, *, durable):
         if path.suffix == f".{end}":
             if failing in ("fsync", "replace"):
-                monkeypatch.setattr(checkpoint.os, failing, full)
+                monkeypatch.setattr(os, failing, full)
             else:
                 path.with_name(f".{path.name}.part").mkdir()  # cannot be opened
-        real(path, content)
+        real(path, content, durable=durable)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(checkpoint, "replace_file", write)
     with pytest.raises(OSError, match=r"No space left|Is a directory"):
         write_checkpoint(folder, state(4), number=4)
     monkeypatch.undo()

@@ -542,7 +542,8 @@ def test_a_record_that_cannot_be_written_is_an_error(stopped, registry, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(record, "replace_file", full)
-    with pytest.raises(ConfigError, match=r"cannot write the run record to .*No space left"):
+    way_out = f"once it can be, peftcl run --resume {stopped.output} goes on"
+    with pytest.raises(ConfigError, match=rf"cannot write the .*No space left.*; {way_out}"):
         run(stopped, registry=registry, resume=True)
     monkeypatch.undo()
     assert run(stopped, registry=registry, resume=True).metrics["complete"] is True

@@ -8,13 +8,13 @@ the images are, on the operating system, on the seed or on the order of classes.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from avalanche_peftcl.benchmarks.contents import Contents, Entry
 from avalanche_peftcl.errors import ConfigError, DataError
+from avalanche_peftcl.files import replace_file
 
 FORMAT = 1
 _SHOWN = 5  # images of a kind that a message names
@@ -74,11 +74,9 @@ def write_manifest(path: str | Path, entries: Iterable[Entry]) -> str:
     }
     lines = [_line(head), *sorted(_line(entry) for entry in entries)]
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("\n".join(lines) + "\n", encoding="ascii", newline="\n")
-        os.replace(part, path)
+        replace_file(path, ("\n".join(lines) + "\n").encode("ascii"))
     except OSError as error:
         raise ConfigError(f"cannot write the manifest to {path}: {error}") from error
     return total

@@ -1,8 +1,6 @@
 """What ``peftcl compare`` does: compare, write the files that were asked for, show the tables."""
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +14,7 @@ from avalanche_peftcl.compare.render import (
     terminal_tables,
 )
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.files import replace_file
 
 
 def _html(comparison: Comparison) -> str:
@@ -75,12 +74,8 @@ def _replace(path: Path, text: str) -> None:
     """Write ``path`` in one step; whatever goes wrong, what was there stays."""
     if path.is_dir():
         raise ConfigError(f"cannot write {path}: it is a folder; name a file in it")
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        replace_file(path, text.encode())
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
