@@ -17,12 +17,12 @@ import torch
 from matplotlib.figure import Figure
 
 from avalanche_peftcl.checkpoint import clear_checkpoints
-from avalanche_peftcl.config import dump_config
 from avalanche_peftcl.discovery import Entry
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import replace_file
 from avalanche_peftcl.models.weights import weights_sha256 as weights_sha256
 from avalanche_peftcl.report import curve_figure, markdown_report, matrix_figure
+from avalanche_peftcl.settings import dump_settings
 
 FORMAT = 1
 FILES = (
@@ -70,7 +70,7 @@ class RunRecord:
         """
         metrics = self.metrics
         contents = {
-            "config.yaml": dump_config(metrics["config"]).encode(),
+            "config.yaml": dump_settings(metrics["config"]).encode(),
             "accuracy_matrix.csv": matrix_csv(metrics["accuracy_matrix"]).encode(),
             "summary.md": markdown_report(metrics).encode(),
             "metrics.json": json.dumps(_plain(metrics), indent=1, allow_nan=False).encode() + b"\n",

@@ -12,10 +12,11 @@ import torch
 from avalanche_peftcl.checkpoint import read_checkpoint, write_checkpoint
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
 from avalanche_peftcl.identity import check_identity, check_record
-from avalanche_peftcl.record import CHECKPOINTS, RunRecord, read_metrics
+from avalanche_peftcl.record import CHECKPOINTS, FORMAT, RunRecord, read_metrics
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.state import StrategyState
 
+_NEEDED = {"config", "protocol", "accuracy", "accuracy_matrix", "cost"}  # of a record
 _PARTS = {"identity", "threads", "standing", "position", "strategy", "random"}
 
 
@@ -23,10 +24,18 @@ def finished_run(output: Path, identity: Mapping[str, Any]) -> RunRecord | None:
     """Return the record of the run in a folder if all of it is finished.
 
     Raises:
-        CheckpointError: If it is a run of another configuration.
+        CheckpointError: If it is a run of another configuration, or a record of another version.
     """
     metrics = read_metrics(output)
-    if metrics is None or metrics.get("complete") is not True:
+    if metrics is None:
+        return None
+    if (version := metrics.get("format")) != FORMAT:
+        raise CheckpointError(
+            f"the record in {output} has format {version!r:.40}, this version of avalanche-peftcl "
+            f"writes {FORMAT}; go on with the one that wrote it, or start anew (--overwrite; in "
+            "Python, overwrite=True)"
+        )
+    if metrics.get("complete") is not True or not metrics.keys() >= _NEEDED:
         return None
     check_record(metrics, identity["settings"], output)
     return RunRecord(output, metrics)

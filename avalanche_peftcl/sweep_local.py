@@ -13,7 +13,8 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from avalanche_peftcl.config import RunConfig, dump_config
+from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.settings import dump_settings
 
 _PATIENCE = 5.0  # seconds that a process told to stop has for it
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -70,7 +71,7 @@ def run_processes(tasks: Sequence[Task], *, jobs: int) -> Generator[Event, None,
     def work(task: Task, path: Path) -> None:
         try:
             task.log.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(dump_config(task.config.model_dump(mode="json")), encoding="utf-8")
+            path.write_text(dump_settings(task.config.model_dump(mode="json")), encoding="utf-8")
             with task.log.open("wb") as log:
                 child = children.start(_command(task, path), log, environment(task.config, jobs))
                 if child is None:

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from avalanche_peftcl.cli import app
-from avalanche_peftcl.config import dump_config, load_config
+from avalanche_peftcl.config import load_config
 from avalanche_peftcl.errors import (
     CheckpointError,
     ConfigError,
@@ -20,6 +20,7 @@ from avalanche_peftcl.errors import (
 )
 from avalanche_peftcl.models import create_backbone
 from avalanche_peftcl.run import run
+from avalanche_peftcl.settings import dump_settings
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
@@ -138,7 +139,7 @@ def case(request, tmp_path):
     settings |= {"benchmark": DIGITS, "strategy": NAIVE}
     settings |= changed(tmp_path) if callable(changed) else changed
     path = tmp_path / "run.yaml"
-    path.write_text(dump_config(settings))
+    path.write_text(dump_settings(settings))
     return path, kind, said
 
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from avalanche_peftcl.config import RunConfig, dump_config, load_config
+from avalanche_peftcl.config import RunConfig, load_config
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.settings import dump_settings
 
 GOOD = """
 output: runs/a
@@ -79,7 +80,7 @@ def test_overrides_replace_and_add(tmp_path):
 
 def test_the_dump_is_read_back_unchanged(tmp_path):
     config = load_config(write(tmp_path, GOOD), ["strategy.text='1e-3'", "strategy.eps=1e-12"])
-    again = load_config(write(tmp_path, dump_config(config.model_dump(mode="json"))))
+    again = load_config(write(tmp_path, dump_settings(config.model_dump(mode="json"))))
     assert again == config
     assert again.strategy.options["text"] == "1e-3"
 
@@ -201,12 +202,12 @@ def test_no_text_gets_anything_but_a_config_error(tmp_path, text, override):
 @fuzz
 @given(mapping=mappings)
 def test_no_mapping_gets_anything_but_a_config_or_a_config_error(tmp_path, mapping):
-    path = write(tmp_path, dump_config(mapping).encode("utf-8", "replace").decode())
+    path = write(tmp_path, dump_settings(mapping).encode("utf-8", "replace").decode())
     try:
         config = load_config(path)
     except ConfigError:
         return
-    assert load_config(write(tmp_path, dump_config(config.model_dump(mode="json")))) == config
+    assert load_config(write(tmp_path, dump_settings(config.model_dump(mode="json")))) == config
 
 
 def test_reading_a_config_imports_no_torch():

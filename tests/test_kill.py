@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from avalanche_peftcl.checkpoint import read_checkpoint
-from avalanche_peftcl.config import dump_config
+from avalanche_peftcl.settings import dump_settings
 
 KILLS = 20
 SETTINGS = {
@@ -71,7 +71,7 @@ def test_twenty_kills_change_nothing(method, tmp_path):
     folders = tmp_path / "whole", tmp_path / "killed"
     for folder in folders:
         settings = {"output": str(folder), **SETTINGS, **METHODS[method]}
-        folder.with_suffix(".yaml").write_text(dump_config(settings))
+        folder.with_suffix(".yaml").write_text(dump_settings(settings))
     whole, killed = folders
     process = start(str(whole.with_suffix(".yaml")))
     said, _ = process.communicate()

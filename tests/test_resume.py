@@ -21,12 +21,13 @@ from typer.testing import CliRunner
 from avalanche_peftcl import Component, checkpoint, record, resume
 from avalanche_peftcl.checkpoint import read_checkpoint
 from avalanche_peftcl.cli import app
-from avalanche_peftcl.config import RunConfig, dump_config
+from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.discovery import Entry, Provider
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.run import resume_from_folder, run
+from avalanche_peftcl.settings import dump_settings
 
 TIMES = re.compile("Seconds|Memory")
 
@@ -348,6 +349,27 @@ def test_the_record_tells_when_it_went_on(stopped, registry):
     assert metrics["started_at"] <= metrics["resumed_at"][0] <= metrics["written_at"]
 
 
+def test_a_record_of_another_version_is_refused(stopped, registry):
+    path = stopped.output / "metrics.json"
+    metrics = json.loads(path.read_text())
+    for changed in ({"format": 2}, {"format": 2, "complete": True}, {"format": "x"}):
+        path.write_text(json.dumps(metrics | changed))
+        before = path.read_bytes()
+        said = rf"has format {changed['format']!r}, this version of .* writes 1; go on with the one"
+        with pytest.raises(CheckpointError, match=said):
+            run(stopped, registry=registry, resume=True)
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["{", '{"format": 1, "complete": true}'])
+def test_a_spoilt_record_is_made_again_from_the_checkpoint(left, stopped, registry, tmp_path):
+    run(stopped, registry=registry, resume=True)
+    whole = recorded(stopped.output)
+    (stopped.output / "metrics.json").write_text(left)
+    run(stopped, registry=registry, resume=True)
+    assert recorded(stopped.output) == whole
+
+
 def test_a_run_of_which_nothing_is_finished_begins_anew(registry, tmp_path):
     config = settings(tmp_path / "run", **QUICK)
     run(settings(tmp_path / "whole", **QUICK), registry=registry, resume=True)
@@ -615,7 +637,7 @@ def half_done(tmp_path, monkeypatch):
     config = {"output": str(tmp_path / "run"), "backbone": {"name": "vit_glyph", "img_size": 16}}
     config |= {"benchmark": DIGITS, "strategy": {"name": "nearest_class_mean"}}
     file = tmp_path / "run.yaml"
-    file.write_text(dump_config(config))
+    file.write_text(dump_settings(config))
     write = record.RunRecord.write
 
     def stop(self):

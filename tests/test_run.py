@@ -257,7 +257,7 @@ def test_a_run_in_python_prints_nothing(registry, tmp_path, capsys, recwarn):
 def test_a_file_without_a_terminal_gets_plain_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "run.yaml"
-    path.write_text(record.dump_config(tiny("out").model_dump(mode="json")))
+    path.write_text(record.dump_settings(tiny("out").model_dump(mode="json")))
     console = Console(file=io.StringIO(), width=120)
     run_from_file(path, ["seed=3"], False, console)
     shown = console.file.getvalue()

@@ -15,13 +15,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from avalanche_peftcl import cli, sweep, sweep_local
-from avalanche_peftcl.config import RunConfig, dump_config, load_config, parse_seeds
+from avalanche_peftcl.config import RunConfig, load_config, parse_seeds
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.record import FORMAT
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.resolve import seed_benchmark, with_defaults
 from avalanche_peftcl.run import run
+from avalanche_peftcl.settings import dump_settings
 from avalanche_peftcl.sweep import Outcome, run_sweep, summary
 from avalanche_peftcl.sweep_local import Task, environment, last_words
 
@@ -130,7 +131,7 @@ def stage(tmp_path, monkeypatch) -> Stage:
 @pytest.fixture
 def file(tmp_path) -> Path:
     path = tmp_path / "run.yaml"
-    path.write_text(dump_config(SETTINGS | {"output": "out"}))
+    path.write_text(dump_settings(SETTINGS | {"output": "out"}))
     return path
 
 
@@ -528,7 +529,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, agai
 @pytest.mark.slow
 def test_an_interrupt_of_the_command_ends_its_runs(file, tmp_path):
     settings = {"name": "ntk_cl", "train_epochs": 10_000}
-    file.write_text(dump_config(SETTINGS | {"strategy": settings, "output": str(tmp_path / "o")}))
+    file.write_text(dump_settings(SETTINGS | {"strategy": settings, "output": str(tmp_path / "o")}))
     command = [sys.executable, "-m", "avalanche_peftcl", "run", str(file), "--seeds", "0,1"]
     with subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True) as parent:
         for seed in (0, 1):

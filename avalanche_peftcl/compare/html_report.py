@@ -28,7 +28,7 @@ from avalanche_peftcl.compare.figures import (
 from avalanche_peftcl.compare.methods import Method
 from avalanche_peftcl.compare.protocol import protocol_of
 from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
-from avalanche_peftcl.config import dump_config
+from avalanche_peftcl.settings import dump_settings
 
 _FEW = 20  # quoted rows that are shown unfolded
 _POLICY = (
@@ -249,7 +249,7 @@ def _settings(method: Method) -> str:
     config = method.runs[0].metrics.config.model_dump(mode="json")
     return (
         f"<details><summary>Settings of {_text(method.label)}, seed {method.seeds[0]}</summary>"
-        f"<pre>{escape(dump_config(config))}</pre></details>"
+        f"<pre>{escape(dump_settings(config))}</pre></details>"
     )
 
 
