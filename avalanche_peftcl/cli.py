@@ -1,18 +1,16 @@
 """The command ``peftcl``: run an experiment, compare runs, list what is installed."""
 
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from avalanche_peftcl import __version__
+from avalanche_peftcl.console import add_row, complain, plain_table, printable, standard_console
 from avalanche_peftcl.discovery import SWITCH
 from avalanche_peftcl.errors import (
     CheckpointWarning,
@@ -39,7 +37,7 @@ class _Group(TyperGroup):
 
             def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
                 if issubclass(category, _PLAIN):
-                    _complain("warning", str(message), "yellow")
+                    complain("warning", str(message), "yellow")
                 else:
                     default(message, category, *place, **more)
 
@@ -49,10 +47,10 @@ class _Group(TyperGroup):
             except BrokenPipeError:
                 raise
             except (PEFTCLError, OSError) as error:
-                _complain("error", str(error), "red")
+                complain("error", str(error), "red")
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
-                _complain(
+                complain(
                     "interrupted",
                     "the experiences of a run that were finished are on disk, in its output "
                     "folder; peftcl run --resume FOLDER goes on with it",
@@ -85,7 +83,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _console().print(f"avalanche-peftcl {__version__}", highlight=False)
+        standard_console().print(f"avalanche-peftcl {__version__}", highlight=False)
         raise typer.Exit
 
 
@@ -150,7 +148,7 @@ def run(
     if resume is not None:
         from avalanche_peftcl.run import resume_from_folder
 
-        resume_from_folder(resume, config, overrides or [], overwrite, _console())
+        resume_from_folder(resume, config, overrides or [], overwrite, standard_console())
         return
     if config is None:
         raise ConfigError("give a YAML file that describes the run, or --resume FOLDER")
@@ -162,7 +160,9 @@ def run(
     if settings.seeds is not None:
         from avalanche_peftcl.sweep import run_sweep
 
-        outcomes = run_sweep(settings, jobs=jobs, ray=ray, overwrite=overwrite, console=_console())
+        outcomes = run_sweep(
+            settings, jobs=jobs, ray=ray, overwrite=overwrite, console=standard_console()
+        )
         if any(outcome.error is not None for outcome in outcomes):
             raise typer.Exit(1)
         return
@@ -171,7 +171,7 @@ def run(
 
     from avalanche_peftcl.run import run_from_file
 
-    run_from_file(config, overrides or [], overwrite, _console())
+    run_from_file(config, overrides or [], overwrite, standard_console())
 
 
 @app.command()
@@ -196,10 +196,10 @@ def compare(
 
     files = {"markdown": markdown, "latex": latex, "csv": csv, "html": html}
     comparison = compare_and_show(
-        folders, files, force=force, published=published, console=_console()
+        folders, files, force=force, published=published, console=standard_console()
     )
     if count := len(comparison.unreadable):
-        _complain("error", f"{count} of the records could not be read, see above", "red")
+        complain("error", f"{count} of the records could not be read, see above", "red")
         raise typer.Exit(1)
 
 
@@ -218,7 +218,7 @@ def manifest(
     """Write the names and hashes of all images of a run's benchmark, for its option manifest."""
     from avalanche_peftcl.listing import manifest_from_file
 
-    manifest_from_file(config, file, overrides or [], overwrite, _console())
+    manifest_from_file(config, file, overrides or [], overwrite, standard_console())
 
 
 @app.command("list")
@@ -235,26 +235,26 @@ def list_components(
     if kind is not None and name is not None:
         _print_options(registry, kind, name)
         return
-    table = _table("kind", "name", "provider", "version", "source")
+    table = plain_table("kind", "name", "provider", "version", "source")
     for each in registry.kinds if kind is None else (kind,):
         pairs = zip(registry.names(each), registry.entries(each), strict=True)
         for spelling, entry in pairs:
             provider, source = entry.provider, entry.component.source
-            _add_row(table, each, spelling, provider.name, provider.version, source)
+            add_row(table, each, spelling, provider.name, provider.version, source)
         table.add_section()
-    _console().print(table)
+    standard_console().print(table)
 
 
 @app.command()
 def plugins() -> None:
     """List every plugin package, loaded or left out, and why."""
-    table = _table("package", "version", "entry point", "state", "cause")
+    table = plain_table("package", "version", "entry point", "state", "cause")
     for record in discover().plugins:
         provider, state = record.provider, "loaded" if record.loaded else "left out"
-        _add_row(
+        add_row(
             table, provider.name, provider.version, record.entry_point, state, record.cause or ""
         )
-    _console().print(table)
+    standard_console().print(table)
 
 
 @app.command("export")
@@ -274,7 +274,9 @@ def export_network(
     info = export_run(folder, file, with_backbone=with_backbone, overwrite=overwrite)
     say = f"{file}: {info.strategy['name']} after {info.finished} of {info.total} experiences, "
     whose = "with" if info.backbone_included else "without"
-    _console().print(Text(f"{say}{whose} the weights of {info.backbone.name}"), soft_wrap=True)
+    standard_console().print(
+        Text(f"{say}{whose} the weights of {info.backbone.name}"), soft_wrap=True
+    )
 
 
 @app.command("predict")
@@ -309,58 +311,31 @@ def predict_images(
     where, images = check_device(device), find_images(paths)
     if csv is not None:
         check_writable(csv)
-    predictions, console = [], _console()
+    predictions, console = [], standard_console()
     for prediction in predict(load(export).to(where), images, top=top, task=task):
         predictions.append(prediction)
         if prediction.error is not None:
-            _complain("unreadable", _printable(prediction.error), "red")
+            complain("unreadable", printable(prediction.error), "red")
             continue
         told = ", ".join(f"{name} {100 * p:.1f} %" for name, p in prediction.classes)
-        console.print(Text(_printable(f"{prediction.path}  {told}")), soft_wrap=True)
+        console.print(Text(printable(f"{prediction.path}  {told}")), soft_wrap=True)
     if csv is not None:
         write_csv(csv, predictions, top=top)
     if failed := sum(prediction.error is not None for prediction in predictions):
-        _complain("error", f"{failed} of {len(images)} images could not be read", "red")
+        complain("error", f"{failed} of {len(images)} images could not be read", "red")
         raise typer.Exit(1)
 
 
 def _print_options(registry: Registry, kind: str, name: str) -> None:
     entry = registry.get(kind, name)
-    console = _console()
+    console = standard_console()
     console.print(
         Text(f"{kind} {entry.component.name} of {entry.provider}: {entry.component.source}")
     )
-    table = _table("option", "type", "default")
+    table = plain_table("option", "type", "default")
     for option, annotation, default in registry.schema(kind, name).describe():
-        _add_row(table, option, annotation, default or ("" if option[0] == "*" else "required"))
+        add_row(table, option, annotation, default or ("" if option[0] == "*" else "required"))
     console.print(table if table.row_count else Text("It has no options."))
-
-
-def _printable(text: str) -> str:
-    """Return ``text`` with what is no UTF-8, such as bytes in a file name, as escapes."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _table(*columns: str) -> Table:
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(cell) for cell in cells))  # Text: brackets are no markup here
-
-
-def _console(*, stderr: bool = False) -> Console:
-    """Return a console as wide as the terminal; wide enough for any table when piped."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 200)
-
-
-def _complain(head: str, text: str, style: str) -> None:
-    line = Text.assemble((f"{head}: ", f"bold {style}"), text)
-    _console(stderr=True).print(line, soft_wrap=True)
 
 
 def main() -> None:
