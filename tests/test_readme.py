@@ -72,6 +72,15 @@ def test_runs_of_readme_are_valid(words):
     check_components(config, discover())
 
 
+@pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "yaml"])
+def test_keys_of_readme_are_valid(text, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text((ROOT / "examples" / "quickstart.yaml").read_text() + text)
+    config = load_config(path)
+    check_components(config, discover())
+    assert [logger.name for logger in config.loggers] == ["tensorboard", "wandb"]
+
+
 def test_paths_that_readme_names_exist():
     for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / name).exists(), name
