@@ -28,7 +28,7 @@ _SEEDS = re.compile(r"\s*[0-9]{1,10}\s*(,\s*[0-9]{1,10}\s*)*")
 
 
 class ComponentConfig(BaseModel):
-    """A component by name, and its options beside the name.
+    """A component by name, and its options beside the name; the name alone where it has none.
 
     Args:
         name: Name as ``peftcl list`` shows it, or ``package/name``.
@@ -36,11 +36,18 @@ class ComponentConfig(BaseModel):
     Example:
         >>> ComponentConfig(name="replay", mem_size=200).options
         {'mem_size': 200}
+        >>> ComponentConfig.model_validate("vit_glyph")
+        ComponentConfig(name='vit_glyph')
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     name: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
 
     @property
     def options(self) -> dict[str, Any]:
@@ -207,7 +214,7 @@ def _problem(details: Any) -> str:
     if kind == "missing":
         return f"the key {path!r} is missing"
     if kind in ("model_type", "model_attributes_type"):
-        return f"{path} must be a mapping with a name, such as {{name: ...}}; got {given}"
+        return f"{path} must be a name or a mapping with one, such as {{name: ...}}; got {given}"
     said = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
     said = said.replace("String should", "must")
     return f"{path} {said}, got {given}"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from avalanche_peftcl.config import RunConfig, load_config
+from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.settings import dump_settings
 
@@ -92,6 +92,24 @@ def test_the_example_is_a_good_config():
     assert config.strategy.name == "ntk_cl"
 
 
+def test_a_name_alone_is_a_component_without_options(tmp_path):
+    config = load_config(
+        write(
+            tmp_path,
+            GOOD + "module: adapter\nloggers: [tensorboard, {name: wandb, mode: offline}]\n",
+        ),
+        [
+            "strategy=nearest_class_mean",
+            "plugins=[replay]",
+            "plugins.0={name: replay, mem_size: 5}",
+        ],
+    )
+    assert config.module == ComponentConfig(name="adapter")
+    assert (config.strategy.name, config.strategy.options) == ("nearest_class_mean", {})
+    assert [each.options for each in config.loggers] == [{}, {"mode": "offline"}]
+    assert config.plugins[0].options == {"mem_size": 5}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -106,7 +124,7 @@ def test_the_example_is_a_good_config():
         (GOOD + "seed: -1\n", "seed must be greater than or equal to 0, got -1"),
         (GOOD + "num_threads: 0\n", "num_threads must be greater than or equal to 1, got 0"),
         (GOOD + "evaluate: none\n", "evaluate must be 'seen' or 'all', got 'none'"),
-        (GOOD + "module: adapter\n", r"module must be a mapping with a name, .*; got 'adapter'"),
+        (GOOD + "module: 7\n", r"module must be a name or a mapping with one, .*; got 7"),
         (GOOD + "metrics: [{k: 1}]\n", "the key 'metrics.0.name' is missing"),
         (GOOD + "metrics: {name: a}\n", "metrics must be a valid list"),
         (GOOD + "device: 3\n", "device must be a valid string, got 3"),
