@@ -15,8 +15,6 @@ from PIL import Image
 from avalanche_peftcl.compare import compare_runs
 from avalanche_peftcl.compare.html_report import html_report
 
-pytestmark = pytest.mark.slow
-
 PHONE, DESK, HEIGHT = 390, 1280, 7000
 SCHEMES = {"dark": 0, "light": 1}
 # what the browser made of the page, handed to the frame around it, which --dump-dom shows
@@ -120,8 +118,15 @@ def look(chromium: str, page: Path, width: int, scheme: str) -> dict:
     return json.loads(unescape(text))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (PHONE, "dark"),
+        pytest.param(PHONE, "light", marks=pytest.mark.slow),
+        pytest.param(DESK, "dark", marks=pytest.mark.slow),
+        pytest.param(DESK, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_the_page_is_drawn(chromium, page, width, scheme):
     seen = look(chromium, page, width, scheme)
     assert seen["width"] == width
@@ -143,6 +148,7 @@ def test_the_page_is_drawn(chromium, page, width, scheme):
     assert all(link.startswith("#") for link in seen["links"])
 
 
+@pytest.mark.slow
 def test_a_button_hides_a_method_in_every_plot(chromium, page):
     seen = look(chromium, page, DESK, "light")
     assert seen["before"] == [5, 5, 3, 3]  # bands and lines, points
@@ -151,6 +157,7 @@ def test_a_button_hides_a_method_in_every_plot(chromium, page):
     assert seen["again"] == seen["before"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_a_screenshot_shows_the_page(chromium, page, width, scheme):
@@ -166,6 +173,7 @@ def test_a_screenshot_shows_the_page(chromium, page, width, scheme):
     assert yellow.sum() > 1000  # cells of the matrices
 
 
+@pytest.mark.slow
 def test_without_a_way_to_unpack_the_words_remain(chromium, page):
     gone = "<script>delete window.DecompressionStream</script><main>"
     page.write_text(page.read_text().replace("<main>", gone))
