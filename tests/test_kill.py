@@ -15,6 +15,7 @@ from avalanche_peftcl.checkpoint import read_checkpoint
 from avalanche_peftcl.settings import dump_settings
 
 KILLS = 20
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 SETTINGS = {
     "seed": 1,
     "num_threads": 1,
@@ -34,7 +35,25 @@ METHODS = {
         "plugins": [{"name": "replay", "mem_size": 12}],
     },
     "ntk_cl": {"strategy": {"name": "ntk_cl", "train_mb_size": 4, "train_epochs": 3}},
+    "ntk_cl on real images": {
+        "strategy": {"name": "ntk_cl", "train_mb_size": 16, "mixed_precision": "bf16"},
+        "checkpoint_every": 2,
+    },
 }
+
+
+def settings(method: str, output: Path) -> dict[str, object]:
+    """Return the settings of a run; skip one of real images where there are none."""
+    given = {"output": str(output), **SETTINGS, **METHODS[method]}
+    if "real" in method:
+        if not SHARED_DATA.is_dir():
+            pytest.skip("the folder of real images and weights is not beside the repository")
+        weights = SHARED_DATA / "deit_tiny_patch16_224.fp16.safetensors"
+        given["backbone"] = {"name": "timm_vit", "model_name": "deit_tiny_patch16_224"}
+        given["backbone"] |= {"checkpoint": str(weights), "img_size": 160}
+        given["benchmark"] = {"name": "image_folder", "root": str(SHARED_DATA / "cifar10")}
+        given["benchmark"] |= {"n_experiences": 5, "train_per_class": 40, "validation_per_class": 5}
+    return given
 
 
 def start(*words: str) -> subprocess.Popen[str]:
@@ -70,8 +89,7 @@ def test_twenty_kills_change_nothing(method, tmp_path):
     draw = random.Random(0)
     folders = tmp_path / "whole", tmp_path / "killed"
     for folder in folders:
-        settings = {"output": str(folder), **SETTINGS, **METHODS[method]}
-        folder.with_suffix(".yaml").write_text(dump_settings(settings))
+        folder.with_suffix(".yaml").write_text(dump_settings(settings(method, folder)))
     whole, killed = folders
     process = start(str(whole.with_suffix(".yaml")))
     said, _ = process.communicate()
