@@ -249,12 +249,17 @@ def _figure(x: str, y: str, *, height: int = 360) -> go.Figure:
     )
 
 
+def sign_of(series: int) -> int:
+    """Return which sign a method has: another one in every round through the colours."""
+    return (series + series // SERIES) % SERIES
+
+
 def _style(series: int, size: int = 7) -> dict[str, Any]:
     colour = f"var(--series-{series % SERIES})"
     return {
         "meta": series,
         "line": {"color": colour, "dash": _DASHES[series // SERIES % len(_DASHES)]},
-        "marker": {"color": colour, "symbol": SYMBOLS[series % SERIES], "size": size},
+        "marker": {"color": colour, "symbol": SYMBOLS[sign_of(series)], "size": size},
     }
 
 

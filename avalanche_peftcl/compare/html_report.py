@@ -23,10 +23,12 @@ from avalanche_peftcl.compare.figures import (
     curve_plot,
     forgetting_plot,
     matrix_plot,
+    sign_of,
     trade_off_plot,
 )
 from avalanche_peftcl.compare.methods import Method
 from avalanche_peftcl.compare.protocol import protocol_of
+from avalanche_peftcl.compare.records import Run
 from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
 from avalanche_peftcl.settings import dump_settings
 
@@ -182,7 +184,7 @@ def _legend(methods: Sequence[Method]) -> str:
     """Return a button a method, which shows and hides it in every plot."""
     buttons = (
         f'<li><button type="button" data-series="{i}" aria-pressed="true">'
-        f'<span style="color: var(--series-{i % SERIES})" aria-hidden="true">{SIGNS[i % SERIES]}'
+        f'<span style="color: var(--series-{i % SERIES})" aria-hidden="true">{SIGNS[sign_of(i)]}'
         f"</span> {_text(method.label)}</button></li>"
         for i, method in enumerate(methods)
     )
@@ -199,7 +201,7 @@ def _figure(plot: Plot, index: int) -> str:
 
 
 def _protocol(comparison: Comparison) -> Iterable[str]:
-    """Yield what the runs share, and the stream of every seed."""
+    """Yield what the runs share, and the streams of every seed: one, unless that was forced."""
     protocols = [protocol_of(run) for run in comparison.runs]
     yield "<dl>"
     for key in protocols[0]:
@@ -207,17 +209,19 @@ def _protocol(comparison: Comparison) -> Iterable[str]:
         if values:
             yield f"<dt>{_text(key)}</dt><dd>{_text(' / '.join(values))}</dd>"
     yield "</dl>"
-    seeds: dict[int, Any] = {}
+    streams: dict[tuple[int, str], Run] = {}
     for run in comparison.runs:
-        seeds.setdefault(run.metrics.seed, run.metrics.protocol.experiences)
-    for seed, experiences in sorted(seeds.items()):
+        streams.setdefault((run.metrics.seed, str(run.metrics.protocol.experiences)), run)
+    seeds = [seed for seed, _ in streams]
+    for (seed, _), run in sorted(streams.items(), key=lambda item: item[0][0]):
+        whose = f"seed {seed}" if seeds.count(seed) == 1 else f"seed {seed}, {run.folder}"
         rows = tuple(
             (str(i), str(e.train_images), str(e.test_images), ", ".join(e.class_names))
-            for i, e in enumerate(experiences, start=1)
+            for i, e in enumerate(run.metrics.protocol.experiences, start=1)
         )
         columns = ("experience", "training images", "test images", "classes")
-        sheet = Sheet(f"Experiences of seed {seed}", columns, rows)
-        summary = f"<summary>Experiences of seed {seed}</summary>"
+        sheet = Sheet(f"Experiences of {whose}", columns, rows)
+        summary = f"<summary>Experiences of {_text(whose)}</summary>"
         yield f"<details>{summary}{_table(sheet, words=True)}</details>"
 
 

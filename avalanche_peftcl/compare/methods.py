@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche_peftcl.compare.protocol import folder_name, protocol_of, shorten
+from avalanche_peftcl.compare.protocol import ORDERING, folder_name, protocol_of, shorten
 from avalanche_peftcl.compare.records import Metrics, Run
 from avalanche_peftcl.compare.statistics import Estimate, estimate
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.errors import ConfigError
 
-_ASIDE = {"output", "seed", "device", "num_threads", "num_workers"}  # of the run, not the method
+# of the run, not the method
+_ASIDE = {"output", "seed", "device", "num_threads", "num_workers", "checkpoint_every"}
+_ASIDE |= {"metrics", "loggers"}  # they watch
 _LONG = 40  # characters of an option's value in a label
 _LAST = ("protocol", "provider")  # told only if nothing else tells two methods apart
 
@@ -103,10 +105,10 @@ def gather(runs: Sequence[Run]) -> list[Method]:
     """Gather complete runs into methods.
 
     Two runs are of one method if their recorded configurations agree in everything but seed,
-    output folder, device, threads, workers, and the benchmark's seed and list of classes; of the
-    path to an image folder its last name counts, of weights their hash. The label is the name of
-    the strategy with what differs: components and data set between all methods, options between
-    methods with the same strategy.
+    output folder, device, threads, workers, checkpoints, metrics, loggers, and the benchmark's seed
+    and list of classes; of the path to an image folder its last name counts, of weights their hash.
+    The label is the name of the strategy with what differs: components and data set between all
+    methods, options between methods with the same strategy.
 
     Args:
         runs: Complete runs.
@@ -165,7 +167,9 @@ def _identity(run: Run) -> dict[str, Any]:
     if isinstance(flat.get("benchmark.class_order"), list):  # of a seed; "natural" is of a method
         del flat["benchmark.class_order"]
     flat |= {key: value for key, value in (config.model_extra or {}).items() if key not in _ASIDE}
-    flat |= {f"protocol.{key}": value for key, value in protocol_of(run).items()}
+    protocol = protocol_of(run)
+    del protocol[ORDERING]  # the option tells it
+    flat |= {f"protocol.{key}": value for key, value in protocol.items()}
     return {key: value for key, value in flat.items() if value is not None}
 
 
@@ -201,7 +205,8 @@ def _label(
         elif whole or kind == "module" or not _follows(key, told, siblings):
             told.append(key)
             words.append(f"{key.removeprefix('protocol.')}={_text(value)}")
-    return " ".join(words)
+    shown = "".join(sign if sign.isprintable() else " " for sign in " ".join(words))
+    return " ".join(shown.split())  # one line that controls no terminal
 
 
 def _follows(key: str, told: Sequence[str], identities: Sequence[Mapping[str, Any]]) -> bool:

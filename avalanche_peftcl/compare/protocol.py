@@ -9,6 +9,7 @@ from typing import Any
 from avalanche_peftcl.compare.records import Metrics, Run
 
 _LONG = 60  # characters of a value in a message
+ORDERING = "ordering of the classes"
 _FEW = 2  # runs that a message names for each value
 
 
@@ -59,6 +60,23 @@ def _classes(metrics: Metrics) -> set[int]:
     return {label for experience in metrics.protocol.experiences for label in experience.classes}
 
 
+def tested_on(metrics: Metrics) -> str | None:
+    """Return what the run was tested on; of a record that does not state it, as it was set."""
+    held = metrics.config.benchmark.options.get("validation_per_class")
+    if metrics.protocol.tested_on is not None or held is None:
+        return metrics.protocol.tested_on
+    return "held-out training images" if held else "test images"
+
+
+def _ordering(metrics: Metrics) -> str | None:
+    """Return whether the class order was drawn or natural; ``None`` of a list and of domains."""
+    options = metrics.config.benchmark.options
+    given = options.get("class_order")
+    if "class_order" not in options or isinstance(given, list):
+        return None
+    return given or (None if metrics.protocol.scenario == "domain" else "drawn")
+
+
 def _images(metrics: Metrics, part: str) -> list[int]:
     return [getattr(experience, part) for experience in metrics.protocol.experiences]
 
@@ -71,6 +89,8 @@ _ALWAYS: dict[str, Callable[[Metrics], Any]] = {
     "classes": lambda m: len(_classes(m)),
     "training images": lambda m: sum(_images(m, "train_images")),
     "test images": lambda m: sum(_images(m, "test_images")),
+    "tested on": tested_on,
+    ORDERING: _ordering,
     "hash of the split": lambda m: m.protocol.split_sha256,
     "hash of the manifest": lambda m: m.protocol.manifest_sha256,
     "weights of the backbone": lambda m: m.weights_sha256,
@@ -84,9 +104,17 @@ _SEEDED: dict[str, Callable[[Metrics], Any]] = {
     "class names": lambda m: [experience.class_names for experience in m.protocol.experiences],
     "training images of each experience": lambda m: _images(m, "train_images"),
     "test images of each experience": lambda m: _images(m, "test_images"),
+    "seed of the benchmark": lambda m: m.config.benchmark.options.get("seed"),
 }
 # what pairs must share
-_STREAM = ("data set", "scenario", "experiences", "hash of the split", "hash of the manifest")
+_STREAM = (
+    "data set",
+    "scenario",
+    "experiences",
+    "tested on",
+    "hash of the split",
+    "hash of the manifest",
+)
 
 
 def protocol_of(run: Run) -> dict[str, Any]:
@@ -97,10 +125,11 @@ def protocol_of(run: Run) -> dict[str, Any]:
 def protocol_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
     """Return where ``runs`` do not share one protocol.
 
-    Data set, scenario, number of experiences, classes and images, manifest, weights, normalisation,
-    use of a task label at test and training epochs are compared among all; class order, class names
-    and images of each experience among runs of the same seed. What a run does not have (a manifest,
-    epochs of a method that does not train) is compared with nothing.
+    Data set, scenario, number of experiences, classes and images, what was tested on, whether the
+    class order is drawn, manifest, weights, normalisation, use of a task label at test and training
+    epochs are compared among all; class order, class names, images of each experience and seed of
+    the benchmark (of subsets and chunks) among runs of the same seed. What a run does not have (a
+    manifest, epochs of a method that does not train) is compared with nothing.
 
     Args:
         runs: Runs that could be read.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from avalanche_peftcl.compare.protocol import dataset
+from avalanche_peftcl.compare.protocol import dataset, tested_on
 from avalanche_peftcl.compare.records import Metrics, Run
 
 Scenario = Literal["class", "task", "domain", "online"]
@@ -34,6 +34,11 @@ class Stream(_Part):
     names: list[Text]
     experiences: Annotated[int, Field(ge=1)] | None
     classes: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] | None
+
+    @property
+    def title(self) -> str:
+        """Data set and number of experiences."""
+        return f"{self.dataset}, {self.experiences} experiences"
 
     @property
     def sizes(self) -> list[int] | None:
@@ -87,7 +92,11 @@ class Result(_Part):
 
 
 class Table(_Part):
-    """A table of one source, or another place that numbers were read from."""
+    """A table of one source, or another place that numbers were read from.
+
+    ``models`` are the names that timm has for its weights; empty if timm has none, ``None`` where
+    the source does not state them.
+    """
 
     id: Text
     paper: Text
@@ -96,6 +105,7 @@ class Table(_Part):
     read_from: Text
     backbone: Text | None = None
     weights: Text | None = None
+    models: list[Text] | None = None
     scenario: Scenario
     class_order: Text | None = None
     spread: Text | None = None
@@ -175,8 +185,10 @@ def published() -> Published:
 def quoted_beside(runs: Sequence[Run]) -> tuple[Quoted, ...]:
     """Return the published numbers whose protocol is that of one of ``runs``.
 
-    Data set, scenario, number of experiences and classes of each must agree, as far as a source
-    states them; one that does not state them all is never quoted.
+    Data set, scenario, number of experiences and classes of each must agree; a source that does not
+    state them all is never quoted. Weights, and whether the class order is natural, must agree
+    where a source states them. Nothing is quoted beside a run that was trained on a subset of the
+    images (``train_per_class``) or tested on held-out training images.
 
     Args:
         runs: Complete runs.
@@ -184,15 +196,15 @@ def quoted_beside(runs: Sequence[Run]) -> tuple[Quoted, ...]:
     Returns:
         In the order of the file.
     """
-    own = {_protocol(run.metrics) for run in runs}
+    whole = [run.metrics for run in runs if _is_whole(run.metrics)]
     book, quoted = published(), []
     for table in book.tables:
         for result in table.results:
             for key, values in result.values.items():
                 stream = book.streams[key]
                 sizes = tuple(stream.sizes or ())
-                names = {_plain(name) for name in stream.names}
-                if any((name, table.scenario, sizes) in own for name in names):
+                wanted = {(_plain(name), table.scenario, sizes) for name in stream.names}
+                if any(_protocol(own) in wanted and _agrees(own, table) for own in whole):
                     quoted.append(_quote(book, table, result.method, stream, values))
     return tuple(one for one in quoted if one.values)
 
@@ -214,6 +226,24 @@ def _quote(
 def _protocol(metrics: Metrics) -> tuple[str, str | None, tuple[int, ...]]:
     sizes = tuple(len(experience.classes) for experience in metrics.protocol.experiences)
     return _plain(dataset(metrics)), metrics.protocol.scenario, sizes
+
+
+def _is_whole(metrics: Metrics) -> bool:
+    """Whether a run trained on all training images and was tested on test images."""
+    subset = metrics.config.benchmark.options.get("train_per_class")
+    return subset is None and tested_on(metrics) in (None, "test images")
+
+
+def _agrees(metrics: Metrics, table: Table) -> bool:
+    """Whether a run has the weights and the kind of class order of a table, if it states them."""
+    options, order = metrics.config.backbone.options, metrics.protocol.class_order
+    pretrained = options.get("pretrained") or options.get("checkpoint")
+    model = options.get("model_name") if pretrained else None
+    if table.models is not None and model not in table.models:
+        return False
+    if table.class_order is None or order is None:
+        return True
+    return (table.class_order == "natural") == (order == sorted(order))
 
 
 def _plain(name: str) -> str:

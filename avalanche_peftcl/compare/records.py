@@ -66,6 +66,7 @@ class Protocol(_Part):
     normalisation: dict[str, Any]
     experiences: list[Experience]
     task_label_at_test: bool
+    tested_on: str | None = None
     split_sha256: str | None = None
     manifest_sha256: str | None = None
 

@@ -23,6 +23,9 @@ _COLUMNS = (
     "mean",
     "standard_deviation",
     "confidence_half_width",
+    "t",
+    "p",
+    "p_holm",
     "note",
 )
 _LATEX = {
@@ -106,12 +109,13 @@ def latex_tables(comparison: Comparison) -> str:
 
 
 def csv_table(comparison: Comparison) -> str:
-    """Return one row a method and quantity, numbers as they are: fractions and seconds.
+    """Return one row a method and quantity, then one a paired test, numbers as they are.
 
     Columns: ``source`` (``"own"`` or where a number was quoted from), ``method``, ``quantity``,
-    ``unit``, ``seeds`` (separated by spaces), ``count``, ``mean``, ``standard_deviation``,
-    ``confidence_half_width``, ``note``. Of a quoted number the definition of its spread is in
-    ``note``.
+    ``unit`` (fractions and seconds), ``seeds`` (separated by spaces), ``count``, ``mean``,
+    ``standard_deviation``, ``confidence_half_width``, ``t``, ``p``, ``p_holm``, ``note``. Of a
+    quoted number the definition of its spread is in ``note``. A test has the ``source``
+    ``"paired test"``, two methods, and the numbers of their difference on the seeds of both.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -127,13 +131,27 @@ def csv_table(comparison: Comparison) -> str:
                 else [found.mean, found.standard_deviation, found.half_width]
             )
             row = ["own", method.label, quantity.key, quantity.unit, seeds, len(method.runs)]
-            writer.writerow([*row, *numbers, note])
+            writer.writerow([*row, *numbers, None, None, None, note])
+    for test in comparison.tests:
+        result, quantity = test.result, test.quantity
+        both = test.first.by_seed(quantity).keys() & test.second.by_seed(quantity).keys()
+        seeds = " ".join(map(str, sorted(both))) if result.difference else ""
+        pair, found = f"{test.first.label} / {test.second.label}", result.difference
+        row = ["paired test", pair, quantity.key, quantity.unit, seeds, found.count if found else 0]
+        row += (
+            [None] * 3
+            if found is None
+            else [found.mean, found.standard_deviation, found.half_width]
+        )
+        why = "; ".join(filter(None, [result.reason, note]))
+        writer.writerow([*row, result.statistic, result.p_value, test.corrected, why])
     for one in comparison.quoted or ():
         for key, (value, spread) in one.values.items():
             said = [one.definitions[key].definition, one.table.spread or "", one.table.note or ""]
             row = [one.table.source, one.method, key, "fraction", None, None, f"{value:.4f}"]
             deviation = None if spread is None else f"{spread:.4f}"
-            writer.writerow([*row, deviation, None, "; ".join(filter(None, ["quoted", *said]))])
+            told = "; ".join(filter(None, ["quoted", one.stream.title, *said]))
+            writer.writerow([*row, deviation, *[None] * 4, told])
     return text.getvalue()
 
 
@@ -151,9 +169,9 @@ def _star(text: str) -> str:
 
 
 def _latex_line(cells: tuple[str, ...]) -> str:
-    return (
-        " & ".join(re.sub(r"^-(?=\d)", r"\\ensuremath{-}", _latex(cell)) for cell in cells) + r" \\"
-    )
+    line = " & ".join(re.sub(r"^-(?=\d)", r"\\ensuremath{-}", _latex(cell)) for cell in cells)
+    guard = "{}" if line.startswith(("[", "*")) else ""  # \\ before it would take it as its own
+    return guard + line + r" \\"
 
 
 def _latex(text: str) -> str:

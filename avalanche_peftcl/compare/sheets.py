@@ -196,6 +196,7 @@ def _quoted_rows(
     for one in quoted:
         tables.setdefault(one.table.id, []).append(one)
     marks = {table: f"[{mark}]" for mark, table in enumerate(tables, start=1)}
+    several = len({one.stream.title for one in quoted}) > 1  # of runs that were forced together
     rows = []
     for one in quoted:
         cells = []
@@ -204,7 +205,8 @@ def _quoted_rows(
             fine = Scale(scale.factor, scale.unit, 2)
             text = fine.number(value)
             cells.append(text if spread is None else f"{text} ± {fine.number(spread)}")
-        rows.append((f"{one.method} {marks[one.table.id]}", QUOTED, *cells))
+        label = f"{one.method} on {one.stream.title}" if several else one.method
+        rows.append((f"{label} {marks[one.table.id]}", QUOTED, *cells))
     sources = tuple(f"{marks[key]} {_source(those)}" for key, those in tables.items())
     return tuple(rows), sources
 

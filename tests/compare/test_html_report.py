@@ -165,14 +165,16 @@ def test_quoted_results_stand_in_a_table_of_their_own(write, tmp_path):
     experience = {"classes": [0, 1], "class_names": ["a", "b"], "train_images": 9, "test_images": 9}
     stream |= {"protocol.experiences": [experience] * 4}
     stream |= {"accuracy.accuracy_curve": [0.5] * 4, "accuracy_matrix": [[0.5] * 4] * 4}
-    write("a", changes=stream)
+    backbone = {"name": "timm_vit", "model_name": "vit_base_patch16_224.augreg_in21k"}
+    stream |= {"config.backbone": backbone | {"pretrained": True}}
+    write("a", seed=1, changes=stream)
     page = Page(html_report(compare_runs([tmp_path], published=True)))
     assert page.wrong == []
-    assert page.texts["summary"][0] == "8 published results of this protocol, quoted"
+    assert page.texts["summary"][0] == "4 published results of this protocol, quoted"
     (details,) = page.all("details", **{"class": "quoted"})
     assert "open" in details  # few
     assert page.texts["th"].count("NTK-CL [1]") == 1
-    assert page.texts["td"].count("quoted") == 8
+    assert page.texts["td"].count("quoted") == 4
     assert any("Read from figures/table3.png" in text for text in page.texts["p"])
     assert "NTK-CL" not in "".join(page.texts["script"][:1])  # no plot, no test
 
@@ -265,4 +267,10 @@ def test_many_methods_have_signs_and_strokes_of_their_own(write, tmp_path):
     data = curve_plot(compare_runs([tmp_path])).figure.data
     styles = {(t.marker.symbol, t.line.dash, t.line.color) for t in data}
     assert len(styles) == 10
-    assert Page(html_report(compare_runs([tmp_path]))).wrong == []
+    comparison = compare_runs([tmp_path])
+    points = trade_off_plot(comparison, "trainable_parameters").figure.data
+    assert len({(t.marker.symbol, t.marker.color) for t in points}) == 10  # points have no strokes
+    text = html_report(comparison)
+    buttons = re.findall(r'<span style="(color: [^"]+)" aria-hidden="true">(.)', text)
+    assert len(set(buttons)) == 10
+    assert Page(text).wrong == []

@@ -27,6 +27,8 @@ def test_one_protocol_has_no_differences(run):
         ({"config.strategy.train_epochs": 9}, "training epochs"),
         ({"protocol.manifest_sha256": "2" * 64}, "hash of the manifest"),
         ({"protocol.split_sha256": "2" * 64}, "hash of the split"),
+        ({"protocol.tested_on": "held-out training images"}, "tested on"),
+        ({"config.benchmark.class_order": "natural"}, "ordering of the classes"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value,
 )
@@ -36,7 +38,11 @@ def test_each_point_is_seen_whatever_the_seed(run, changes, key):
         "a",
         strategy,
         0,
-        changes={"protocol.manifest_sha256": "1" * 64, "protocol.split_sha256": "1" * 64},
+        changes={
+            "protocol.manifest_sha256": "1" * 64,
+            "protocol.split_sha256": "1" * 64,
+            "protocol.tested_on": "test images",
+        },
     )
     assert keys([first, run("b", strategy, 1, changes=changes)]) == [key]
 
@@ -53,8 +59,9 @@ def test_each_point_is_seen_whatever_the_seed(run, changes, key):
             {"protocol.experiences.0.test_images": 9, "protocol.experiences.1.test_images": 11},
             "test images of each experience, seed 4",
         ),
+        ({"config.benchmark.seed": 7}, "seed of the benchmark, seed 4"),
     ],
-    ids=["class-order", "class-names", "images"],
+    ids=["class-order", "class-names", "images", "benchmark-seed"],
 )
 def test_what_depends_on_the_seed_is_compared_between_runs_of_that_seed(run, changes, key):
     runs = [run("a", seed=4), run("b", seed=4, changes=changes), run("c", seed=5)]
@@ -73,6 +80,20 @@ def test_what_a_run_does_not_have_is_compared_with_nothing(run):
         run("b", "nearest_class_mean"),
     ]
     assert keys(runs) == []
+
+
+def test_held_out_images_are_no_test_images_in_records_that_do_not_state_it(run):
+    runs = [run(f"v{n}", changes={"config.benchmark.validation_per_class": n}) for n in (0, 5)]
+    assert keys(runs) == ["tested on"]
+    assert not same_streams(runs)
+
+
+def test_a_list_and_the_order_of_domains_say_nothing_of_other_seeds(run):
+    domain = {"protocol.scenario": "domain"}
+    named = domain | {"config.benchmark.class_order": "natural"}
+    assert keys([run("a", changes=domain), run("b", seed=1, changes=named)]) == []
+    listed = {"config.benchmark.class_order": [0, 1, 2, 3, 4, 5]}
+    assert keys([run("c"), run("d", seed=1, changes=listed)]) == []
 
 
 def test_a_difference_names_values_and_runs(run):

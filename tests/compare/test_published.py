@@ -131,13 +131,22 @@ def test_a_wrong_file_is_refused(path, value, said):
         Published.model_validate(content)
 
 
-def of_stream(name, scenario, sizes, root=None):
-    """Return the changes that give a record another stream."""
+def of_paper(order, tag="augreg_in21k"):
+    """Return the changes that give a record weights that papers use, and a class order."""
+    model = f"vit_base_patch16_224.{tag}"
+    backbone = {"name": "timm_vit", "model_name": model, "pretrained": True}
+    return {"config.backbone": backbone, "protocol.class_order": order}
+
+
+def of_stream(name, scenario, sizes, root=None, paper="ntk_cl"):
+    """Return the changes that give a record another stream, with the protocol of a paper."""
+    order = list(range(sum(sizes)))
     names = [[str(i)] * size for i, size in enumerate(sizes)]
     total = len(sizes)
     return {
         "config.benchmark.name": name,
         "config.benchmark.root": root,
+        **of_paper(order if paper == "pegp" else order[::-1]),
         "protocol.scenario": scenario,
         "protocol.experiences": [
             {"classes": list(range(len(n))), "class_names": n, "train_images": 9, "test_images": 9}
@@ -149,23 +158,23 @@ def of_stream(name, scenario, sizes, root=None):
     }
 
 
+STATED_LESS = "soft_transformers-quoted vpt_nsp-5"  # neither weights nor class order
+
+
 @pytest.mark.parametrize(
     ("stream", "tables", "methods"),
     [
-        (
-            ("cifar100", "class", [10] * 10),
-            "ntk_cl-2 ntk_cl-3 pegp-2 pegp-4 pegp-log pgp-issue_1 soft_transformers-quoted "
-            "vpt_nsp-5",
-            12 + 12 + 26 + 9 + 1 + 2 + 4 + 6,
-        ),
-        (("cifar100", "online", [10] * 10), "pegp-3", 6),
-        (("cifar100", "task", [10] * 10), "pegp-5", 5),
-        (("cifar100", "class", [5] * 20), "soft_transformers-quoted vpt_nsp-5", 4 + 6),
+        (("cifar100", "class", [10] * 10), f"ntk_cl-2 {STATED_LESS}", 12 + 4 + 6),
+        (("cifar100", "class", [10] * 10, None, "pegp"), f"pegp-2 {STATED_LESS}", 26 + 4 + 6),
+        (("cifar100", "online", [10] * 10, None, "pegp"), "pegp-3", 6),
+        (("cifar100", "online", [10] * 10), "", 0),
+        (("cifar100", "task", [10] * 10, None, "pegp"), "", 0),  # those are of CLIP
+        (("cifar100", "class", [5] * 20), STATED_LESS, 4 + 6),
         (("cifar100", "class", [20] * 5), "", 0),
-        (("image_folder", "class", [20] * 10, "/x/imagenet-r"), "ntk_cl-2 ntk_cl-3 pegp-2", None),
-        (("image_folder", "class", [20] * 10, "/x/ImageNet_A/"), "ntk_cl-2 ntk_cl-3", 24),
-        (("image_folder", "class", [69] * 5, "domainnet"), "pegp-6", 24),
-        (("image_folder", "class", [7, 5, 5, 5, 5, 5, 5], "pets"), "ntk_cl-4 ntk_cl-5", 8),
+        (("image_folder", "class", [20] * 10, "/x/imagenet-r"), "ntk_cl-2", None),
+        (("image_folder", "class", [20] * 10, "/x/ImageNet_A/"), "ntk_cl-2", 12),
+        (("image_folder", "class", [69] * 5, "domainnet", "pegp"), "pegp-6", 24),
+        (("image_folder", "class", [7, 5, 5, 5, 5, 5, 5], "pets"), "ntk_cl-4", 4),
         (("image_folder", "class", [5, 5, 5, 5, 5, 5, 7], "pets"), "", 0),
         (("imagenet_r", "domain", [20] * 10), "", 0),
     ],
@@ -178,8 +187,32 @@ def test_numbers_are_quoted_beside_the_same_protocol(run, stream, tables, method
     assert methods is None or (found == set(tables.split()) and len(quoted) == methods)
 
 
+@pytest.mark.parametrize(
+    ("changes", "tables"),
+    [
+        (of_paper([1, 0], "augreg_in21k_ft_in1k"), f"ntk_cl-3 {STATED_LESS}"),
+        ({"config.backbone": {"name": "vit_glyph"}}, STATED_LESS),
+        (of_paper([1, 0]) | {"config.backbone.pretrained": False}, STATED_LESS),
+        ({"config.benchmark.train_per_class": 10}, ""),
+        ({"config.benchmark.validation_per_class": 5}, ""),
+        ({"protocol.tested_on": "held-out training images"}, ""),
+    ],
+    ids=["ft_in1k", "glyph", "random", "subset", "held-out", "tested-on"],
+)
+def test_other_weights_and_images_are_another_protocol(run, changes, tables):
+    stream = of_stream("cifar100", "class", [10] * 10)
+    quoted = quoted_beside([run("a", changes=stream | changes)])
+    assert {one.table.id for one in quoted} == set(tables.split())
+
+
 def test_a_quoted_number_is_a_fraction_with_its_definition(run):
-    quoted = quoted_beside([run("a", changes=of_stream("cifar100", "class", [10] * 10))])
+    quoted = [
+        one
+        for paper in ("ntk_cl", "pegp")
+        for one in quoted_beside(
+            [run(paper, changes=of_stream("cifar100", "class", [10] * 10, None, paper))]
+        )
+    ]
     (ntk,) = [one for one in quoted if (one.method, one.table.id) == ("NTK-CL", "ntk_cl-2")]
     assert ntk.values["last_accuracy"] == pytest.approx((0.9027, 0.0020))
     assert ntk.definitions["last_accuracy"].name == "A_T"

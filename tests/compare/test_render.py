@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from avalanche_peftcl.compare import compare_runs
+from avalanche_peftcl.compare.html_report import html_report
 from avalanche_peftcl.compare.render import (
     csv_table,
     latex_tables,
@@ -30,6 +31,9 @@ def quoting(write, tmp_path):
     experience = {"classes": [0, 1], "class_names": ["a", "b"], "train_images": 9, "test_images": 9}
     stream |= {"protocol.experiences": [experience] * 4, "experiences.total": 4}
     stream |= {"accuracy.accuracy_curve": [0.5] * 4, "accuracy_matrix": [[0.5] * 4] * 4}
+    backbone = {"name": "timm_vit", "model_name": "vit_base_patch16_224.augreg_in21k"}
+    stream |= {"config.backbone": backbone | {"pretrained": True}}
+    stream |= {"protocol.class_order": [1, 0]}
     write("a", {"name": "x", "note": "50 % | a_b & <c>"}, changes=stream)
     write("b", {"name": "x", "note": "no"}, changes=stream)
     return compare_runs([tmp_path], published=True)
@@ -145,9 +149,17 @@ def test_latex_escapes_everything_special(quoting):
     assert not re.search(r"(?<!\\)[#_$~^]", text.replace("% needs", ""))
 
 
+def test_a_name_stays_in_its_line(write, tmp_path):
+    write("a", {"name": "[1cm]\n\x1b[31mx\u202ey"})
+    comparison = compare_runs([tmp_path])
+    assert comparison.methods[0].label == "[1cm] [31mx y"
+    assert "\n{}[1cm] [31mx y & 1 &" in latex_tables(comparison)
+    assert {len(row) for row in markdown_rows(markdown_tables(comparison))} == {7}
+
+
 def test_csv_is_read_back_as_it_was(comparison):
     rows = list(csv.DictReader(io.StringIO(csv_table(comparison))))
-    assert len(rows) == 3 * 5
+    assert len(rows) == 3 * 5 + 3 * 2
     (row,) = [r for r in rows if (r["method"], r["quantity"]) == ("naive", "last_accuracy")]
     expected = estimate([0.6, 0.61, 0.64])
     assert float(row["mean"]) == pytest.approx(expected.mean)
@@ -164,12 +176,26 @@ def test_csv_is_read_back_as_it_was(comparison):
         r for r in rows if r["method"].endswith("corrected") and r["quantity"] == "forgetting"
     ]
     assert (row["count"], row["standard_deviation"], row["confidence_half_width"]) == ("1", "", "")
+    tests = [r for r in rows if r["source"] == "paired test"]
+    for row, test in zip(tests, comparison.tests, strict=True):
+        assert row["method"] == f"{test.first.label} / {test.second.label}"
+        assert (row["quantity"], row["unit"]) == (test.quantity.key, "fraction")
+        result, single = test.result, test.result.difference.count == 1
+        assert (row["seeds"], row["count"]) == (("0", "1") if single else ("0 1 2", "3"))
+        assert float(row["mean"]) == pytest.approx(result.difference.mean)
+        for key, value in (
+            ("t", result.statistic),
+            ("p", result.p_value),
+            ("p_holm", test.corrected),
+        ):
+            assert row[key] == ("" if single else str(value))
+        assert row["note"] == (result.reason or "")
 
 
 def test_quoted_numbers_are_marked_and_not_mixed(quoting):
     sheet = results_sheet(quoting)
     assert [row[0] for row in sheet.rows] == ["x note=50 % | a_b & <c>", "x note=no"]
-    assert len(sheet.quoted) == 8  # four methods of two tables
+    assert len(sheet.quoted) == 4  # four methods of one table
     assert sheet.quoted[3] == (
         "NTK-CL [1]",
         "quoted",
@@ -179,26 +205,49 @@ def test_quoted_numbers_are_marked_and_not_mixed(quoting):
         "-",
         "-",
     )
-    assert sheet.quoted[7][0] == "NTK-CL [2]"
     notes = sheet.sources
-    assert len(notes) == 2
+    assert len(notes) == 1
     assert notes[0].startswith("[1] Quoted, not measured here: Liu, Ji, Yu")
     for word in ("Table 4", "arXiv 2407.17120", "ImageNet-21k", "± is the standard deviation"):
         assert word in notes[0]
     assert len(quoting.methods) == 2
     assert {test.first.label for test in quoting.tests} == {"x note=50 % | a_b & <c>"}
 
-    assert markdown_tables(quoting).count("*NTK-CL ") == 2
+    assert markdown_tables(quoting).count("*NTK-CL ") == 1
     assert latex_tables(quoting).count("quoted, not measured here") == 1
-    rows = [r for r in csv.DictReader(io.StringIO(csv_table(quoting))) if r["source"] != "own"]
-    assert len(rows) == 16
+    rows = [
+        r
+        for r in csv.DictReader(io.StringIO(csv_table(quoting)))
+        if r["p"] == "" and r["source"].startswith("arXiv")
+    ]
+    assert len(rows) == 8
     assert rows[6]["source"] == "arXiv 2407.17120, Table 4"
     assert (rows[6]["method"], rows[6]["mean"], rows[6]["standard_deviation"]) == (
         "NTK-CL",
         "0.9003",
         "0.0073",
     )
-    assert rows[6]["note"].startswith("quoted; mean over the tasks")
+    assert rows[6]["note"].startswith("quoted; Kvasir, 4 experiences; mean over the tasks")
+
+
+def test_quoted_numbers_of_several_streams_name_theirs(write, tmp_path):
+    backbone = {"name": "timm_vit", "model_name": "vit_base_patch16_224.augreg_in21k"}
+    stream = {"config.backbone": backbone | {"pretrained": True}, "protocol.class_order": [1, 0]}
+    for name, total, size in (("kvasir", 4, 2), ("eurosat", 5, 2)):
+        part = {"classes": [0, 1], "class_names": ["a"] * size, "train_images": 9, "test_images": 9}
+        stream |= {"config.benchmark": {"name": name}, "experiences.total": total}
+        stream |= {
+            "protocol.experiences": [part] * total,
+            "accuracy_matrix": [[0.5] * total] * total,
+        }
+        write(name, changes=stream | {"accuracy.accuracy_curve": [0.5] * total})
+    comparison = compare_runs([tmp_path], force=True, published=True)
+    labels = [row[0] for row in results_sheet(comparison).quoted]
+    assert "NTK-CL on Kvasir, 4 experiences [1]" in labels
+    assert "NTK-CL on EuroSAT, 5 experiences [1]" in labels
+    page = html_report(comparison)
+    for name in ("kvasir", "eurosat"):
+        assert f"<summary>Experiences of seed 0, {tmp_path / name}</summary>" in page
 
 
 def test_no_published_number_is_said(study):
