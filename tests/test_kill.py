@@ -36,8 +36,8 @@ METHODS = {
     },
     "ntk_cl": {"strategy": {"name": "ntk_cl", "train_mb_size": 4, "train_epochs": 3}},
     "ntk_cl on real images": {
-        "strategy": {"name": "ntk_cl", "train_mb_size": 16, "mixed_precision": "bf16"},
-        "checkpoint_every": 2,
+        "strategy": {"name": "ntk_cl", "train_epochs": 2, "mixed_precision": "bf16"},
+        "checkpoint_every": 1,
     },
 }
 
