@@ -1,7 +1,8 @@
 """Files that are written whole or not at all."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from avalanche_peftcl.errors import ConfigError
@@ -64,3 +65,31 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Let no other process write a run into ``folder``; however this one ends, it lets go.
+
+    Does nothing where the system or the file system has no locks.
+
+    Raises:
+        ConfigError: If another process holds it.
+    """
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            # lockf, not flock: processes that load images must not inherit it and outlive a kill
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ConfigError(
+                f"another process is running in {folder}; wait until it ends, or end it first"
+            ) from error
+        except OSError:
+            pass
+        yield

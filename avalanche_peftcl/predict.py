@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from avalanche_peftcl.errors import ConfigError, DataError
@@ -90,8 +89,8 @@ def predict(
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     for start in range(0, len(paths), _BATCH):
-        read = [_read(path) for path in paths[start : start + _BATCH]]
-        images = [model.transform(image) for image in read if isinstance(image, Image.Image)]
+        read = [_read(path, model) for path in paths[start : start + _BATCH]]
+        images = [image for image in read if not isinstance(image, str)]
         told: list[tuple[tuple[str, float], ...]] = []
         if images:
             told = _told(model, model(torch.stack(images).to(device), task), top)
@@ -151,8 +150,10 @@ def _told(
     ]
 
 
-def _read(path: Path) -> Image.Image | str:
+def _read(path: Path, model: ExportedModel) -> torch.Tensor | str:
+    """Return an image as the network takes it, small however large the file; else why not."""
     try:
-        return read_image(path)
+        image: torch.Tensor = model.transform(read_image(path))
     except DataError as error:
         return str(error)
+    return image

@@ -7,6 +7,9 @@ from avalanche_peftcl.config import ComponentConfig, RunConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import Registry
 
+_HOST = "avalanche_peftcl.training.plugins.host"
+_WITHOUT_TASK_LABELS = (f"{_HOST}:ewc", f"{_HOST}:lwf")
+
 
 def components(config: RunConfig) -> list[tuple[str, ComponentConfig]]:
     """Return kind and settings of every component that ``config`` names."""
@@ -54,6 +57,13 @@ def check_components(config: RunConfig, registry: Registry) -> None:
     for key, wanted in (("module", config.module), ("plugins", config.plugins)):
         if wanted and key not in schema.given:
             raise ConfigError(f"{schema.title} takes no {key}; leave out the key {key!r}")
+    scenario = config.benchmark.options.get("scenario")
+    for plugin in config.plugins if scenario == "task" else ():
+        if registry.get("strategy_plugin", plugin.name).component.build in _WITHOUT_TASK_LABELS:
+            raise ConfigError(
+                f"strategy_plugin {plugin.name!r} cannot serve scenario 'task': Avalanche's class "
+                "gives a model no task labels; use scenario class, domain or online"
+            )
     if "evaluator" not in schema.given:
         raise ConfigError(f"{schema.title} takes no evaluator, without which no run is measured")
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
 from avalanche_peftcl.control import controlled, plain_data_errors, seed_all
 from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.files import held
 from avalanche_peftcl.identity import settings_of, versions_of
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.resolve import check_components, components, seed_benchmark, with_defaults
@@ -125,7 +127,7 @@ def run(
 
     Raises:
         ConfigError: A setting or option that cannot be used, a device that is not there, an output
-            folder that cannot be used or holds a run.
+            folder that cannot be used, holds a run or is in use by another process.
         UnknownComponentError: A component that nobody offers.
         AmbiguousComponentError: A component that several packages offer.
         DataError: Images or a split that cannot be used.
@@ -158,7 +160,14 @@ def run(
     threads = config.num_threads if saved is None else saved.state["threads"]
 
     loggers: list[Any] = []
-    with controlled(config.seed, device, threads), plain_data_errors(), reporter, closing(loggers):
+    alone = ExitStack()
+    with (
+        alone,
+        controlled(config.seed, device, threads),
+        plain_data_errors(),
+        reporter,
+        closing(loggers),
+    ):
         backbone = _build(registry, "backbone", config.backbone)
         input_config = getattr(backbone, "input_config", None)
         if input_config is None:
@@ -207,7 +216,7 @@ def run(
         }
         at = Standing(started_at=now())
 
-        def write_record() -> RunRecord:
+        def write_record(*, network_too: bool = True) -> RunRecord:
             written = RunRecord(
                 config.output,
                 fixed
@@ -232,7 +241,7 @@ def run(
                 },
             )
             try:
-                if at.finished:  # first: a complete record has its network
+                if at.finished and network_too:  # first: a complete record has its network
                     network = {"strategy": strategy, "backbone": backbone}
                     write_model(config.output, written.metrics, **network)
                 written.write()
@@ -247,7 +256,9 @@ def run(
             f"{config.strategy.name} on {config.benchmark.name} ({protocol['scenario']}, {total} "
             f"experiences), backbone {config.backbone.name}, seed {config.seed}, device {device}"
         )
+        alone.enter_context(held(config.output))
         begins, undisturbed = saved is None, random_state(device)
+        inside = saved is not None and saved.state["position"] is not None
         for logger in config.loggers:
             given = {"output": config.output, "resume": not begins, "settings": settings}
             loggers.append(_build(registry, "logger", logger, **given))
@@ -259,7 +270,7 @@ def run(
             at, saved = checkpoints.go_on(saved, now()), None
             reporter.say(f"goes on from its checkpoint, {at.finished} experiences finished")
         checkpoints.begin(at)
-        result = write_record()
+        result = write_record(network_too=not inside)  # half-trained, it is not the record's
         if config.evaluate == "all" and begins:
             strategy.eval(benchmark.test_stream, num_workers=config.num_workers)
         for experience in islice(benchmark.train_stream, at.visited, None):

@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from avalanche_peftcl.checkpoint import read_checkpoint
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.identity import check_identity, settings_of, versions_of
 from avalanche_peftcl.models.device import check_device
-from avalanche_peftcl.record import FORMAT, check_output
+from avalanche_peftcl.record import CHECKPOINTS, FORMAT, check_output, describe_components
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.report import percent
-from avalanche_peftcl.resolve import check_components, seed_benchmark, with_defaults
+from avalanche_peftcl.resolve import check_components, components, seed_benchmark, with_defaults
 from avalanche_peftcl.sweep_local import Event, Task, run_processes
 
 _NUMBERS = {
@@ -60,8 +62,8 @@ def run_sweep(
 
     Every run has a process of its own and says what it does in ``run.log`` of its folder. One
     that fails or is killed does not stop the others. Runs that are finished are kept, those that
-    are not go on from their last checkpoint, or begin anew if they cannot; so the same call goes on
-    with what is missing.
+    are not go on from their last checkpoint, or begin anew if none can be read; so the same call
+    goes on with what is missing.
 
     Args:
         config: What to run, with ``seeds``.
@@ -76,7 +78,8 @@ def run_sweep(
 
     Raises:
         ConfigError: Before anything runs: no seeds, settings that cannot be used, a folder that
-            cannot be used or holds a run of another configuration, Ray cannot be reached.
+            cannot be used or holds a run of another configuration, or checkpoints of one or of
+            other versions, Ray cannot be reached.
         UnknownComponentError: A component that nobody offers.
         AmbiguousComponentError: A component that several packages offer.
         KeyboardInterrupt: After an interrupt, or a request to terminate, has stopped the runs.
@@ -178,6 +181,8 @@ def _finished(runs: list[RunConfig], *, overwrite: bool) -> list[dict[str, Any] 
             if differences and metrics["experiences"].get("finished"):
                 others.setdefault("\n".join(differences), []).append(str(run.output))
         found.append(metrics if metrics is not None and metrics["complete"] else None)
+        if found[-1] is None and not overwrite and not unread and not others:
+            unread += _checkpoints_of_another(run, registry)
     problems = unread + [
         f"{', '.join(folders)}: a run of another configuration\n{text}"
         for text, folders in others.items()
@@ -202,7 +207,7 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as a run record: {error}") from error
+        raise ConfigError(_spoilt(folder, str(error))) from error
     version = metrics.get("format") if isinstance(metrics, dict) else None
     if version is not None and version != FORMAT:
         raise ConfigError(
@@ -211,8 +216,34 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     parts = {"format": int, "complete": bool, "experiences": dict, "config": dict, "accuracy": dict}
     for name, kind in parts.items():
         if not isinstance(metrics, dict) or not isinstance(metrics.get(name), kind):
-            raise ConfigError(f"{path} cannot be read as a run record: it has no {name}")
+            raise ConfigError(_spoilt(folder, f"it has no {name}"))
     return dict(metrics)
+
+
+def _spoilt(folder: Path, why: str) -> str:
+    return (
+        f"{folder / 'metrics.json'} cannot be read as a run record: {why}; if there are "
+        f"checkpoints, peftcl run --resume {folder} makes it again from them"
+    )
+
+
+def _checkpoints_of_another(run: RunConfig, registry: Registry) -> list[str]:
+    """Say why the checkpoints of an unfinished run cannot be gone on with, but could elsewhere."""
+    try:
+        saved = read_checkpoint(run.output / CHECKPOINTS)
+    except CheckpointError:
+        return []  # of no use to anybody; the run begins anew
+    if saved is None:
+        return []
+    seeded = seed_benchmark(run, registry)
+    offered = describe_components(registry.get(k, c.name) for k, c in components(seeded))
+    settings = settings_of(with_defaults(seeded, registry))
+    try:
+        here = {"settings": settings, "versions": versions_of(offered)}
+        check_identity(saved[1], here, run.output)
+    except CheckpointError as error:
+        return [str(error)]
+    return []
 
 
 def _differences(metrics: Mapping[str, Any], run: RunConfig, registry: Registry) -> list[str]:

@@ -78,6 +78,16 @@ CASES: dict[str, tuple[Callable[[Path], dict] | dict, type[PEFTCLError], list[st
         UnknownComponentError,
         ["unknown strategy 'ntk_lc'", "did you mean 'ntk_cl'?"],
     ),
+    "ewc with task labels": (
+        {"benchmark": DIGITS | {"scenario": "task"}, "plugins": [{"name": "ewc"}]},
+        ConfigError,
+        ["strategy_plugin 'ewc' cannot serve scenario 'task'", "use scenario class, domain"],
+    ),
+    "lwf with task labels": (
+        {"benchmark": DIGITS | {"scenario": "task"}, "plugins": [{"name": "lwf"}]},
+        ConfigError,
+        ["strategy_plugin 'lwf' cannot serve scenario 'task'"],
+    ),
     "unknown option": (
         {"strategy": NAIVE | {"train_epoch": 1}},
         ConfigError,

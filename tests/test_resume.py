@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -347,6 +349,34 @@ def test_the_record_tells_when_it_went_on(stopped, registry):
     metrics = read(stopped.output)
     assert len(metrics["resumed_at"]) == 1
     assert metrics["started_at"] <= metrics["resumed_at"][0] <= metrics["written_at"]
+
+
+def test_the_network_in_the_folder_is_that_of_the_finished_experiences(registry, tmp_path):
+    config = settings(tmp_path / "run", checkpoint_every=2)
+    for stop in ("after_training_iteration", 13), ("after_training_iteration", 1):
+        Stop.set(stop)  # in the second experience, both times
+        with pytest.raises(Stopped):
+            run(config, registry=registry, resume=True)
+        network = (config.output / "model.safetensors").read_bytes()
+        if stop[1] == 13:
+            whole = network
+    assert len(read(config.output)["resumed_at"]) == 1
+    assert network == whole
+
+
+def test_two_processes_do_not_write_one_run(stopped, registry):
+    code = "import sys; from avalanche_peftcl.files import held, Path\n"
+    code += "with held(Path(sys.argv[1])): print(flush=True); input()"
+    command, pipe = [sys.executable, "-c", code, str(stopped.output)], subprocess.PIPE
+    before = {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
+        other.stdout.readline()
+        for how in {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}:
+            with pytest.raises(ConfigError, match="another process is running in"):
+                run(stopped, registry=registry, **how)
+        assert {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()} == before
+        other.kill()
+    assert run(stopped, registry=registry, resume=True).metrics["complete"] is True
 
 
 def test_a_record_of_another_version_is_refused(stopped, registry):

@@ -69,7 +69,7 @@ def done(tmp_path_factory, registry):
 
 def test_a_run_leaves_one_folder_with_these_files(done):
     assert sorted(path.name for path in done.folder.iterdir()) == sorted(
-        [*record.FILES, record.CHECKPOINTS]
+        [*record.FILES, record.CHECKPOINTS, ".lock"]
     )
 
 

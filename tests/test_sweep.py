@@ -15,12 +15,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from avalanche_peftcl import cli, sweep, sweep_local
+from avalanche_peftcl.checkpoint import write_checkpoint
 from avalanche_peftcl.config import RunConfig, load_config, parse_seeds
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.identity import settings_of, versions_of
 from avalanche_peftcl.progress import RunProgress
-from avalanche_peftcl.record import FORMAT
+from avalanche_peftcl.record import FORMAT, describe_components
 from avalanche_peftcl.registry import discover
-from avalanche_peftcl.resolve import seed_benchmark, with_defaults
+from avalanche_peftcl.resolve import components, seed_benchmark, with_defaults
 from avalanche_peftcl.run import run
 from avalanche_peftcl.settings import dump_settings
 from avalanche_peftcl.sweep import Outcome, run_sweep, summary
@@ -282,6 +284,36 @@ def test_an_unfinished_run_of_another_configuration_is_kept_if_it_got_anywhere(s
     stage.write(earlier, 0, complete=False, experiences={"total": 2, "finished": 0})
     stage.run(config)
     assert stage.calls == [0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "versions", "said"),
+    [
+        ({"num_workers": 1}, {}, "other settings: num_workers was 0, is 1"),
+        ({}, {"torch": "1.0"}, r"other versions: torch was '1\.0', is"),
+    ],
+    ids=["settings", "versions"],
+)
+def test_checkpoints_that_another_sweep_could_use_are_kept(stage, changed, versions, said):
+    config = stage.config([0])
+    one = seed_benchmark(config.for_seed(0), stage.registry)
+    offered = describe_components(stage.registry.get(k, c.name) for k, c in components(one))
+    identity = {
+        "settings": settings_of(with_defaults(one, stage.registry)),
+        "versions": versions_of(offered) | versions,
+    }
+    folder = one.output / "checkpoint"
+    write_checkpoint(folder, {"identity": identity}, number=1)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match=f"{said}(.|\n)*--overwrite"):
+        stage.run(stage.config([0], **changed))
+    assert stage.calls == []
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    for options in ({"overwrite": True}, {}):  # without, the damaged one is of no use
+        stage.run(stage.config([0], **changed), **options)
+        assert stage.calls == [0]
+        (one.output / "metrics.json").unlink()
+        (folder / "000001.safetensors").write_bytes(b"")
 
 
 @pytest.mark.parametrize(
