@@ -24,6 +24,7 @@ from pydantic import (
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.settings import check_plain, override_setting, read_settings, show
 
+_MOST_AT_A_TIME = 1024  # threads or processes; with millions torch ends without a message
 _SEEDS = re.compile(r"\s*[0-9]{1,10}\s*(,\s*[0-9]{1,10}\s*)*")
 
 
@@ -115,8 +116,8 @@ class RunConfig(BaseModel):
         Field(exclude=True),
     ] = None
     device: str = "cpu"
-    num_threads: Annotated[int, Field(ge=1)] | None = None
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_threads: Annotated[int, Field(ge=1, le=_MOST_AT_A_TIME)] | None = None
+    num_workers: Annotated[int, Field(ge=0, le=_MOST_AT_A_TIME)] = 0
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     evaluate: Literal["seen", "all"] = "seen"
     backbone: ComponentConfig

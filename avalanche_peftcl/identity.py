@@ -9,6 +9,8 @@ from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.record import describe_versions
 
 _FREE = ("output", "checkpoint_every", "loggers")  # keys that may change when a run goes on
+# places of files, which may have moved; their contents are compared
+_PLACES = {"backbone": ("checkpoint",), "benchmark": ("root", "manifest")}
 _MOST = 5  # differences that one message lists
 _ABSENT = object()
 _KINDS = (
@@ -26,7 +28,13 @@ def comparable(value: Any) -> Any:
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the resolved settings without those that may change when a run goes on."""
-    return {key: value for key, value in comparable(config).items() if key not in _FREE}
+    kept = {key: value for key, value in comparable(config).items() if key not in _FREE}
+    for kind, places in _PLACES.items():
+        if isinstance(options := kept.get(kind), dict):
+            kept[kind] = {
+                k: v if k not in places or v is None else "a place" for k, v in options.items()
+            }
+    return kept
 
 
 def versions_of(components: Sequence[Mapping[str, str]]) -> dict[str, str]:

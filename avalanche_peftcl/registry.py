@@ -1,6 +1,7 @@
 """Look components up by name and build them, whoever provides them."""
 
 import inspect
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -16,10 +17,18 @@ from avalanche_peftcl.discovery import (
     load_packages,
     say,
 )
-from avalanche_peftcl.errors import AmbiguousComponentError, ConfigError, UnknownComponentError
+from avalanche_peftcl.errors import (
+    AmbiguousComponentError,
+    ConfigError,
+    PEFTCLError,
+    UnknownComponentError,
+)
 from avalanche_peftcl.options import Schema
 
 __all__ = ["GIVEN", "Entry", "PluginRecord", "Provider", "Registry", "discover"]
+
+# torch's words for a tensor that does not fit anywhere
+_TOO_LARGE = re.compile("allocate|out of memory|overflow", re.IGNORECASE)
 
 # keyword arguments that the run hands in; never options
 GIVEN: dict[str, frozenset[str]] = {
@@ -162,7 +171,11 @@ class Registry:
         arguments = schema.check(options or {}) | schema.handed_in(given or {})
         try:
             return schema.builder(**arguments)
-        except ImportError as error:
+        except (ImportError, MemoryError, OverflowError) as error:
+            raise ConfigError(f"{schema.title} cannot be built: {say(error)}") from error
+        except RuntimeError as error:
+            if isinstance(error, PEFTCLError) or not _TOO_LARGE.search(str(error)):
+                raise
             raise ConfigError(f"{schema.title} cannot be built: {say(error)}") from error
 
 

@@ -88,6 +88,11 @@ CASES: dict[str, tuple[Callable[[Path], dict] | dict, type[PEFTCLError], list[st
         ConfigError,
         ["strategy_plugin 'lwf' cannot serve scenario 'task'"],
     ),
+    "no memory is that large": (
+        {"strategy": {"name": "ntk_cl", "r": 10**18}},
+        ConfigError,
+        ["strategy 'ntk_cl'", "cannot be built: ", "overflow"],
+    ),
     "unknown option": (
         {"strategy": NAIVE | {"train_epoch": 1}},
         ConfigError,

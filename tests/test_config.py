@@ -123,6 +123,8 @@ def test_a_name_alone_is_a_component_without_options(tmp_path):
         (GOOD + "seed: true\n", "seed must be a valid integer, got True"),
         (GOOD + "seed: -1\n", "seed must be greater than or equal to 0, got -1"),
         (GOOD + "num_threads: 0\n", "num_threads must be greater than or equal to 1, got 0"),
+        (GOOD + "num_threads: 2147483648\n", "num_threads must be less than or equal to 1024"),
+        (GOOD + "num_workers: 2147483648\n", "num_workers must be less than or equal to 1024"),
         (GOOD + "evaluate: none\n", "evaluate must be 'seen' or 'all', got 'none'"),
         (GOOD + "module: 7\n", r"module must be a name or a mapping with one, .*; got 7"),
         (GOOD + "metrics: [{k: 1}]\n", "the key 'metrics.0.name' is missing"),

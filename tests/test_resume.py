@@ -17,6 +17,7 @@ from avalanche.evaluation.metrics import accuracy_metrics, class_accuracy_metric
 from avalanche.models import IncrementalClassifier
 from avalanche.training import Naive
 from avalanche.training.plugins import SupervisedPlugin
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -448,6 +449,31 @@ def test_another_configuration_is_refused(stopped, registry, changed, said, fini
     assert str(stopped.output) in str(caught.value)
     assert "start anew (--overwrite" in str(caught.value)
     assert {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()} == before
+
+
+def test_images_may_have_moved_and_must_be_the_same(registry, tmp_path):
+    for part, count in (("train", 3), ("test", 1)):
+        for name in "abcd":
+            (tmp_path / "here" / part / name).mkdir(parents=True)
+            for i in range(count):
+                color = (50 * "abcd".index(name), 20 * i, 0)
+                Image.new("RGB", (8, 8), color).save(tmp_path / "here" / part / name / f"{i}.png")
+
+    def at(place: str) -> RunConfig:
+        benchmark = {"name": "image_folder", "root": str(tmp_path / place), "n_experiences": 2}
+        return settings(tmp_path / "run", benchmark=benchmark)
+
+    Stop.set(("before_training_exp", 2))
+    with pytest.raises(Stopped):
+        run(at("here"), registry=registry)
+    Stop.set(None)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = tmp_path / "there" / "train" / "a" / "0.png"
+    moved.rename(moved.with_name("9.png"))
+    with pytest.raises(CheckpointError, match="other data: split_sha256 was"):
+        run(at("there"), registry=registry, resume=True)
+    moved.with_name("9.png").rename(moved)
+    assert run(at("there"), registry=registry, resume=True).metrics["complete"]
 
 
 def test_other_versions_are_refused(stopped, registry, monkeypatch):

@@ -96,7 +96,8 @@ class Download:
             tried = "downloaded to" if download else "read from"
             raise DataError(
                 f"{self.name} could not be {tried} {place} ({type(error).__name__}: {error}); "
-                f"put {self.files} into a folder and give it as root=, with download=False"
+                f"put {self.files} into {'that folder' if root else 'a folder given as root='}, "
+                "with download=False"
             ) from error
         return train, test, class_names
 

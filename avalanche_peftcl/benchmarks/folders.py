@@ -1,6 +1,7 @@
 """Folders of images: which there are, and a test split for those that come without one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,27 +24,29 @@ def subfolders(folder: Path) -> list[Path]:
     """Return the folders in ``folder``, sorted by name; hidden ones are left out.
 
     Raises:
-        DataError: If there is no such folder; where to get a known data set is said.
+        DataError: If there is no such folder, where to get a known data set is said; if a link in
+            it leads nowhere; if two names differ only in how they are encoded.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; expected {LAYOUT}{where_to_get(folder)}")
-    return sorted(
-        (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_name
-    )
+    found = sorted((p for p in _shown(folder) if p.is_dir()), key=_name)
+    for one, other in pairwise(found):
+        if _name(one) == _name(other):
+            raise DataError(
+                f"{folder} has two folders named {_name(one)!r}, with accents written in two ways; "
+                "put them together"
+            )
+    return found
 
 
 def images_in(folder: Path) -> list[Path]:
     """Return the image files in ``folder``, known by their endings, sorted by name.
 
     Raises:
-        DataError: If there are none.
+        DataError: If there are none, or a link in it leads nowhere.
     """
     paths = sorted(
-        (
-            p
-            for p in folder.iterdir()
-            if p.is_file() and p.suffix.lower() in IMG_EXTENSIONS and not p.name.startswith(".")
-        ),
+        (p for p in _shown(folder) if p.suffix.lower() in IMG_EXTENSIONS and p.is_file()),
         key=_name,
     )
     if not paths:
@@ -79,6 +82,16 @@ def draw_test(items: Sequence[Item], share: float, *, what: str) -> tuple[list[I
         [item for i, item in enumerate(items) if i not in chosen],
         [item for i, item in enumerate(items) if i in chosen],
     )
+
+
+def _shown(folder: Path) -> Iterator[Path]:
+    """Yield what is in ``folder`` and not hidden."""
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path} is a link to what is not there; mend it or take it out")
+        yield path
 
 
 def _name(path: Path) -> str:

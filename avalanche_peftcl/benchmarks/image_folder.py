@@ -98,7 +98,7 @@ def image_folder(
     found: dict[str, list[tuple[int, str, Path]]] = {"train": [], "test": []}
     for d, domain in enumerate(domains or [""]):
         for part, folder, paths in _class_folders(root / domain, test_share):
-            name = f"{domain}/{normal(folder.name)}" if own_classes else normal(folder.name)
+            name = normal(f"{domain}/{folder.name}" if own_classes else folder.name)
             found[part] += [(d, name, path) for path in paths]
     cells = {part: {(d, name) for d, name, _ in files} for part, files in found.items()}
     for part, other in (("train", "test"), ("test", "train")):
@@ -154,7 +154,7 @@ def image_folder(
         class_names=class_names,
         train_domains=[d for d, _, _ in found["train"]] if domains else None,
         test_domains=[d for d, _, _ in found["test"]] if domains else None,
-        domain_names=domains,
+        domain_names=[normal(domain) for domain in domains] if domains else None,
         experience_size=experience_size,
         augment=augment,
         crop_scale=crop_scale,
@@ -163,7 +163,7 @@ def image_folder(
         manifest=manifest,
     )
     if by_domain:
-        benchmark.domains = domains
+        benchmark.domains = [normal(domain) for domain in domains or []]
     return benchmark
 
 
@@ -206,8 +206,9 @@ def _find_domains(root: Path, domain_order: list[str] | None, *, split: bool) ->
         return None
     if domain_order is None:
         return names
-    if sorted(domain_order) != sorted(names):
+    spelt = {normal(name): name for name in names}
+    if sorted(map(normal, domain_order)) != sorted(spelt):
         raise ConfigError(
             f"domain_order={domain_order} does not name each of the domains of {root} once: {names}"
         )
-    return domain_order
+    return [spelt[normal(name)] for name in domain_order]

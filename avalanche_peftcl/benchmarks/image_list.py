@@ -37,7 +37,8 @@ def image_list(
     """Make a benchmark from ``root/{train,test}.txt`` or ``root/domain_{train,test}.txt``.
 
     A line of a list is ``path label``: the path relative to ``root``, with forward slashes, the
-    label a number from 0. A class is named after the folder of its images.
+    label a number from 0. A class is named after the folder of its images. No image may be listed
+    for both training and test.
 
     Args:
         input_config: What the backbone expects of an image.
@@ -66,14 +67,17 @@ def image_list(
         ConfigError: An option that is out of range or makes no sense in the scenario, a domain
             named twice.
         DataError: A list is missing (the message says where to get a known data set), empty or
-            unreadable; a label stands for two folders; a split does not divide; images are not
-            those of the manifest.
+            unreadable; an image is listed for training and test; a label stands for two folders
+            or a folder for two labels; a split does not divide; images are not those of the
+            manifest.
     """
     root = Path(root)
     if domains is not None and (not domains or len(set(domains)) < len(domains)):
         raise ConfigError(f"domains={domains} does not name each domain once")
     rows: dict[Literal["train", "test"], list[tuple[int, Path, int]]] = {"train": [], "test": []}
     names: dict[int, str] = {}
+    labels: dict[str, int] = {}
+    listed: dict[Path, tuple[str, str]] = {}
     for part, found in rows.items():
         for d, domain in enumerate(domains or [""]):
             file = root / (f"{domain}_{part}.txt" if domain else f"{part}.txt")
@@ -83,6 +87,17 @@ def image_list(
                     raise DataError(
                         f"{file}, line {number}: label {label} is the folder {name!r} here and "
                         f"{names[label]!r} before; a label stands for one class"
+                    )
+                if labels.setdefault(name, label) != label:
+                    raise DataError(
+                        f"{file}, line {number}: the folder {name!r} has label {label} here and "
+                        f"{labels[name]} before; a folder stands for one class"
+                    )
+                where = f"{file}, line {number}"
+                if (before := listed.setdefault(path, (part, where)))[0] != part:
+                    raise DataError(
+                        f"{where}: {path} is listed for training too, in {before[1]}; no image may "
+                        "be trained on and tested on"
                     )
                 found.append((d, path, label))
     n_classes = max(names) + 1
@@ -120,7 +135,7 @@ def image_list(
 def _read(file: Path, root: Path) -> list[tuple[Path, int]]:
     """Return path and label of each line."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise DataError(
             f"no list {file}; expected root/{{train,test}}.txt or, with domains, "
@@ -131,8 +146,12 @@ def _read(file: Path, root: Path) -> list[tuple[Path, int]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         path, _, label = line.strip().rpartition(" ")
-        if not path or not re.fullmatch("[0-9]{1,9}", label):
+        if not path or "\0" in path or not re.fullmatch("[0-9]{1,9}", label):
             raise DataError(f"{file}, line {number}: {line!r} is not of the form 'path label'")
+        if path.startswith("/") or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise DataError(
+                f"{file}, line {number}: {path!r} is not below {root}; give it relative to that"
+            )
         rows.append((root / path, int(label)))
     if not rows:
         raise DataError(f"the list {file} names no images")

@@ -9,11 +9,15 @@ from avalanche_peftcl.errors import DataError
 def normal(name: str) -> str:
     r"""Return ``name`` with composed characters: some systems write an accent as its own sign.
 
+    Bytes that are no UTF-8, as archives of other systems leave them, become escapes.
+
     Example:
         >>> len("e\u0301"), len(normal("e\u0301"))
         (2, 1)
+        >>> normal("caf\udce9")
+        'caf\\udce9'
     """
-    return unicodedata.normalize("NFC", name)
+    return unicodedata.normalize("NFC", name.encode(errors="backslashreplace").decode())
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

@@ -88,12 +88,10 @@ def experience_sizes(
     quotient, remainder = divmod(n_classes, n_experiences)
     if remainder:
         divisors = [n for n in range(1, n_classes + 1) if n_classes % n == 0]
-        uneven = [quotient + (i < remainder) for i in range(n_experiences)]
-        way_out = (
-            f" or the sizes yourself, for example classes_per_experience={uneven}"
-            if quotient
-            else ""
-        )
+        way_out = ""
+        if quotient:  # otherwise there may be billions of experiences
+            uneven = [quotient + (i < remainder) for i in range(n_experiences)]
+            way_out = f" or the sizes yourself, for example classes_per_experience={uneven}"
         raise DataError(
             f"{n_classes} classes do not divide into {n_experiences} experiences; "
             f"give n_experiences one of {divisors}{way_out}"

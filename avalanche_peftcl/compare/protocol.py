@@ -43,7 +43,11 @@ def dataset(metrics: Metrics) -> str:
     benchmark = metrics.config.benchmark
     root = str(benchmark.options.get("root") or "")
     name = benchmark.name.rpartition("/")[2]
-    return folder_name(root) or name if name in ("image_folder", "image_list") else name
+    return folder_name(root) or name if _is_folder(name) else name
+
+
+def _is_folder(benchmark: str) -> bool:
+    return benchmark.rpartition("/")[2] in ("image_folder", "image_list")
 
 
 def folder_name(path: str) -> str:
@@ -98,6 +102,12 @@ _ALWAYS: dict[str, Callable[[Metrics], Any]] = {
     "task label at test": lambda m: "used" if m.protocol.task_label_at_test else "not used",
     "training epochs": lambda m: m.config.strategy.options.get("train_epochs"),
 }
+# A folder may have any name where the hash of the split says what is in it.
+_COMPARED = _ALWAYS | {
+    "data set": lambda m: (
+        None if m.protocol.split_sha256 and _is_folder(m.config.benchmark.name) else dataset(m)
+    )
+}
 # Of runs with the same seed.
 _SEEDED: dict[str, Callable[[Metrics], Any]] = {
     "class order": lambda m: m.protocol.class_order,
@@ -125,7 +135,8 @@ def protocol_of(run: Run) -> dict[str, Any]:
 def protocol_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
     """Return where ``runs`` do not share one protocol.
 
-    Data set, scenario, number of experiences, classes and images, what was tested on, whether the
+    Data set (of a folder of images the hash of the split, if known, not its name), scenario,
+    number of experiences, classes and images, what was tested on, whether the
     class order is drawn, manifest, weights, normalisation, use of a task label at test and training
     epochs are compared among all; class order, class names, images of each experience and seed of
     the benchmark (of subsets and chunks) among runs of the same seed. What a run does not have (a
@@ -137,7 +148,7 @@ def protocol_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
     Returns:
         One difference a key, and a seed where it depends on that; none if the protocol is one.
     """
-    differences = [_difference(key, value, runs) for key, value in _ALWAYS.items()]
+    differences = [_difference(key, value, runs) for key, value in _COMPARED.items()]
     for seed in sorted({run.metrics.seed for run in runs}):
         differences += _of_one_seed(seed, runs)
     return tuple(found for found in differences if found is not None)
@@ -145,7 +156,7 @@ def protocol_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
 
 def same_streams(runs: Sequence[Run]) -> bool:
     """Whether runs with the same seed saw the same stream, so that they can be paired."""
-    shared = (_difference(key, _ALWAYS[key], runs) for key in _STREAM)
+    shared = (_difference(key, _COMPARED[key], runs) for key in _STREAM)
     seeds = {run.metrics.seed for run in runs}
     return not any(shared) and not any(_of_one_seed(seed, runs) for seed in seeds)
 

@@ -174,6 +174,7 @@ def create_backbone(
     img_size: int | None = None,
     normalize: Normalize = "data_config",
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None,
+    interpolation: Literal["bicubic", "bilinear"] | None = None,
     **model_args: Any,
 ) -> Backbone:
     """Build any timm ViT as a frozen backbone.
@@ -189,6 +190,7 @@ def create_backbone(
         normalize: ``"data_config"`` follows the model's data config; ``"none"`` feeds [0, 1].
         crop_pct: Share of the resized image that the central test crop keeps; 1 for images that
             are cut tightly, such as CIFAR's. ``None`` takes the model's own.
+        interpolation: How images are resized; ``None`` takes the model's own.
         **model_args: Passed on to timm (``patch_size``, ``embed_dim``, ``depth``, ...).
 
     Returns:
@@ -235,6 +237,8 @@ def create_backbone(
     input_config = _input_config(vit, img_size, normalize)
     if crop_pct is not None:
         input_config = replace(input_config, crop_pct=crop_pct)
+    if interpolation is not None:
+        input_config = replace(input_config, interpolation=interpolation)
     return Backbone(vit, input_config)
 
 

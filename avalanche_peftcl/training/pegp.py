@@ -84,6 +84,7 @@ class PEGP(PEFTTemplate):
 
         - new rows of the head start at 0 instead of N(0, 0.001);
         - the second stage starts with a new optimizer state (what the release does is not known);
+        - the last, smaller minibatch of an epoch is trained on too; the release drops it;
         - an online stream is projected at all: with one epoch the release never does.
 
         Recipe ``"corrected"``, beside those:
@@ -306,9 +307,9 @@ def build_pegp(
     merge_epochs: Annotated[int, Field(ge=0)] = 1,
     merge_offset: Annotated[float, Field(ge=0)] = 1.0,
     optimizer: OptimizerName = "adam",
-    lr: Annotated[float, Field(gt=0)] = 0.0028125,
+    lr: Annotated[float, Field(gt=0, le=1e6)] = 0.0028125,
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0,
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0,
     train_mb_size: Annotated[int, Field(ge=1)] = 24,
     train_epochs: Annotated[int, Field(ge=1)] = 5,
     eval_mb_size: Annotated[int, Field(ge=1)] = 64,

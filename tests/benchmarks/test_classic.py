@@ -213,7 +213,7 @@ def test_missing_files_name_the_way_out(
     with pytest.raises(DataError) as caught:
         build(name)
     assert str(caught.value).startswith(f"{name} could not be read from {tmp_path} (")
-    assert "into a folder and give it as root=, with download=False" in str(caught.value)
+    assert "into that folder, with download=False" in str(caught.value)
     assert capsys.readouterr().out == ""
 
 
@@ -228,9 +228,18 @@ def test_failed_download_names_the_way_out(
         build("cifar10", download=True)
     assert str(caught.value) == (
         f"cifar10 could not be downloaded to {tmp_path} (OSError: no route to host); put the "
-        "folder cifar-10-batches-py of cifar-10-python.tar.gz into a folder and give it as "
-        "root=, with download=False"
+        "folder cifar-10-batches-py of cifar-10-python.tar.gz into that folder, with download=False"
     )
+
+
+def test_without_a_root_it_is_said_how_to_give_one(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "avalanche_peftcl.benchmarks.download.default_dataset_location", lambda _: tmp_path
+    )
+    with pytest.raises(DataError, match="into a folder given as root=, with download=False"):
+        build("cifar10", root=None)
 
 
 def test_domains_are_refused(build: Any, tmp_path: Path) -> None:

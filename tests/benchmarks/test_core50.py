@@ -104,5 +104,5 @@ def test_missing_files_name_the_way_out(tmp_path: Path, input_config: InputConfi
     assert str(caught.value).startswith(f"core50 could not be read from {tmp_path} (")
     assert str(caught.value).endswith(
         "put the folder core50_128x128, the folders of batches_filelists.zip, paths.pkl, LUP.pkl, "
-        "labels.pkl and labels2names.pkl into a folder and give it as root=, with download=False"
+        "labels.pkl and labels2names.pkl into that folder, with download=False"
     )

@@ -89,6 +89,17 @@ def test_notmnist_is_said_where_to_get(build: Any, tmp_path: Path) -> None:
     assert str(caught.value) == f"{folder} has no folders, {way_out}"
 
 
+def test_the_two_broken_files_of_notmnist_are_left_out(build: Any, tmp_path: Path) -> None:
+    for file in (
+        "A/RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png",
+        "F/Q3Jvc3NvdmVyIEJvbGRPYmxpcXVlLnR0Zg==.png",
+    ):
+        (tmp_path / "notMNIST_small" / file).write_bytes(b"no image")
+    benchmark = build()
+    assert [len(e.dataset) for e in benchmark.train_stream] == [20] * 4 + [40]
+    assert len(list(benchmark.test_stream[4].dataset)) == 10
+
+
 def test_without_a_root_the_data_folder_of_avalanche_is_taken(
     build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

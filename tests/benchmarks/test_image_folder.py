@@ -1,3 +1,5 @@
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_peftcl.benchmarks import ImageFiles, image_folder
 from avalanche_peftcl.benchmarks.datasets import read_image
+from avalanche_peftcl.benchmarks.folders import subfolders
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
 
@@ -62,6 +65,36 @@ def test_other_and_hidden_files_are_left_out(build: Any, flat: Path) -> None:
     (flat / "train" / "ant" / ".hidden.png").write_text("no image")
     (flat / "train" / ".cache").mkdir()
     assert sizes(build(flat, n_experiences=1).train_stream) == [(3, 9)]
+
+
+@pytest.mark.parametrize("link", ["train/ant/9.png", "train/zebra"])
+def test_a_link_to_nothing_is_named(build: Any, flat: Path, link: str) -> None:
+    (flat / link).symlink_to(flat / "gone")
+    (flat / "train" / "ant" / ".#lock").symlink_to("hidden")
+    with pytest.raises(DataError) as caught:
+        build(flat, n_experiences=1)
+    assert str(caught.value) == (
+        f"{flat / link} is a link to what is not there; mend it or take it out"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_that_are_no_text(build: Any, domains: Path) -> None:
+    for part in ("train", "test"):
+        folder = domains / "art" / part
+        os.rename(folder / "a", os.fsencode(folder) + b"/caf\xe9")
+    os.rename(domains / "art", os.fsencode(domains) + b"/\xe4rt")
+    benchmark = build(domains, scenario="task")
+    assert benchmark.domains == ["\\udce4rt", "photo", "sketch"]
+    assert benchmark.class_names[2] == "\\udce4rt/caf\\udce9"
+    for entry in benchmark.contents.entries(hashed=True):
+        "".join(entry[:4]).encode()
+
+
+def test_domain_order_may_be_spelt_as_on_another_system(build: Any, domains: Path) -> None:
+    (domains / "art").rename(domains / "e\u0301")
+    benchmark = build(domains, scenario="domain", domain_order=["sketch", "\u00e9", "photo"])
+    assert benchmark.domains == ["sketch", "\u00e9", "photo"]
 
 
 def test_domain_scenario(build: Any, domains: Path) -> None:
@@ -195,3 +228,13 @@ def test_real_images(shared_data: Path, input_config: InputConfig) -> None:
     assert [c for c, _ in sizes(omniglot.test_stream)] == [24, 22, 24, 40, 26]
     x, y, t = omniglot.test_stream[1].dataset[0]
     assert (x.shape, y, t) == ((3, 8, 8), 24, 1)
+
+
+def test_two_spellings_of_one_name_are_no_two_classes(tmp_path):
+    for part in ("train", "test"):
+        for name in ("caf\u00e9", "cafe\u0301"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(folder / "0.png")
+    with pytest.raises(DataError, match=r"has two folders named 'café', with accents"):
+        subfolders(tmp_path / "train")

@@ -110,6 +110,33 @@ def test_a_domain_is_not_tested_on_classes_that_come_later(build: Any, domains: 
             "for one class",
         ),
         (
+            "clipart_test.txt",
+            "clipart/ant/2.jpg 0\nclipart/ant/0.jpg 0",
+            "{file}, line 2: {root}/clipart/ant/0.jpg is listed for training too, in "
+            "{root}/clipart_train.txt, line 1; no image may be trained on and tested on",
+        ),
+        (
+            "clipart_train.txt",
+            "clipart/dog/0.jpg 3\nclipart/dog/1.jpg 4",
+            "{file}, line 2: the folder 'dog' has label 4 here and 3 before; a folder stands for "
+            "one class",
+        ),
+        (
+            "real_test.txt",
+            "/media/ant/2.jpg 0",
+            "{file}, line 1: '/media/ant/2.jpg' is not below {root}; give it relative to that",
+        ),
+        (
+            "real_test.txt",
+            "../ant/2.jpg 0",
+            "{file}, line 1: '../ant/2.jpg' is not below {root}; give it relative to that",
+        ),
+        (
+            "real_test.txt",
+            "ant/\0.jpg 0",
+            "{file}, line 1: 'ant/\\x00.jpg 0' is not of the form 'path label'",
+        ),
+        (
             "clipart_train.txt",
             "clipart/dog/0.jpg 999999999",
             "labels in {root} go up to 999999999, but there are 7 training images; number the "
@@ -147,6 +174,12 @@ def test_a_list_that_is_no_text(build: Any, domains: Path) -> None:
     (domains / "real_train.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"the list .*real_train.txt cannot be read: 'utf-8' codec"):
         build(domains, domains=DOMAINS)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(build: Any, domains: Path) -> None:
+    for file in domains.glob("*.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert len(build(domains, domains=DOMAINS, scenario="domain").train_stream) == 2
 
 
 @pytest.mark.parametrize("names", [[], ["real", "real"]])

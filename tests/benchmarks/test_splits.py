@@ -41,6 +41,8 @@ def test_uneven_split_is_refused_with_the_ways_out() -> None:
 def test_more_experiences_than_classes_are_refused() -> None:
     with pytest.raises(DataError, match=r"give n_experiences one of \[1, 2, 4\]$"):
         experience_sizes(4, n_experiences=5, classes_per_experience=None)
+    with pytest.raises(DataError, match=r"give n_experiences one of \[1, 2, 4\]$"):
+        experience_sizes(4, n_experiences=10**18, classes_per_experience=None)  # at once
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,13 @@ def test_values_are_shortened():
     )
     assert shorten("x" * 64) == "x" * 57 + "..."
     assert shorten(None) == "None"
+
+
+def test_a_folder_of_images_may_have_any_name_if_its_hash_is_known(run):
+    folder = {"config.benchmark.name": "image_folder", "protocol.split_sha256": "1" * 64}
+    runs = [run(n, changes=folder | {"config.benchmark.root": n}) for n in ("here", "there")]
+    assert keys(runs) == []
+    assert same_streams(runs)
+    unknown = folder | {"protocol.split_sha256": None}
+    runs = [run(n, changes=unknown | {"config.benchmark.root": n}) for n in ("old", "older")]
+    assert keys(runs) == ["data set"]

@@ -146,7 +146,7 @@ def of_stream(name, scenario, sizes, root=None, paper="ntk_cl"):
     return {
         "config.benchmark.name": name,
         "config.benchmark.root": root,
-        **of_paper(order if paper == "pegp" else order[::-1]),
+        **(of_paper(order, "orig_in21k") if paper == "pegp" else of_paper(order[::-1])),
         "protocol.scenario": scenario,
         "protocol.experiences": [
             {"classes": list(range(len(n))), "class_names": n, "train_images": 9, "test_images": 9}

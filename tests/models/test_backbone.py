@@ -68,6 +68,10 @@ def test_input_config_follows_the_model_or_is_none():
     assert deit.mean == pytest.approx((0.485, 0.456, 0.406))
     cut = create_backbone("deit_tiny_patch16_224", img_size=32, depth=1, crop_pct=1.0)
     assert (deit.crop_pct, cut.input_config.crop_pct) == (0.9, 1.0)
+    linear = create_backbone(
+        "deit_tiny_patch16_224", img_size=32, depth=1, interpolation="bilinear"
+    )
+    assert (deit.interpolation, linear.input_config.interpolation) == ("bicubic", "bilinear")
     plain = create_backbone("deit_tiny_patch16_224", img_size=32, depth=1, normalize="none")
     assert plain.input_config.mean == (0, 0, 0)
     assert plain.input_config.std == (1, 1, 1)
