@@ -1,10 +1,13 @@
 """Builders of Avalanche's own metrics, so that a configuration can name them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 
 from avalanche_peftcl.errors import ConfigError
+
+_WHEN = ("minibatch", "epoch", "epoch_running", "experience", "stream")
 
 
 def loss(
@@ -37,15 +40,8 @@ def loss(
         >>> [str(metric) for metric in loss(experience=False, stream=False)]
         ['Loss_MB']
     """
-    wanted = {
-        "minibatch": minibatch,
-        "epoch": epoch,
-        "epoch_running": epoch_running,
-        "experience": experience,
-        "stream": stream,
-    }
-    _check_any("loss", wanted)
-    return list(loss_metrics(**wanted))
+    flags = (minibatch, epoch, epoch_running, experience, stream)
+    return list(loss_metrics(**_wanted("loss", flags)))
 
 
 def accuracy(
@@ -78,17 +74,12 @@ def accuracy(
         >>> [str(metric) for metric in accuracy(experience=False, stream=False)]
         ['Top1_Acc_Epoch']
     """
-    wanted = {
-        "minibatch": minibatch,
-        "epoch": epoch,
-        "epoch_running": epoch_running,
-        "experience": experience,
-        "stream": stream,
-    }
-    _check_any("accuracy", wanted)
-    return list(accuracy_metrics(**wanted))
+    flags = (minibatch, epoch, epoch_running, experience, stream)
+    return list(accuracy_metrics(**_wanted("accuracy", flags)))
 
 
-def _check_any(name: str, wanted: dict[str, bool]) -> None:
-    if not any(wanted.values()):
-        raise ConfigError(f"metric {name!r} emits nothing; set one of {', '.join(wanted)} to true")
+def _wanted(name: str, flags: Sequence[bool]) -> dict[str, bool]:
+    """Return the flags by Avalanche's names."""
+    if not any(flags):
+        raise ConfigError(f"metric {name!r} emits nothing; set one of {', '.join(_WHEN)} to true")
+    return dict(zip(_WHEN, flags, strict=True))
