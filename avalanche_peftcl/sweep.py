@@ -30,7 +30,7 @@ _NUMBERS = {
     "last accuracy": "last_accuracy",
     "forgetting": "forgetting",
 }
-_HOW = ("output", "num_threads", "num_workers", "checkpoint_every", "loggers")  # not what, but how
+_HOW = ("num_threads", "num_workers")  # of a finished run it does not matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +250,8 @@ def _differences(metrics: Mapping[str, Any], run: RunConfig, registry: Registry)
     """Return a line for each setting in which a record and a run differ."""
     settings = with_defaults(seed_benchmark(run, registry), registry)
     there, here = (
-        _flat({k: v for k, v in each.items() if k not in _HOW})
-        for each in (metrics["config"], json.loads(json.dumps(settings)))
+        _flat({k: v for k, v in settings_of(each).items() if k not in _HOW})
+        for each in (metrics["config"], settings)
     )
     return [
         f"  {key}: {there.get(key, 'not given')!r} there, {here.get(key, 'not given')!r} here"
