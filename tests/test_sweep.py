@@ -537,7 +537,11 @@ def test_a_real_run_is_that_of_its_seed_alone(tmp_path):
     assert Task(config.for_seed(3)).log == outcome.folder / "run.log"
 
 
-@pytest.mark.parametrize("again", [{}, {"overwrite": True}], ids=["goes on", "anew"])
+@pytest.mark.parametrize(
+    "again",
+    [{}, pytest.param({"overwrite": True}, marks=pytest.mark.slow)],
+    ids=["goes on", "anew"],
+)
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, again):
     config = RunConfig.model_validate(SETTINGS | {"output": tmp_path, "seeds": [3]})
 
