@@ -39,16 +39,34 @@ def subfolders(folder: Path) -> list[Path]:
     return found
 
 
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders in ``folder``, as :func:`subfolders`, which hold all of its images.
+
+    Raises:
+        DataError: As :func:`subfolders`; also if an image lies beside the folders.
+    """
+    found = subfolders(folder)
+    if loose := next((p for p in _shown(folder) if _is_image(p)), None):
+        raise DataError(
+            f"the image {loose} lies in no class folder; put it into one or take it out"
+        )
+    return found
+
+
 def images_in(folder: Path) -> list[Path]:
     """Return the image files in ``folder``, known by their endings, sorted by name.
 
     Raises:
-        DataError: If there are none, or a link in it leads nowhere.
+        DataError: If there are none, if there are some in a folder of it, or a link in it leads
+            nowhere.
     """
-    paths = sorted(
-        (p for p in _shown(folder) if p.suffix.lower() in IMG_EXTENSIONS and p.is_file()),
-        key=_name,
-    )
+    paths = sorted((p for p in _shown(folder) if _is_image(p)), key=_name)
+    for deeper in (p for p in _shown(folder) if not _has_ending(p) and p.is_dir()):
+        if inside := next((p for p in _shown(deeper) if _is_image(p)), None):
+            raise DataError(
+                f"the image {inside} does not lie in the class folder {folder} itself; put it "
+                "there or take it out"
+            )
     if not paths:
         raise DataError(f"the class folder {folder} has no images; add some or take it out")
     return paths
@@ -92,6 +110,14 @@ def _shown(folder: Path) -> Iterator[Path]:
         if path.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link to what is not there; mend it or take it out")
         yield path
+
+
+def _has_ending(path: Path) -> bool:
+    return path.suffix.lower() in IMG_EXTENSIONS
+
+
+def _is_image(path: Path) -> bool:
+    return _has_ending(path) and path.is_file()
 
 
 def _name(path: Path) -> str:

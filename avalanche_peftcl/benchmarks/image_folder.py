@@ -8,7 +8,13 @@ from avalanche.benchmarks import CLScenario
 from pydantic import Field
 
 from avalanche_peftcl.benchmarks.datasets import ImageFiles
-from avalanche_peftcl.benchmarks.folders import LAYOUT, draw_test, images_in, subfolders
+from avalanche_peftcl.benchmarks.folders import (
+    LAYOUT,
+    class_folders,
+    draw_test,
+    images_in,
+    subfolders,
+)
 from avalanche_peftcl.benchmarks.names import normal
 from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
 from avalanche_peftcl.benchmarks.splits import ClassOrder
@@ -84,8 +90,9 @@ def image_folder(
     Raises:
         ConfigError: An option that is out of range or makes no sense for this folder.
         DataError: A folder is missing (the message says where to get a known data set) or has no
-            images, a class has no test images, an image cannot be decoded (the message names the
-            file), a split does not divide, images are not those of the manifest.
+            images, an image lies beside or below them, a class has no test images, an image cannot
+            be decoded (the message names the file), a split does not divide, images are not those
+            of the manifest.
     """
     root = Path(root)
     domains = _find_domains(root, domain_order, split=test_share is None)
@@ -173,10 +180,10 @@ def _class_folders(
     """Yield split, folder and images of each class, classes in order of their names."""
     if test_share is None:
         for part in PARTS:
-            for folder in subfolders(root / part):
+            for folder in class_folders(root / part):
                 yield part, folder, images_in(folder)
         return
-    for folder in subfolders(root):
+    for folder in subfolders(root):  # of a whole data set, a picture beside them is usual
         split = draw_test(images_in(folder), test_share, what=f"the class folder {folder}")
         yield from ((part, folder, paths) for part, paths in zip(PARTS, split, strict=True))
 

@@ -238,3 +238,29 @@ def test_two_spellings_of_one_name_are_no_two_classes(tmp_path):
             Image.new("RGB", (4, 4)).save(folder / "0.png")
     with pytest.raises(DataError, match=r"has two folders named 'café', with accents"):
         subfolders(tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("train/0.png", "lies in no class folder; put it into one or take it out"),
+        ("test/bee/more/0.png", "does not lie in the class folder .*bee itself; put it there or"),
+    ],
+)
+def test_no_image_is_passed_over(build, flat, place, said):
+    stray = flat / place
+    stray.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4)).save(stray)
+    with pytest.raises(DataError, match=said):
+        build(flat, n_experiences=3)
+    stray.rename(stray.with_suffix(".txt"))  # what is no image may lie about
+    assert len(build(flat, n_experiences=3).train_stream) == 3
+
+
+def test_a_picture_beside_the_classes_of_a_whole_data_set_is_none_of_it(
+    build, tmp_path, write_images
+):
+    for name in ("ant", "bee"):
+        write_images(tmp_path / name, 5)
+    Image.new("RGB", (4, 4)).save(tmp_path / "overview.png")
+    assert len(build(tmp_path, n_experiences=2, test_share=0.2).train_stream) == 2
