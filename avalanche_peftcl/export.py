@@ -24,7 +24,7 @@ from avalanche_peftcl.exported import (
     read_export,
     trained_keys,
 )
-from avalanche_peftcl.files import check_writable, replace_file
+from avalanche_peftcl.files import check_writable, write_file
 from avalanche_peftcl.models.exportable import export_spec
 from avalanche_peftcl.models.weights import weights_sha256
 
@@ -87,7 +87,7 @@ def write_model(
     )
     keys, state = trained_keys(model, backbone), model.state_dict()
     content = _encode(info, {k: state[k] for k in keys}, backbone.state_dict() if changed else {})
-    _write(folder / MODEL_FILE, content)
+    write_file(folder / MODEL_FILE, content)
 
 
 def export_run(
@@ -116,7 +116,7 @@ def export_run(
     if with_backbone and not frozen:
         info = info.model_copy(update={"backbone_included": True})
         frozen = build_backbone(source, info, {}).state_dict()
-    _write(path, _encode(info, trained, frozen))
+    write_file(path, _encode(info, trained, frozen))
     return info
 
 
@@ -133,13 +133,6 @@ def _encode(info: ExportInfo, trained: Mapping[str, Tensor], frozen: Mapping[str
 def _task_labels(model: Any) -> list[int]:
     labels: list[int] = getattr(getattr(model, "classes", None), "task_labels", [])
     return labels
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}") from error
 
 
 def _why_missing(folder: Path) -> str:

@@ -67,6 +67,25 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
                 os.close(folder)
 
 
+def write_file(path: Path, content: bytes, *, parents: bool = False) -> None:
+    """Write what a user asked for, in one step.
+
+    Args:
+        path: The file.
+        content: What it holds from then on.
+        parents: Make its folder if it is not there.
+
+    Raises:
+        ConfigError: If it cannot be written; what was there stays.
+    """
+    try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Let no other process write a run into ``folder``; however this one ends, it lets go.

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from avalanche_peftcl.errors import ConfigError, DataError
+from avalanche_peftcl.errors import DataError
 from avalanche_peftcl.exported import ExportedModel
-from avalanche_peftcl.files import replace_file
+from avalanche_peftcl.files import write_file
 from avalanche_peftcl.models.heads import MASK_VALUE
 from avalanche_peftcl.models.images import read_image
 
@@ -108,10 +108,7 @@ def write_csv(path: Path, predictions: Iterable[Prediction], *, top: int = 1) ->
     Raises:
         ConfigError: If the file cannot be written.
     """
-    try:
-        replace_file(path, predictions_csv(predictions, top=top).encode(errors="surrogateescape"))
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}") from error
+    write_file(path, predictions_csv(predictions, top=top).encode(errors="surrogateescape"))
 
 
 def predictions_csv(predictions: Iterable[Prediction], *, top: int = 1) -> str:

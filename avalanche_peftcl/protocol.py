@@ -91,7 +91,7 @@ def describe_prediction(
     ours = all(
         component["provider"] == _OWN
         for component in components
-        if component["kind"] not in ("benchmark", "metric")
+        if component["kind"] not in ("benchmark", "metric", "logger")
     )
     words = {None: "tested" if ours else "not stated", True: "stated", False: "dependent"}
     return {"task_label_at_test": bool(labelled), "batch_independence": words[stated]}

@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import avalanche_peftcl
-from avalanche_peftcl import Component, export, exported
+from avalanche_peftcl import Component, exported, files
 from avalanche_peftcl.cli import app
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.discovery import Entry, Provider
@@ -424,7 +424,7 @@ def test_a_full_disk_is_a_message_and_leaves_nothing_half(done, tmp_path, monkey
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "replace_file", full)
+    monkeypatch.setattr(files, "replace_file", full)
     with pytest.raises(ConfigError, match=r"cannot write .*No space left on device"):
         export_run(done, tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match="is a folder; name a file"):

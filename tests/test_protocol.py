@@ -59,6 +59,7 @@ def test_any_benchmark_of_avalanche_is_described():
         (False, THEIRS, "dependent"),
         (False, OURS, "dependent"),
         (None, [*OURS, {"kind": "benchmark", "provider": "mine"}], "tested"),
+        (None, [*OURS, {"kind": "logger", "provider": "mine"}], "tested"),
     ],
 )
 def test_batch_independence(stated, components, said):

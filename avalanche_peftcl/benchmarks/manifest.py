@@ -14,7 +14,7 @@ from typing import Any
 
 from avalanche_peftcl.benchmarks.contents import Contents, Entry
 from avalanche_peftcl.errors import ConfigError, DataError
-from avalanche_peftcl.files import replace_file
+from avalanche_peftcl.files import write_file
 
 FORMAT = 1
 _SHOWN = 5  # images of a kind that a message names
@@ -74,11 +74,7 @@ def write_manifest(path: str | Path, entries: Iterable[Entry]) -> str:
     }
     lines = [_line(head), *sorted(_line(entry) for entry in entries)]
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, ("\n".join(lines) + "\n").encode("ascii"))
-    except OSError as error:
-        raise ConfigError(f"cannot write the manifest to {path}: {error}") from error
+    write_file(path, ("\n".join(lines) + "\n").encode("ascii"), parents=True)
     return total
 
 

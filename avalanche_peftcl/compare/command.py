@@ -14,7 +14,7 @@ from avalanche_peftcl.compare.render import (
     terminal_tables,
 )
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.files import replace_file
+from avalanche_peftcl.files import write_file
 
 
 def _html(comparison: Comparison) -> str:
@@ -74,8 +74,4 @@ def _replace(path: Path, text: str) -> None:
     """Write ``path`` in one step; whatever goes wrong, what was there stays."""
     if path.is_dir():
         raise ConfigError(f"cannot write {path}: it is a folder; name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+    write_file(path, text.encode(), parents=True)
