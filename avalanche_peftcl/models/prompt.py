@@ -19,6 +19,8 @@ class PatchPrompt(nn.Module):
 
     .. math:: p = \mathrm{LN}_{\gamma,\beta}\bigl((W h^\top + b)^\top\bigr)
 
+    with an epsilon of 1e-6 in the layer norm.
+
     Args:
         num_tokens: ``N``, tokens of the backbone, prefix included.
         embed_dim: Width ``D`` of a token.
@@ -41,7 +43,7 @@ class PatchPrompt(nn.Module):
     ) -> None:
         super().__init__()
         self.mix = nn.Linear(num_tokens, length)
-        self.norm = nn.LayerNorm(embed_dim)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         nn.init.zeros_(self.mix.bias)
         if init == "zeros":
             nn.init.zeros_(self.mix.weight)

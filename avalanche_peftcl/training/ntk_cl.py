@@ -40,6 +40,7 @@ class NTKCL(PEFTTemplate):
         criterion: Classification loss, cross-entropy by default.
         contrast_weight: :math:`\eta`, of the contrastive term.
         temperature: Of the contrastive term.
+        contrast_prototypes: Prototypes that it draws in each step; ``None`` is ``train_mb_size``.
         orthogonality_weight: :math:`\upsilon`, of the orthogonality term.
         retention_weight: :math:`\lambda`, of the distance from the start of the experience.
         anneal: Let the learning rate fall to 0 as a cosine over each experience's epochs.
@@ -94,6 +95,7 @@ class NTKCL(PEFTTemplate):
         criterion: Callable[..., Tensor] | None = None,
         contrast_weight: float = 0.03,
         temperature: float = 0.1,
+        contrast_prototypes: int | None = None,
         orthogonality_weight: float = 1e-4,
         retention_weight: float = 1e-3,
         anneal: bool = True,
@@ -115,7 +117,7 @@ class NTKCL(PEFTTemplate):
         mean = ReleasedRunningMeanPlugin if released else RunningMeanPlugin
         copies = range(len(model.channel_copies))
         own = [
-            contrast(contrast_weight, temperature=temperature),
+            contrast(contrast_weight, temperature=temperature, n_prototypes=contrast_prototypes),
             orthogonality(orthogonality_weight),
             RetentionPlugin(retention_weight, select=_released if released else _adapted),
             mean("channel", [f"channel_copies.{i}" for i in copies]),
@@ -191,6 +193,7 @@ def build_ntk_cl(
     weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 5e-4,
     contrast_weight: float = 0.03,
     temperature: Annotated[float, Field(gt=0)] = 0.1,
+    contrast_prototypes: Annotated[int, Field(ge=0)] | None = None,
     orthogonality_weight: float = 1e-4,
     retention_weight: float = 1e-3,
     anneal: bool = True,
@@ -218,6 +221,7 @@ def build_ntk_cl(
         optimizer=torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay),
         contrast_weight=contrast_weight,
         temperature=temperature,
+        contrast_prototypes=contrast_prototypes,
         orthogonality_weight=orthogonality_weight,
         retention_weight=retention_weight,
         anneal=anneal,

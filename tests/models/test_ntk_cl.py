@@ -38,7 +38,7 @@ def reference_patch(backbone, branch, images, length=10):
         base = h if i == 0 else torch.cat([h[:, :1], h[:, 1 + length :]], dim=1)
         mixed = torch.einsum("pn,bnd->bpd", prompt.mix.weight, base)
         mixed = mixed + prompt.mix.bias[:, None]
-        p = F.layer_norm(mixed, mixed.shape[2:], prompt.norm.weight, prompt.norm.bias)
+        p = F.layer_norm(mixed, mixed.shape[2:], prompt.norm.weight, prompt.norm.bias, 1e-6)
         if i == 0:
             out = base + block.mlp(block.norm2(base))
             new = block.mlp(block.norm2(p))
@@ -237,3 +237,18 @@ def test_bad_arguments_are_config_errors(backbone):
 def test_prompts_start_where_they_say():
     assert PatchPrompt(5, 8, init="zeros")(torch.randn(2, 5, 8)).abs().max() == 0
     assert PatchPrompt(5, 8)(torch.randn(2, 5, 8)).std().item() == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("init", ["kaiming", "zeros"])
+def test_the_prompts_norm_has_the_epsilon_of_the_release(init):
+    """Where tokens hardly differ the epsilon decides: rows of variance 1e-6 shrink by sqrt(2)."""
+    torch.manual_seed(0)
+    prompt = PatchPrompt(5, 8, length=2, init=init).double()
+    with torch.no_grad():
+        prompt.norm.weight.fill_(1)
+        prompt.mix.weight.zero_()
+        prompt.mix.weight[:, 0] = 1
+    token = torch.randn(8, dtype=torch.double)
+    token = 1e-3 * (token - token.mean()) / token.std(correction=0)
+    out = prompt(token.expand(1, 5, 8))[0]
+    torch.testing.assert_close(out[0], 1e3 * token / math.sqrt(2))

@@ -70,12 +70,16 @@ def released_loss(model, prototypes, reference, x, y, current):
 
 
 def test_released_recipe_is_the_released_training(backbone):
-    """Every parameter after two experiences equals that of the release, to float32 rounding."""
+    """Every parameter after three experiences equals that of the release, to float32 rounding.
+
+    All old prototypes, four in the third, are contrasted in its last minibatch of three images too.
+    """
     record = Record()
-    strategy = make(backbone, recipe="released", model_options={"dropout": 0.0}, plugins=[record])
-    benchmark = toy_benchmark(classes_per_experience=(2, 2, 2))
+    options = {"model_options": {"dropout": 0.0}, "plugins": [record], "train_mb_size": 7}
+    strategy = make(backbone, recipe="released", **options)
+    benchmark = toy_benchmark(classes_per_experience=(2, 2, 2), per_class=5)
     compared = 0
-    for t in range(2):
+    for t in range(3):
         strategy.train(benchmark.train_stream[t])
         model = record.start[t]
         prototypes = model.prototypes.prototypes.clone()
@@ -95,8 +99,9 @@ def test_released_recipe_is_the_released_training(backbone):
             if not name.startswith(("channel_copies", "patch_copies", "backbone")):
                 torch.testing.assert_close(ours[name], p, atol=2e-6, rtol=1e-4, msg=name)
                 compared += 1
-    assert compared > 60
-    assert record.rates == pytest.approx([0.1, 0.1, 0.05, 0.05] * 2)
+    assert [len(x) for x, _ in record.batches[2]] == [7, 3] * 2
+    assert compared > 90
+    assert record.rates == pytest.approx([0.1, 0.1, 0.05, 0.05] * 3)
 
 
 @pytest.mark.parametrize(("recipe", "experiences"), [("released", 2), ("corrected", 3)])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.losses import pooled_nce
 from avalanche_peftcl.training.classes import (
     class_pairs,
@@ -18,27 +19,37 @@ from avalanche_peftcl.training.classes import (
 class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     r"""Add :math:`\eta\,\mathrm{NCE}` of the minibatch's features and drawn prototypes to the loss.
 
-    The feature is the last of the strategy's ``mb_features``; up to a minibatch's size of
-    prototypes is drawn without replacement.
+    The feature is the last of the strategy's ``mb_features``; prototypes are drawn anew in each step,
+    without replacement.
 
     Args:
         weight: :math:`\eta`; negative in the release, which drives equal classes apart.
         temperature: Of the similarities.
+        n_prototypes: How many are drawn, or all if there are fewer; ``None`` is the strategy's
+            ``train_mb_size``, in a smaller last minibatch too.
+
+    Raises:
+        ConfigError: If ``n_prototypes`` is negative.
 
     Source:
         Liu et al., arXiv 2407.17120; released code 24de712. Differs: prototypes are those that
         have an image; :class:`ReleasedContrastPlugin` cuts them off as the release does.
     """
 
-    def __init__(self, weight: float, *, temperature: float = 0.1) -> None:
+    def __init__(
+        self, weight: float, *, temperature: float = 0.1, n_prototypes: int | None = None
+    ) -> None:
         super().__init__()
-        self.weight, self.temperature = weight, temperature
+        if n_prototypes is not None and n_prototypes < 0:
+            raise ConfigError(f"n_prototypes must be 0 or more, or None, not {n_prototypes}")
+        self.weight, self.temperature, self.n_prototypes = weight, temperature, n_prototypes
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the term to the loss."""
         features, labels = strategy.mb_features[-1].float(), strategy.mb_rows
         candidates = self.candidates(strategy)
-        drawn = candidates[torch.randperm(len(candidates))[: len(features)].to(candidates.device)]
+        size = strategy.train_mb_size if self.n_prototypes is None else self.n_prototypes
+        drawn = candidates[torch.randperm(len(candidates))[:size].to(candidates.device)]
         prototypes = strategy.model.prototypes.prototypes[drawn]
         loss = pooled_nce(
             torch.cat([features, prototypes]),
@@ -70,8 +81,10 @@ class ReleasedContrastPlugin(PrototypeContrastPlugin):
         Released NTK-CL code 24de712. Differs: nothing.
     """
 
-    def __init__(self, weight: float, *, temperature: float = 0.1) -> None:
-        super().__init__(-weight, temperature=temperature)
+    def __init__(
+        self, weight: float, *, temperature: float = 0.1, n_prototypes: int | None = None
+    ) -> None:
+        super().__init__(-weight, temperature=temperature, n_prototypes=n_prototypes)
         self.increment = 0  # until an experience starts
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from avalanche.training import EWC, Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch.nn import functional as F
 
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.losses import pooled_nce, span_energy
 from avalanche_peftcl.models import AdapterBranch, PEFTModel
 from avalanche_peftcl.models.heads import PrototypeHead
@@ -153,6 +154,28 @@ def test_terms_add_to_the_loss_what_their_formula_says(backbone, plugin, term):
     strategy.train(toy_benchmark().train_stream[:2])
     assert len(differences) == 4
     assert max(differences) < 1e-4
+
+
+@pytest.mark.parametrize(("n_prototypes", "drawn"), [(None, 4), (0, 0), (3, 3), (99, 4)])
+def test_the_number_of_prototypes_is_that_asked_for_in_the_last_minibatch_too(
+    backbone, n_prototypes, drawn, monkeypatch
+):
+    rows = []
+    monkeypatch.setattr(
+        "avalanche_peftcl.training.plugins.prototype_contrast.pooled_nce",
+        lambda features, labels, **options: rows.append(len(labels)) or features.sum() * 0,
+    )
+    plugin = PrototypeContrastPlugin(0.5, n_prototypes=n_prototypes)
+    strategy = tuning(backbone, [plugin, PrototypePlugin()])
+    strategy.train_epochs = 1
+    benchmark = toy_benchmark(per_class=5)
+    strategy.train(benchmark.train_stream)
+    assert rows[-2:] == [6 + drawn, 4 + drawn]  # ten images in minibatches of six; four old classes
+
+
+def test_a_negative_number_of_prototypes_is_refused():
+    with pytest.raises(ConfigError, match="n_prototypes must be 0 or more, or None, not -1"):
+        PrototypeContrastPlugin(0.5, n_prototypes=-1)
 
 
 def test_orthogonality_rests_while_there_is_nothing_old(backbone):
