@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,20 @@ def _without_deprecations(show: Any) -> Any:
             show(message, category, filename, *more, **named)
 
     return filtered
+
+
+def how_to_stop() -> str | None:
+    """Say how this process is stopped where an interrupt does not; else return ``None``.
+
+    A shell starts the background jobs of a script with interrupts ignored, so that Ctrl-C reaches
+    the script alone; Python and every process started from here keep to that.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        return None
+    return (
+        "interrupts are ignored, as in every background job of a script; kill "
+        f"{os.getpid()} stops this one"
+    )
 
 
 @contextmanager

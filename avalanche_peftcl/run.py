@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
-from avalanche_peftcl.control import controlled, plain_data_errors, seed_all
+from avalanche_peftcl.control import controlled, how_to_stop, plain_data_errors, seed_all
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.files import held
 from avalanche_peftcl.identity import settings_of, versions_of
@@ -256,6 +256,8 @@ def run(
             f"{config.strategy.name} on {config.benchmark.name} ({protocol['scenario']}, {total} "
             f"experiences), backbone {config.backbone.name}, seed {config.seed}, device {device}"
         )
+        if how := how_to_stop():
+            reporter.say(how)
         alone.enter_context(held(config.output))
         begins, undisturbed = saved is None, random_state(device)
         inside = saved is not None and saved.state["position"] is not None

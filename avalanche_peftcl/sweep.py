@@ -16,6 +16,7 @@ from rich.text import Text
 
 from avalanche_peftcl.checkpoint import read_checkpoint
 from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.control import how_to_stop
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.identity import check_identity, settings_of, versions_of
 from avalanche_peftcl.models.device import check_device
@@ -83,6 +84,7 @@ def run_sweep(
         UnknownComponentError: A component that nobody offers.
         AmbiguousComponentError: A component that several packages offer.
         KeyboardInterrupt: After an interrupt, or a request to terminate, has stopped the runs.
+            A signal that is ignored when the sweep begins stays ignored.
     """
     if config.seeds is None:
         raise ConfigError("the configuration has no seeds; give seeds: [0, 1, 2]")
@@ -99,6 +101,8 @@ def run_sweep(
         _say(console, f"seed {seed}: finished earlier, {_last_accuracy(outcome.metrics)}")
     tasks = [Task(run, anew=overwrite) for run in runs if run.seed not in outcomes]
     by_seed = {task.seed: task for task in tasks}
+    if tasks and (how := how_to_stop()):
+        _say(console, how)
     with _terminated_as_interrupted(), closing(_engine(tasks, jobs, ray)) as events:
         try:
             for event in events:
@@ -292,10 +296,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def interrupt(*signal: Any) -> None:
         raise KeyboardInterrupt
 
-    kinds = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    kinds = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         kinds = []
-    earlier = {kind: signal.signal(kind, interrupt) for kind in kinds if kind is not None}
+    # who started us with a signal ignored (nohup) wants it ignored
+    heard = [kind for kind in kinds if signal.getsignal(kind) != signal.SIG_IGN]
+    earlier = {kind: signal.signal(kind, interrupt) for kind in heard}
     try:
         yield
     finally:

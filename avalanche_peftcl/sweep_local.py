@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -162,12 +163,14 @@ class _Children:
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
-        for child in self._running:
-            child.terminate()  # does nothing to one that has ended
-        for child in self._running:
-            try:
-                child.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
+        try:
+            for child in self._running:
+                child.terminate()  # does nothing to one that has ended
+            for child in self._running:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_PATIENCE)
+        finally:  # a second interrupt ends the patience and leaves nobody behind
+            for child in self._running:
                 child.kill()
                 child.wait()
 

@@ -14,6 +14,14 @@ settings.load_profile("untimed")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Give tests that are known to be long a longer time limit than the others."""
+    for item in items:
+        long = any(map(item.get_closest_marker, ("slow", "gpu", "download", "reproduces")))
+        if long and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture
 def backbone() -> Backbone:
     """A frozen ViT of 3 blocks, 32 dimensions and 17 tokens with random weights."""

@@ -201,6 +201,7 @@ def test_start_up_imports_neither_torch_nor_avalanche(words):
         capture_output=True,
         text=True,
         check=True,
+        timeout=200,
         env=os.environ | {SWITCH: "", "PYTHONIOENCODING": "utf-8"},
     )
     assert result.stdout

@@ -234,5 +234,6 @@ def test_reading_a_config_imports_no_torch():
     import subprocess
 
     code = "import sys, avalanche_peftcl.config; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     assert done.stdout.strip() == "False"

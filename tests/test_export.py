@@ -271,9 +271,8 @@ def test_loading_and_predicting_import_no_avalanche(done):
         "model(torch.zeros(1, 3, 16, 16))\n"
         "print(sorted({'avalanche', 'matplotlib'} & set(sys.modules)))\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
-    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     assert result.stdout == "[]\n"
 
 

@@ -62,6 +62,14 @@ def start(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
+def end(process: subprocess.Popen[str]) -> str:
+    """Return what the process says until its end, which comes in a quarter of an hour."""
+    try:
+        return process.communicate(timeout=900)[0]
+    finally:
+        process.kill()
+
+
 def newest(folder: Path) -> int:
     """Return the number of the newest checkpoint whose files are complete or being written."""
     names = [path.name for path in folder.glob("*")] if folder.is_dir() else []
@@ -92,7 +100,7 @@ def test_twenty_kills_change_nothing(method, tmp_path):
         folder.with_suffix(".yaml").write_text(dump_settings(settings(method, folder)))
     whole, killed = folders
     process = start(str(whole.with_suffix(".yaml")))
-    said, _ = process.communicate()
+    said = end(process)
     assert process.returncode == 0, said
 
     kills = 0
@@ -104,7 +112,7 @@ def test_twenty_kills_change_nothing(method, tmp_path):
         if kills < KILLS:
             wait_for(process, killed / "checkpoint", draw)
             process.send_signal(signal.SIGKILL)
-        said, _ = process.communicate()
+        said = end(process)
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, said

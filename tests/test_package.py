@@ -17,3 +17,9 @@ def test_strategies_are_at_the_top_level_too():
 
 def test_version_is_that_of_the_distribution():
     assert avalanche_peftcl.__version__ == importlib.metadata.version("avalanche-peftcl")
+
+
+def test_no_test_may_run_for_ever(request):
+    config = request.config
+    assert float(config.getoption("timeout") or config.getini("timeout")) > 0
+    assert config.getini("timeout_method") == "thread"

@@ -43,8 +43,11 @@ stage = pathlib.Path(sys.argv[1])
 seed = int(pathlib.Path(sys.argv[2]).stem.removeprefix("seed"))
 folder = pathlib.Path(json.loads((stage / "folders.json").read_text())[str(seed)])
 def wait_for(path):
-    while not path.exists():
+    for _ in range(30_000):  # a test that was killed leaves nobody waiting for ever
+        if path.exists():
+            return
         time.sleep(0.01)
+    sys.exit("error: nobody came")
 with open(stage / "calls", "a") as calls:
     calls.write(f"{seed}\\n")
 (stage / f"pid{seed}").write_text(str(os.getpid()))
@@ -417,27 +420,93 @@ def gone(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("how", ["interrupt", "terminate"])
-def test_stopping_stops_the_runs_and_says_what_is_finished(stage, monkeypatch, how):
-    config = stage.config([0, 1, 2])
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def set_signal():
+    """Set what signals do, until the test ends."""
+    earlier = {}
 
+    def set_one(number, action) -> None:
+        before = signal.signal(number, action)
+        earlier.setdefault(number, before)
+
+    yield set_one
+    for number, action in earlier.items():
+        signal.signal(number, action)
+
+
+def act_when_seed_1_waits(stage, monkeypatch, act) -> None:
     def say(console, text):
         console.print(text, soft_wrap=True)
         if text.startswith("seed 1: started"):
             while not (stage.root / "started1").exists():
                 time.sleep(0.01)
-            signal.raise_signal(signal.SIGINT if how == "interrupt" else signal.SIGTERM)
+            act()
 
     monkeypatch.setattr(sweep, "_say", say)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_stopping_stops_the_runs_and_says_what_is_finished(stage, monkeypatch, set_signal, name):
+    # where the tests themselves are a background job, interrupts are ignored
+    set_signal(signal.SIGINT, signal.default_int_handler)
+    config, number = stage.config([0, 1, 2]), getattr(signal, name)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    act_when_seed_1_waits(stage, monkeypatch, lambda: signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt):
         stage.run(config, {1: "wait the end of time"})
-    assert "stopped; finished seeds: 0; the same command goes on with 1, 2" in (
-        stage.lines.getvalue()
-    )
+    said = stage.lines.getvalue()
+    assert "stopped; finished seeds: 0; the same command goes on with 1, 2" in said
+    assert "ignored" not in said
     assert gone(int((stage.root / "pid1").read_text()))
     assert stage.calls == [0, 1]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+
+def test_what_is_ignored_when_a_sweep_begins_stays_so_and_another_way_is_told(
+    stage, monkeypatch, set_signal
+):
+    def act():
+        for each in deaf:
+            signal.raise_signal(each)
+            assert signal.getsignal(each) == signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    deaf = [signal.SIGINT, signal.SIGHUP]  # a background job of a script; nohup
+    for each in deaf:
+        set_signal(each, signal.SIG_IGN)
+    act_when_seed_1_waits(stage, monkeypatch, act)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(stage.config([0, 1, 2]), {1: "wait the end of time"})
+    said = stage.lines.getvalue()
+    assert (
+        f"interrupts are ignored, as in every background job of a script; kill {os.getpid()} "
+        in (said)
+    )
+    assert "stopped; finished seeds: 0; the same command goes on with 1, 2" in said
+    assert gone(int((stage.root / "pid1").read_text()))
+
+
+def test_a_second_interrupt_leaves_no_process_behind(tmp_path, monkeypatch):
+    children, log = sweep_local._Children(), (tmp_path / "log").open("wb")
+    # deaf to a request to terminate, as a process in the midst of a long computation
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True)"
+    command = [sys.executable, "-S", "-c", f"{code}; time.sleep(300)"]
+    with log:
+        started = [children.start(command, log, dict(os.environ)) for _ in range(2)]
+    while (tmp_path / "log").stat().st_size < 2:
+        time.sleep(0.01)
+    waits = iter([KeyboardInterrupt])
+
+    def wait(child, *seconds):
+        for error in waits:
+            raise error
+        return original(child, *seconds)
+
+    original = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        children.stop()
+    assert [child.returncode for child in started] == [-signal.SIGKILL] * 2
 
 
 # --- the table -----------------------------------------------------------------------------------

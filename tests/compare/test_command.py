@@ -114,7 +114,12 @@ def test_comparing_imports_no_torch(study):
     )
     environment = os.environ | {SWITCH: "", "PYTHONIOENCODING": "utf-8"}
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+        env=environment,
     )
     assert "naive" in result.stdout
     assert result.stderr == "[]\n"
