@@ -199,14 +199,13 @@ def _find_domains(root: Path, domain_order: list[str] | None, *, split: bool) ->
     folders = subfolders(root)
     if not folders:
         raise DataError(f"{root} has no folders; expected {LAYOUT}")
-    parts = set(PARTS) & {folder.name for folder in folders + subfolders(folders[0])}
-    if parts and not split:
-        raise ConfigError(
-            f"test_share draws a test split, but {root} has one: there are folders named "
-            f"{' and '.join(sorted(parts))}; leave test_share out"
-        )
+    if not split:
+        _refuse_a_split(root, folders)
     names = [folder.name for folder in folders]
-    flat = bool(set(PARTS) & set(names)) if split else not subfolders(folders[0])
+    if split:
+        flat = bool(set(PARTS) & set(names)) and not all(map(_parts, folders))
+    else:
+        flat = not subfolders(folders[0])
     if flat:
         if domain_order is not None:
             raise ConfigError(f"domain_order={domain_order}, but {root} has no domain folders")
@@ -219,3 +218,29 @@ def _find_domains(root: Path, domain_order: list[str] | None, *, split: bool) ->
             f"domain_order={domain_order} does not name each of the domains of {root} once: {names}"
         )
     return [spelt[normal(name)] for name in domain_order]
+
+
+def _refuse_a_split(root: Path, folders: Sequence[Path]) -> None:
+    """Refuse to draw a test split where there is one; a class may be named like a part of it.
+
+    Raises:
+        ConfigError: If a folder named ``train`` or ``test`` holds folders of classes.
+    """
+    for place in (root, *folders):
+        if not (parts := _parts(place)):
+            continue
+        way_out = "leave test_share out"
+        if len(parts) == 1:
+            other = next(part for part in PARTS if part != parts[0])
+            way_out = f"put {other} beside it and leave test_share out"
+            way_out += f", or give root={root / parts[0]}" if place == root else ""
+        raise ConfigError(
+            f"test_share draws a test split, but {place} has one: there are folders of classes in "
+            f"{' and '.join(parts)}; {way_out}"
+        )
+
+
+def _parts(folder: Path) -> list[str]:
+    """Return the parts of a split in ``folder``, each of which holds folders of classes."""
+    found = subfolders(folder)
+    return sorted(each.name for each in found if each.name in PARTS and subfolders(each))

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torchvision import transforms as tv
 from torchvision.transforms.functional import to_pil_image
@@ -10,9 +12,11 @@ from torchvision.transforms.functional import to_pil_image
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
 
+_TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")  # modes of Pillow with an alpha channel
+
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file as RGB of 8 bits a channel.
+    """Read an image file as RGB of 8 bits a channel, as :func:`to_rgb` makes it.
 
     Args:
         path: A file of any format that Pillow reads.
@@ -25,12 +29,7 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{path} has more than 8 bits a channel (mode {image.mode!r}); "
-                    "convert it to 8 bits"
-                )
-            return image.convert("RGB")
+            return _rgb(image, str(path))
     except DataError:
         raise
     except Exception as error:  # every decoder of Pillow raises its own kinds
@@ -40,20 +39,65 @@ def read_image(path: Path) -> Image.Image:
 
 
 def to_rgb(image: Any) -> Image.Image:
-    """Return ``image`` as an RGB image of 8 bits a channel.
+    """Return ``image`` as an RGB image of 8 bits a channel; every transform begins with it.
 
     Args:
-        image: A PIL image (grey, 1-bit, palette, RGB, ...), a ``uint8`` array ``(H, W)`` or
-            ``(H, W, 3)``, or a tensor ``(3, H, W)``.
+        image: A PIL image (grey, 1-bit, palette, RGB, ...), an array ``(H, W)`` or ``(H, W, 3)``,
+            or a tensor ``(3, H, W)``: ``uint8``, or floating point numbers in [0, 1].
 
     Returns:
-        The PIL image; grey values are repeated in the three channels, transparency is dropped.
+        The PIL image; grey values are repeated in the three channels, what is transparent lies on
+        white.
+
+    Raises:
+        DataError: If the image cannot be decoded, or has more than 8 bits a channel: how these
+            map to 8 only its owner knows.
 
     Example:
         >>> to_rgb(Image.new("1", (2, 3), 1)).getpixel((0, 0))
         (255, 255, 255)
+        >>> to_rgb(Image.new("LA", (2, 3), (0, 51))).getpixel((0, 0))
+        (204, 204, 204)
     """
-    return (image if isinstance(image, Image.Image) else to_pil_image(image)).convert("RGB")
+    name = "an image of the data set"
+    try:
+        return _rgb(image if isinstance(image, Image.Image) else _to_pil(image, name), name)
+    except DataError:
+        raise
+    except Exception as error:  # of a lazy file, of torchvision
+        raise DataError(f"{name} cannot be used ({error}); replace it or take it out") from error
+
+
+def _to_pil(values: Any, name: str) -> Image.Image:
+    """Return an array or tensor as a PIL image."""
+    given = values.dtype
+    if isinstance(values, np.ndarray) and given.kind == "f":
+        values = torch.tensor(values)
+        values = values.permute(2, 0, 1) if values.ndim == 3 else values
+    if isinstance(values, torch.Tensor) and values.is_floating_point():
+        fits = bool(((values >= 0) & (values <= 1)).all())
+    else:
+        fits = given in (torch.uint8, np.uint8)
+    if not fits:
+        raise DataError(
+            f"{name} is an array of {given}, not of uint8 or of floating point numbers in [0, 1]; "
+            "convert it to 8 bits"
+        )
+    image: Image.Image = to_pil_image(values)
+    return image
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return an image as RGB, on white; ``name`` says which in a message."""
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"{name} has more than 8 bits a channel (mode {image.mode!r}); convert it to 8 bits"
+        )
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        image = image.convert("LA") if image.mode == "La" else image
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def eval_transform(input_config: InputConfig) -> tv.Compose:

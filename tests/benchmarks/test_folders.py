@@ -74,13 +74,41 @@ def test_a_split_that_is_there_is_not_drawn_anew(
 ) -> None:
     write_images(tmp_path / "flat" / "train" / "ant", 2)
     write_images(tmp_path / "domains" / "photo" / "test" / "ant", 2)
-    for name, part in (("flat", "train"), ("domains", "test")):
+    write_images(tmp_path / "both" / "train" / "ant", 2)
+    write_images(tmp_path / "both" / "test" / "ant", 2)
+    flat, domain, both = tmp_path / "flat", tmp_path / "domains" / "photo", tmp_path / "both"
+    told = "test_share draws a test split, but {} has one: there are folders of classes in "
+    for root, place, said in (
+        (flat, flat, f"train; put test beside it and leave test_share out, or give root={flat}/"),
+        (domain.parent, domain, "test; put train beside it and leave test_share out"),
+        (both, both, "test and train; leave test_share out"),
+    ):
         with pytest.raises(ConfigError) as caught:
-            build(tmp_path / name, test_share=0.2, n_experiences=1)
-        assert str(caught.value) == (
-            f"test_share draws a test split, but {tmp_path / name} has one: there are folders "
-            f"named {part}; leave test_share out"
-        )
+            build(root, test_share=0.2, n_experiences=1)
+        assert str(caught.value).removesuffix("train") == told.format(place) + said
+
+
+@pytest.mark.parametrize("domain", ["", "photo"])
+def test_a_class_may_be_named_like_a_part_of_a_split(
+    domain: str, build: Any, tmp_path: Path, write_images: Write
+) -> None:
+    for name in ("car", "test", "train"):
+        write_images(tmp_path / "drawn" / domain / name, 2)
+        for part in ("train", "test"):
+            write_images(tmp_path / "split" / domain / part / name, 1)
+    for root, options in (("drawn", {"test_share": 0.5}), ("split", {})):
+        benchmark = build(tmp_path / root, n_experiences=1, **options)
+        assert sorted(benchmark.class_names) == ["car", "test", "train"]
+        assert [len(e.dataset) for e in benchmark.train_stream] == [3]
+
+
+def test_a_domain_may_be_named_like_a_part_of_a_split(
+    build: Any, tmp_path: Path, write_images: Write
+) -> None:
+    for domain in ("boat", "train"):
+        for part in ("train", "test"):
+            write_images(tmp_path / domain / part / "blue", 1)
+    assert build(tmp_path, scenario="domain").domains == ["boat", "train"]
 
 
 def test_a_class_of_one_image_is_named(build: Any, tmp_path: Path, write_images: Write) -> None:

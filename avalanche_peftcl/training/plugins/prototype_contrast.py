@@ -19,8 +19,8 @@ from avalanche_peftcl.training.classes import (
 class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     r"""Add :math:`\eta\,\mathrm{NCE}` of the minibatch's features and drawn prototypes to the loss.
 
-    The feature is the last of the strategy's ``mb_features``; prototypes are drawn anew in each step,
-    without replacement.
+    The feature is the last of the strategy's ``mb_features``; prototypes are drawn anew in each
+    step, without replacement.
 
     Args:
         weight: :math:`\eta`; negative in the release, which drives equal classes apart.
