@@ -248,12 +248,12 @@ def list_components(
 @app.command()
 def plugins() -> None:
     """List every plugin package, loaded or left out, and why."""
-    table = plain_table("package", "version", "entry point", "state", "cause")
-    for record in discover().plugins:
+    table = plain_table("package", "version", "entry point", "state", "remark")
+    registry = discover()
+    for record in registry.plugins:
         provider, state = record.provider, "loaded" if record.loaded else "left out"
-        add_row(
-            table, provider.name, provider.version, record.entry_point, state, record.cause or ""
-        )
+        remark = registry.remark(record)
+        add_row(table, provider.name, provider.version, record.entry_point, state, remark)
     standard_console().print(table)
 
 

@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.wording import show
 
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
@@ -23,7 +25,8 @@ class Component:
         source: Paper or code that it follows.
 
     Raises:
-        ConfigError: If the name is not lower_snake_case or the import path has no attribute.
+        ConfigError: If the name is not lower_snake_case, ``build`` neither a callable nor an import
+            path of that form, or the source no text.
 
     Example:
         >>> Component("counter", "collections:Counter", source="Python").load()
@@ -35,15 +38,26 @@ class Component:
     source: str
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ConfigError(
-                f"component name {self.name!r} is not lower_snake_case (letters, digits and "
+                f"component name {show(self.name)} is not lower_snake_case (letters, digits and "
                 "single underscores, starting with a letter)"
             )
-        if isinstance(self.build, str) and self.build.count(":") != 1:
+        if isinstance(self.build, str):
+            if not _PATH.fullmatch(self.build):
+                raise ConfigError(
+                    f"component {self.name!r}: build={show(self.build)} is not an import path of "
+                    'the form "package.module:attribute"'
+                )
+        elif not callable(self.build):
             raise ConfigError(
-                f"component {self.name!r}: build={self.build!r} is not an import path of the "
-                'form "package.module:attribute"'
+                f"component {self.name!r}: build={show(self.build)} is neither a callable nor an "
+                "import path"
+            )
+        if not isinstance(self.source, str):
+            raise ConfigError(
+                f"component {self.name!r}: source={show(self.source)} is no text; name the paper "
+                "or code that it follows"
             )
 
     def load(self) -> Callable[..., Any]:

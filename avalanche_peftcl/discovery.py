@@ -4,8 +4,9 @@ import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib.metadata import Distribution, EntryPoint, distributions, version
+from importlib.metadata import Distribution, EntryPoint, version
+from itertools import islice
+from typing import Any
 
 import pluggy
 from packaging.requirements import Requirement
@@ -14,6 +15,9 @@ from packaging.utils import canonicalize_name
 from avalanche_peftcl import hookspecs
 from avalanche_peftcl.component import Component
 from avalanche_peftcl.errors import ConfigError, PluginLoadWarning
+from avalanche_peftcl.installed import Package, Point, packages
+from avalanche_peftcl.isolation import ForeignError, isolated
+from avalanche_peftcl.wording import did_you_mean, join, say, show
 
 HOST = "avalanche-peftcl"
 SWITCH = "AVALANCHE_PEFTCL_PLUGINS"
@@ -26,6 +30,7 @@ HOOKS = {
     "metric": "peftcl_metrics",
     "logger": "peftcl_loggers",
 }
+_MOST = 10_000  # components of one hook; a generator may have no end
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +57,21 @@ class Entry:
         """The name that is right whoever else uses the same one: ``"package/name"``."""
         return f"{self.provider.name}/{self.component.name}"
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of this package's own, which keeps its bare name."""
+        return canonicalize_name(self.provider.name) == HOST
+
 
 @dataclass(frozen=True, slots=True)
 class PluginRecord:
-    """What became of one entry point; ``cause`` says why it was left out."""
+    """What one entry point offers: ``entries``, or nothing, and ``cause`` says why."""
 
     provider: Provider
     entry_point: str
     loaded: bool
     cause: str | None = None
+    entries: tuple[Entry, ...] = ()
 
 
 def load_packages(
@@ -75,50 +86,45 @@ def load_packages(
         All components on offer, and one record for each entry point.
     """
     wanted = _switch()
-    entries: list[Entry] = []
-    plugins: list[PluginRecord] = []
-    packages = list(_plugin_packages())
+    records: list[PluginRecord] = []
+    found = packages(hookspecs.GROUP)
     asked = {canonicalize_name(name) for name in only or ()}
-    for distribution, points in packages:
-        if only is not None and canonicalize_name(distribution.name) not in asked:
+    for package in found:
+        if only is not None and canonicalize_name(package.name) not in asked:
             continue
-        provider = Provider(distribution.name, distribution.version)
+        provider = Provider(package.name, package.version)
         taken: set[tuple[str, str]] = set()
-        for point in points:
-            cause = None
-            if wanted is not None and canonicalize_name(provider.name) not in {HOST, *wanted}:
+        for point in package.points:
+            if not _is_wanted(package, wanted):
                 cause = f"not named in {SWITCH}"
-            else:
-                try:
-                    _check_version(distribution)
-                    offered = [Entry(k, c, provider) for k, c in _components(point, taken)]
-                except (Exception, SystemExit) as error:
-                    cause = say(error)
-                    _warn(
-                        f"plugin package {provider} (entry point {point.name!r}, with {HOST} "
-                        f"{version(HOST)}) was left out: {cause}"
-                    )
-                else:
-                    entries += offered
-                    taken |= {(e.kind, e.component.name) for e in offered}
-            plugins.append(PluginRecord(provider, point.name, cause is None, cause))
-    found = {canonicalize_name(distribution.name) for distribution, _ in packages}
-    for name in sorted((wanted or set()) - found):
+                records.append(PluginRecord(provider, point.name, False, cause))
+                continue
+            record = _load(package, point, provider, taken)
+            taken |= {(e.kind, e.component.name) for e in record.entries}
+            records.append(record)
+            if record.cause is not None:
+                _warn(
+                    f"plugin package {provider} (entry point {point.name!r}, with {HOST} "
+                    f"{version(HOST)}) was left out: {record.cause}"
+                )
+    names = {canonicalize_name(package.name) for package in found}
+    for name in sorted((wanted or set()) - names):
         _warn(
             f"{SWITCH} names {name!r}, but no installed distribution of that name has an entry "
-            f"point in group {hookspecs.GROUP!r}; those that have: {join(sorted(found))}"
+            f"point in group {hookspecs.GROUP!r}; those that have: {join(sorted(names))}"
         )
-    return entries, plugins
+    return [entry for record in records for entry in record.entries], records
 
 
 def plugin_modules() -> set[str]:
     """Return the top-level modules of the plugin packages that may be loaded, importing none."""
     wanted = _switch()
     return {
-        point.module.partition(".")[0]
-        for distribution, points in _plugin_packages()
-        if wanted is None or canonicalize_name(distribution.name) in {HOST, *wanted}
-        for point in points
+        point.entry_point.module.partition(".")[0]
+        for package in packages(hookspecs.GROUP)
+        if package.cause is None and _is_wanted(package, wanted)
+        for point in package.points
+        if point.entry_point is not None
     }
 
 
@@ -129,16 +135,25 @@ def _switch() -> set[str] | None:
     return {canonicalize_name(part.strip()) for part in value.split(",") if part.strip()}
 
 
-def _plugin_packages() -> Iterator[tuple[Distribution, list[EntryPoint]]]:
-    """Yield distributions with entry points of ours; the first of a name on ``sys.path`` wins."""
-    first: dict[str, Distribution] = {}
-    for distribution in distributions():
-        # the text first: a foreign package's broken entry_points.txt must not stop us
-        if f"[{hookspecs.GROUP}]" in (distribution.read_text("entry_points.txt") or ""):
-            first.setdefault(canonicalize_name(distribution.name), distribution)
-    for _, distribution in sorted(first.items()):
-        points = [p for p in distribution.entry_points if p.group == hookspecs.GROUP]
-        yield distribution, sorted(points, key=lambda p: p.name)
+def _is_wanted(package: Package, wanted: set[str] | None) -> bool:
+    return wanted is None or canonicalize_name(package.name) in {HOST, *wanted}
+
+
+def _load(
+    package: Package, point: Point, provider: Provider, taken: set[tuple[str, str]]
+) -> PluginRecord:
+    """Load one entry point; whatever happens there is told, not raised."""
+    cause = package.cause or point.cause
+    entries: tuple[Entry, ...] = ()
+    if cause is None and point.entry_point is not None:
+        try:
+            with isolated():
+                _check_version(package.distribution)
+                offered = _components(point.entry_point, taken)
+                entries = tuple(Entry(kind, component, provider) for kind, component in offered)
+        except ForeignError as caught:
+            cause = say(caught.error)
+    return PluginRecord(provider, point.name, cause is None, cause, entries)
 
 
 def _check_version(distribution: Distribution) -> None:
@@ -172,36 +187,25 @@ def _components(point: EntryPoint, taken: set[tuple[str, str]]) -> Iterator[tupl
         ) from error
     taken = set(taken)
     for kind, hook in HOOKS.items():
-        for offer in getattr(manager.hook, hook)():
-            if not isinstance(offer, Iterable):
-                raise ConfigError(
-                    f"hook {hook} must return an iterable of Component, not {offer!r}"
-                )
-            for component in offer:
-                if not isinstance(component, Component):
-                    raise ConfigError(f"hook {hook} must offer Component, not {component!r}")
+        for implementation in getattr(manager.hook, hook).get_hookimpls():
+            for component in _offered(hook, implementation.function()):
                 if (kind, component.name) in taken:
                     raise ConfigError(f"it offers {kind} {component.name!r} twice")
                 taken.add((kind, component.name))
                 yield kind, component
 
 
+def _offered(hook: str, offer: Any) -> Iterator[Component]:
+    """Yield what a hook returned, each checked; pluggy itself passes over a ``None``."""
+    if not isinstance(offer, Iterable) or isinstance(offer, str | bytes):
+        raise ConfigError(f"hook {hook} must return an iterable of Component, not {show(offer)}")
+    for count, component in enumerate(islice(offer, _MOST + 1)):
+        if count == _MOST:
+            raise ConfigError(f"hook {hook} offers more than {_MOST} components")
+        if not isinstance(component, Component):
+            raise ConfigError(f"hook {hook} must offer Component, not {show(component)}")
+        yield Component(component.name, component.build, component.source)  # a subclass may lie
+
+
 def _warn(text: str) -> None:
     warnings.warn(text, PluginLoadWarning, stacklevel=4)
-
-
-def say(error: BaseException) -> str:
-    """Return an error as one line."""
-    text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the nearest of ``known`` in brackets, or nothing if none is near."""
-    match = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def join(words: Iterable[str]) -> str:
-    """Return a list as one writes it in a sentence."""
-    return ", ".join(words)

@@ -9,7 +9,6 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from avalanche_peftcl.discovery import join
 from avalanche_peftcl.errors import ConfigError, PEFTCLError
 from avalanche_peftcl.exported import (
     BACKBONE_PREFIX,
@@ -27,6 +26,7 @@ from avalanche_peftcl.exported import (
 from avalanche_peftcl.files import check_writable, write_file
 from avalanche_peftcl.models.exportable import export_spec
 from avalanche_peftcl.models.weights import weights_sha256
+from avalanche_peftcl.wording import join
 
 
 def not_exported(model: nn.Module) -> str | None:

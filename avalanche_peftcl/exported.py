@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avalanche_peftcl.config import ComponentConfig
-from avalanche_peftcl.discovery import join, plugin_modules, say
+from avalanche_peftcl.discovery import plugin_modules
 from avalanche_peftcl.errors import CheckpointError, ConfigError, PEFTCLError
+from avalanche_peftcl.isolation import ForeignError, isolated
 from avalanche_peftcl.models.backbone import InputConfig
 from avalanche_peftcl.models.exportable import is_exportable
 from avalanche_peftcl.models.heads import MASK_VALUE
@@ -26,6 +27,7 @@ from avalanche_peftcl.models.images import eval_transform
 from avalanche_peftcl.models.weights import weights_sha256
 from avalanche_peftcl.options import Schema
 from avalanche_peftcl.registry import discover
+from avalanche_peftcl.wording import join, say
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
@@ -245,11 +247,12 @@ def rebuild(spec: Mapping[str, Any], backbone: nn.Module) -> nn.Module:
         return network
 
     try:
-        return build(spec)
-    except Exception as error:  # builders of any package raise any kind
+        with isolated():
+            return build(spec)
+    except ForeignError as caught:
         raise CheckpointError(
-            f"the installed packages cannot build the network again: {say(error)}"
-        ) from error
+            f"the installed packages cannot build the network again: {say(caught.error)}"
+        ) from caught.error
 
 
 def builders(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -264,9 +267,10 @@ def builders(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             f"modules of {join(sorted(plugin_modules()))}"
         )
     try:
-        target = getattr(import_module(module), name)
-    except Exception as error:  # an import can fail in any way
-        raise CheckpointError(f"{path} cannot be imported: {say(error)}") from error
+        with isolated():
+            target = getattr(import_module(module), name)
+    except ForeignError as caught:
+        raise CheckpointError(f"{path} cannot be imported: {say(caught.error)}") from caught.error
     if not is_exportable(target):
         raise CheckpointError(f"{path} is not marked as exportable in the installed version")
     yield path, target

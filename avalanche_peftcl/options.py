@@ -6,14 +6,15 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
-from pydantic.errors import PydanticUserError
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.isolation import ForeignError, isolated
+from avalanche_peftcl.wording import clip, did_you_mean, say, show
 
+_MOST = 20  # problems that one message lists
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
 _SIGNS |= {"min_length": "length >=", "max_length": "length <="}
 
@@ -51,14 +52,19 @@ class Schema:
             ConfigError: If it has none, or an annotation cannot be resolved.
         """
         try:
-            parameters = inspect.signature(builder).parameters.values()
-            named = {
-                p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-            }
-            options = {k: p for k, p in named.items() if k not in given}
-            options = _resolved(builder, options)
-        except (TypeError, ValueError, NameError, AttributeError) as error:
-            raise ConfigError(f"the signature of {title} cannot be read: {error}") from error
+            with isolated():
+                parameters = inspect.signature(builder).parameters.values()
+                named = {
+                    p.name: p
+                    for p in parameters
+                    if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+                }
+                options = {k: p for k, p in named.items() if k not in given}
+                options = _resolved(builder, options)
+        except ForeignError as caught:
+            raise ConfigError(
+                f"the signature of {title} cannot be read: {say(caught.error)}"
+            ) from caught.error
         return cls(
             builder=builder,
             title=title,
@@ -71,7 +77,7 @@ class Schema:
     def describe(self) -> list[tuple[str, str, str]]:
         """Return name, type and default of every option; the default is empty if required."""
         rows = [
-            (name, _type(p.annotation), "" if p.default is p.empty else repr(p.default))
+            (name, _type(p.annotation), "" if p.default is p.empty else show(p.default))
             for name, p in self.options.items()
         ]
         return rows + ([(f"**{self.further}", "further options", "")] if self.further else [])
@@ -83,13 +89,17 @@ class Schema:
             ConfigError: With one line for every problem, and the options there are.
         """
         checked, problems = self._convert(values)
-        problems[:0] = [
-            self._unknown(name)
+        unknown = [
+            name
             for name in values
             if name in self.reserved or (name not in self.options and not self.further)
         ]
-        if not problems:
+        total = len(unknown) + len(problems)
+        if not total:
             return checked
+        problems = [self._unknown(name) for name in unknown[:_MOST]] + problems
+        problems = [clip(problem, 1000) for problem in problems[:_MOST]]
+        problems += [f"and {total - _MOST} more"] if total > _MOST else []
         rows = [
             f"  {name}: {kind}" + (f" = {default}" if default else "")
             for name, kind, default in self.describe()
@@ -114,23 +124,27 @@ class Schema:
         fields: dict[str, Any] = {}
         for index, (name, p) in enumerate(self.options.items()):
             # private names and aliases: an option may be called like an attribute of BaseModel
-            default = ... if p.default is p.empty else p.default
+            default = ... if p.default is p.empty else None  # the builder has its own
             annotation = Any if p.annotation is p.empty else p.annotation
             fields[f"option_{index}"] = (annotation, Field(default, alias=name))
         config = ConfigDict(arbitrary_types_allowed=True)
         try:
-            model = create_model("Options", __config__=config, **fields)
-            checked = model.model_validate(dict(values))
-        except PydanticUserError as error:
-            raise ConfigError(f"the signature of {self.title} cannot be read: {error}") from error
-        except ValidationError as error:
-            return {}, _plain(error)
+            with isolated():
+                model = create_model("Options", __config__=config, **fields)
+                checked = model.model_validate(dict(values))
+        except ForeignError as caught:
+            error = caught.error
+            if isinstance(error, ValidationError):
+                return {}, _plain(error)
+            raise ConfigError(
+                f"the signature of {self.title} cannot be read: {say(error)}"
+            ) from error
         converted = dict(values)
         for index, name in enumerate(self.options):
             if name in values:
                 converted[name] = getattr(checked, f"option_{index}")
         return converted, [
-            f"option {name!r} should be {_type(self.options[name].annotation)}, got {value!r}"
+            f"option {name!r} should be {_type(self.options[name].annotation)}, got {show(value)}"
             for name, value in values.items()
             if _scalar(value) and _scalar(converted[name]) not in (None, _scalar(value))
         ]
@@ -138,8 +152,7 @@ class Schema:
     def _unknown(self, name: str) -> str:
         if name in self.reserved:
             return f"{name!r} is handed in by the run and is not an option"
-        near = get_close_matches(name, self.options, n=1)
-        return f"unknown option {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        return f"unknown option {show(name)}{did_you_mean(name, self.options)}"
 
 
 def _resolved(
@@ -178,7 +191,7 @@ def _plain(error: ValidationError) -> list[str]:
         text = text.replace("Field required", "is required")
         lines.setdefault(option, []).append(f"{index} {text}".strip())
     return [
-        f"option {option!r} {' or '.join(dict.fromkeys(texts))}, got {given[option]!r}"
+        f"option {option!r} {' or '.join(dict.fromkeys(texts))}, got {show(given[option])}"
         if option in given
         else texts[0]
         for option, texts in lines.items()

@@ -1,34 +1,23 @@
 """Look components up by name and build them, whoever provides them."""
 
 import inspect
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from avalanche_peftcl.discovery import (
-    HOOKS,
-    Entry,
-    PluginRecord,
-    Provider,
-    did_you_mean,
-    join,
-    load_packages,
-    say,
-)
+from avalanche_peftcl.discovery import HOOKS, Entry, PluginRecord, Provider, load_packages
 from avalanche_peftcl.errors import (
     AmbiguousComponentError,
     ConfigError,
     PEFTCLError,
     UnknownComponentError,
 )
+from avalanche_peftcl.isolation import ForeignError, isolated
 from avalanche_peftcl.options import Schema
+from avalanche_peftcl.wording import did_you_mean, join, say
 
 __all__ = ["GIVEN", "Entry", "PluginRecord", "Provider", "Registry", "discover"]
-
-# torch's words for a tensor that does not fit anywhere
-_TOO_LARGE = re.compile("allocate|out of memory|overflow", re.IGNORECASE)
 
 # keyword arguments that the run hands in; never options
 GIVEN: dict[str, frozenset[str]] = {
@@ -82,17 +71,37 @@ class Registry:
     def names(self, kind: str) -> list[str]:
         """Return the spellings of ``kind`` that work: bare, or in full where two clash."""
         entries = self.entries(kind)
-        bare = [e.component.name for e in entries]
-        return [
-            e.component.name if bare.count(e.component.name) == 1 else e.spelling for e in entries
-        ]
+        return [e.component.name if self._alone(e, entries) else e.spelling for e in entries]
+
+    def remark(self, record: PluginRecord) -> str:
+        """Return why a package was left out, or which of its names must be written in full."""
+        if record.cause is not None:
+            return record.cause
+        full = [e for e in record.entries if not self._alone(e, self.entries(e.kind))]
+        return "; ".join(f"{self._clash(e)}: write {e.spelling!r}" for e in full)
+
+    def _clash(self, entry: Entry) -> str:
+        name = f"{entry.kind} {entry.component.name!r}"
+        others = [e for e in self._same(entry, self.entries(entry.kind)) if e is not entry]
+        if any(e.built_in for e in others):
+            return f"{name} is a built-in's name"
+        return f"{name} is offered by {join(e.provider.name for e in others)} too"
+
+    @staticmethod
+    def _same(entry: Entry, entries: list[Entry]) -> list[Entry]:
+        return [e for e in entries if e.component.name == entry.component.name]
+
+    def _alone(self, entry: Entry, entries: list[Entry]) -> bool:
+        """Whether the bare name means this entry."""
+        return entry.built_in or len(self._same(entry, entries)) == 1
 
     def get(self, kind: str, name: str) -> Entry:
         """Look up one component.
 
         Args:
             kind: One of :attr:`kinds`.
-            name: ``"name"`` or ``"package/name"``.
+            name: ``"name"`` or ``"package/name"``. The bare name of a built-in is the built-in's,
+                whoever else offers it.
 
         Returns:
             The one entry of that name.
@@ -109,6 +118,8 @@ class Registry:
             if e.component.name == bare
             and (not slash or canonicalize_name(e.provider.name) == canonicalize_name(package))
         ]
+        if not slash:  # no installed stranger breaks a configuration
+            found = [e for e in found if e.built_in] or found
         if len(found) == 1:
             return found[0]
         if found:
@@ -157,8 +168,9 @@ class Registry:
             Whatever the component builds.
 
         Raises:
-            ConfigError: Unknown or missing option, wrong type, out of range, or the builder
-                cannot be imported. Every problem has its own line.
+            ConfigError: Unknown or missing option, wrong type, out of range, or a builder that
+                cannot be imported, raises or returns ``None``. Every problem has its own line.
+            PEFTCLError: Whatever else of this kind the builder raises, as it is.
             UnknownComponentError: If no loaded package offers the name.
             AmbiguousComponentError: If several do and ``name`` does not say which.
 
@@ -170,13 +182,17 @@ class Registry:
         schema = self.schema(kind, name)
         arguments = schema.check(options or {}) | schema.handed_in(given or {})
         try:
-            return schema.builder(**arguments)
-        except (ImportError, MemoryError, OverflowError) as error:
-            raise ConfigError(f"{schema.title} cannot be built: {say(error)}") from error
-        except RuntimeError as error:
-            if isinstance(error, PEFTCLError) or not _TOO_LARGE.search(str(error)):
-                raise
-            raise ConfigError(f"{schema.title} cannot be built: {say(error)}") from error
+            with isolated():
+                built = schema.builder(**arguments)
+        except ForeignError as caught:
+            if isinstance(caught.error, PEFTCLError):
+                raise caught.error from caught.error.__cause__
+            raise ConfigError(
+                f"{schema.title} cannot be built: {say(caught.error)}"
+            ) from caught.error
+        if built is None:
+            raise ConfigError(f"{schema.title} cannot be built: its builder returned None")
+        return built
 
 
 def discover(only: Collection[str] | None = None) -> Registry:
@@ -202,11 +218,12 @@ def discover(only: Collection[str] | None = None) -> Registry:
 
 def _load(entry: Entry) -> Any:
     try:
-        return entry.component.load()
-    except (Exception, SystemExit) as error:
+        with isolated():
+            return entry.component.load()
+    except ForeignError as caught:
         raise ConfigError(
-            f"{_title(entry)} cannot be loaded from {entry.component.build!r}: {say(error)}"
-        ) from error
+            f"{_title(entry)} cannot be loaded from {entry.component.build!r}: {say(caught.error)}"
+        ) from caught.error
 
 
 def _title(entry: Entry) -> str:
