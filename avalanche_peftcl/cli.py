@@ -15,12 +15,13 @@ from avalanche_peftcl.discovery import SWITCH
 from avalanche_peftcl.errors import (
     CheckpointWarning,
     ConfigError,
+    DivergenceWarning,
     PEFTCLError,
     PluginLoadWarning,
 )
 from avalanche_peftcl.registry import Registry, discover
 
-_PLAIN = (PluginLoadWarning, CheckpointWarning)  # told in one line
+_PLAIN = (PluginLoadWarning, CheckpointWarning, DivergenceWarning)  # told in one line
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
 
 

@@ -29,9 +29,17 @@ class ProtocolError(PEFTCLError, ValueError):
     """Runs whose numbers do not belong side by side, because they differ in what was measured."""
 
 
+class NotFiniteError(PEFTCLError, FloatingPointError):
+    """Weights, losses, features or outputs that are not finite numbers: there is no result."""
+
+
 class PluginLoadWarning(UserWarning):
     """A plugin package was left out; the text says which, its version and why."""
 
 
 class CheckpointWarning(UserWarning):
     """A checkpoint was not written or could not be read; the text says which and why."""
+
+
+class DivergenceWarning(UserWarning):
+    """The loss is still a number, and far above where it began; the text says what to change."""

@@ -24,6 +24,7 @@ with warnings.catch_warnings():
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
 from avalanche_peftcl.export import not_exported, write_model
 from avalanche_peftcl.logging import closing
+from avalanche_peftcl.models.weights import check_weights
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.protocol import (
     describe_prediction,
@@ -133,6 +134,8 @@ def run(
         DataError: Images or a split that cannot be used.
         CheckpointError: Weights that cannot be read or do not fit; with ``resume`` a checkpoint
             that is damaged, or of another configuration, versions, weights or data.
+        NotFiniteError: Weights, losses, features or outputs that are not finite numbers; the
+            experiences finished before are on disk.
     """
     registry = discover() if registry is None else registry
     reporter = RunProgress() if reporter is None else reporter
@@ -169,6 +172,7 @@ def run(
         closing(loggers),
     ):
         backbone = _build(registry, "backbone", config.backbone)
+        check_weights(backbone, f"the backbone {config.backbone.name!r}")
         input_config = getattr(backbone, "input_config", None)
         if input_config is None:
             raise ConfigError(

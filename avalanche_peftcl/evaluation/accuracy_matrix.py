@@ -11,6 +11,7 @@ from avalanche.training.supervised import JointTraining
 from torch import Tensor
 
 from avalanche_peftcl.functional import accuracy_matrix as functional
+from avalanche_peftcl.functional.finite import check_decided, undecided
 
 Summary = dict[str, float | list[float | None] | None]
 
@@ -33,6 +34,10 @@ class AccuracyMatrix(PluginMetric[Summary]):
         matrix: ``(T, T)``, float64, fractions; ``nan`` where not evaluated.
         counts: Test images of each experience, ``(T,)``, int64; 0 where there are none.
         baseline: Accuracies before any training, ``(T,)``, float64; ``nan`` where not evaluated.
+
+    Raises:
+        NotFiniteError: In evaluation, if the outputs for an image are not finite numbers: that is
+            no prediction, and nothing is recorded of the experience.
 
     Source:
         Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017.
@@ -58,6 +63,7 @@ class AccuracyMatrix(PluginMetric[Summary]):
         self.baseline = torch.empty(0, dtype=torch.float64)
         self._row: int | None = None  # of the experience last trained
         self._correct: Tensor | int = 0
+        self._undecided = torch.tensor(0)
         self._total = 0
         self._recorded = False  # anything, since before_eval
 
@@ -136,7 +142,7 @@ class AccuracyMatrix(PluginMetric[Summary]):
 
     def before_eval_exp(self, strategy: Any) -> None:
         """Start counting; note how many images the other test experiences have, where known."""
-        self._correct, self._total = 0, 0
+        self._correct, self._total, self._undecided = 0, 0, torch.tensor(0)
         if not self._is_ours(strategy):
             return
         stream = full_stream(strategy.experience)
@@ -149,12 +155,15 @@ class AccuracyMatrix(PluginMetric[Summary]):
         """Count a minibatch; the sum stays on the device."""
         if self._is_ours(strategy):
             self._correct = self._correct + (strategy.mb_output.argmax(1) == strategy.mb_y).sum()
+            self._undecided = undecided(strategy.mb_output) + self._undecided
             self._total += len(strategy.mb_y)
 
     def after_eval_exp(self, strategy: Any) -> None:
         """Enter the accuracy on a test experience."""
         if self._is_ours(strategy):
             column = int(strategy.experience.current_experience)
+            where = f"experience {column + 1} of stream {self.stream_name}"
+            check_decided(self._undecided, self._total, where)
             self.record(self._row, column, correct=int(self._correct), total=self._total)
             self._recorded = True
 

@@ -1,9 +1,14 @@
-"""A fingerprint of weights."""
+"""Weights as a whole: their fingerprint, and whether they are numbers."""
 
 import hashlib
 
 import torch
 from torch import nn
+
+from avalanche_peftcl.errors import NotFiniteError
+from avalanche_peftcl.functional.finite import not_finite
+
+_SHOWN = 3  # names in a message
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -22,3 +27,33 @@ def weights_sha256(module: nn.Module) -> str:
             flat = value.detach().cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_weights(module: nn.Module, what: str) -> None:
+    """Refuse a network whose weights are not all finite numbers; reads its device once.
+
+    Args:
+        module: The network.
+        what: What it is called in the message.
+
+    Raises:
+        NotFiniteError: If a parameter or buffer holds not-a-number or infinity.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> check_weights(layer, "the layer")
+        >>> _ = nn.init.constant_(layer.bias, float("nan"))
+        >>> check_weights(layer, "the layer")
+        Traceback (most recent call last):
+        avalanche_peftcl.errors.NotFiniteError: the layer has weights that are not finite \
+numbers, in bias: the file or download they are from is damaged, or training diverged; \
+take weights from elsewhere
+    """
+    tensors = [(k, v) for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)]
+    if names := not_finite(tensors):
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise NotFiniteError(
+            f"{what} has weights that are not finite numbers, in {', '.join(names[:_SHOWN])}{more}"
+            ": the file or download they are from is damaged, or training diverged; take weights "
+            "from elsewhere"
+        )

@@ -74,11 +74,18 @@ class Cursor:
         """
         if self.every is None or self.save is None or not self._active:
             return
+        due = self.due(stepped=stepped)
         self._trained += 1
-        if stepped and self._trained >= self.every:
+        if due:
             self._trained = 0
             position = {"epoch": self.epoch, "iteration": iteration, "start": self._start}
             self.save(position | {"before": torch.stack(self._before) if self._before else None})
+
+    def due(self, *, stepped: bool) -> bool:
+        """Say whether :meth:`advance` will call :attr:`save` after the minibatch just trained."""
+        if self.every is None or self.save is None or not self._active:
+            return False
+        return stepped and self._trained + 1 >= self.every
 
     @contextmanager
     def pause(self) -> Iterator[None]:

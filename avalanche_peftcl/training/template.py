@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.device import check_device as check_device
+from avalanche_peftcl.models.weights import check_weights
 from avalanche_peftcl.training.classes import class_pairs, whole_experience
 from avalanche_peftcl.training.cursor import Cursor
+from avalanche_peftcl.training.divergence import FiniteWatch
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
@@ -36,6 +38,8 @@ class PEFTTemplate(SupervisedTemplate):
 
     Raises:
         ConfigError: If a device is not there, or one of the three arguments is out of range.
+        NotFiniteError: If weights are not finite numbers, here or after an epoch; if a loss is
+            none in training, or the outputs for an image in evaluation.
 
     Differs:
         from ``SupervisedTemplate``: only parameters with ``requires_grad`` are in the optimizer,
@@ -66,6 +70,7 @@ class PEFTTemplate(SupervisedTemplate):
             raise ConfigError(f"accumulation_steps must be at least 1, not {accumulation_steps}")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"max_grad_norm must be positive, not {max_grad_norm}")
+        check_weights(model, f"the model, {type(model).__name__},")
         super().__init__(
             model=model,
             optimizer=torch.optim.SGD([nn.Parameter()]) if optimizer is None else optimizer,
@@ -96,6 +101,7 @@ class PEFTTemplate(SupervisedTemplate):
         """Head rows of the classes in the current training experience."""
         self.cursor = Cursor(self.device)
         """Hands out the minibatches, and knows the way back into an experience."""
+        self._watch = FiniteWatch()
 
     # --- model and optimizer -------------------------------------------------------------------
 
@@ -208,7 +214,8 @@ class PEFTTemplate(SupervisedTemplate):
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Run the host's epoch; a step is taken each ``accumulation_steps`` minibatches."""
-        n_batches = len(self.dataloader)
+        n_batches, done = len(self.dataloader), 0
+        self._watch.begin_epoch()
         for i, minibatch in self.cursor.minibatches(self.dataloader):
             if self._stop_training:
                 break
@@ -225,6 +232,7 @@ class PEFTTemplate(SupervisedTemplate):
             self._after_forward(**kwargs)
             self.loss = self.loss + self.criterion()
             self._before_backward(**kwargs)
+            self._watch.loss(self.loss)
             self.loss_share = 1 / size
             self.backward()
             self._after_backward(**kwargs)
@@ -235,7 +243,11 @@ class PEFTTemplate(SupervisedTemplate):
                 self.optimizer_step()
                 self._after_update(**kwargs)
             self._after_training_iteration(**kwargs)
-            self.cursor.advance(i + 1, stepped=stepped)
+            done = i + 1
+            if self.cursor.due(stepped=stepped):  # a checkpoint of what diverged helps nobody
+                self._watch.check_training(self, iteration=done)
+            self.cursor.advance(done, stepped=stepped)
+        self._watch.check_training(self, iteration=done)
 
     def backward(self) -> None:
         """Add this minibatch's share to the gradient."""
@@ -249,6 +261,20 @@ class PEFTTemplate(SupervisedTemplate):
             nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+
+    # --- evaluation ----------------------------------------------------------------------------
+
+    def _before_eval_exp(self, **kwargs: Any) -> None:
+        self._watch.begin_eval()
+        super()._before_eval_exp(**kwargs)
+
+    def _after_eval_forward(self, **kwargs: Any) -> None:
+        self._watch.logits(self.mb_output)
+        super()._after_eval_forward(**kwargs)
+
+    def _after_eval_exp(self, **kwargs: Any) -> None:
+        self._watch.check_eval(self)
+        super()._after_eval_exp(**kwargs)
 
     # --- checkpoints ---------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from avalanche.training.supervised import JointTraining, Naive
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from avalanche_peftcl.errors import NotFiniteError
 from avalanche_peftcl.evaluation import AccuracyMatrix, accuracy_matrix_metrics
 from avalanche_peftcl.functional import accuracy_matrix as functional
 
@@ -330,3 +331,38 @@ def test_reset_and_growth():
     metric.reset()
     assert metric.matrix.shape == (0, 0)
     assert metric.summary()["last_accuracy"] is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_no_numbers_are_no_prediction_of_class_0(bad):
+    """argmax of not-a-number is its column: every image of class 0 would count as right."""
+
+    class Broken(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).index_fill(1, torch.tensor([0]), bad)
+
+    model, benchmark = Broken(8, CLASSES), new_style()
+    metric = AccuracyMatrix()
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        evaluator=EvaluationPlugin(metric),
+    )
+    with pytest.raises(NotFiniteError, match="images of experience 1 of stream test are not"):
+        strategy.eval(benchmark.test_stream)
+    assert metric.baseline.isnan().all()
+
+
+def test_classes_masked_by_minus_infinity_are_no_fault():
+    class Masked(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).index_fill(1, torch.tensor([0]), -math.inf)
+
+    model, metric = Masked(8, CLASSES), AccuracyMatrix()
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        evaluator=EvaluationPlugin(metric),
+    )
+    strategy.eval(new_style().test_stream)
+    assert metric.baseline.isfinite().all()

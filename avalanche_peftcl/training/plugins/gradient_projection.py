@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.subspace import extend_basis, gram
 from avalanche_peftcl.models.projection import SiteBatch, batch_sites, listen
 from avalanche_peftcl.models.sites import ProjectionSite, projection_sites
@@ -60,6 +61,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
 
     Raises:
         ConfigError: If an argument is out of range; while training, if the model states no site.
+        NotFiniteError: While training, if features that the bases are made of are not numbers.
 
     Source:
         Qiao et al., arXiv 2405.13383, eqs. (9) to (14); energy rule: Saha et al., Gradient
@@ -143,6 +145,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         self.read(strategy, sites, num_workers=kwargs.get("num_workers", 0))
         if not ends_experience(strategy.experience):
             return
+        self.check(strategy.experience)
         removed: dict[str, float] = {}
         for batch in self._batches or ():
             removed |= batch.removed()
@@ -171,6 +174,11 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
 
         with listen(sites, add):
             self._run(strategy, self._draw(strategy.experience), num_workers)
+
+    def check(self, experience: Any) -> None:
+        """Refuse statistics of the experience that are not finite numbers."""
+        number = int(whole_experience(experience).current_experience) + 1
+        check_finite(list(self._grams.values()), f"the Gram matrices of experience {number}")
 
     def extend(self, site: ProjectionSite) -> dict[str, Any]:
         """Extend one site's bases by its Gram matrices; return what is reported of it."""

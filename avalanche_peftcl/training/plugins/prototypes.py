@@ -8,6 +8,9 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch.utils.data import DataLoader
 
+from avalanche_peftcl.functional.finite import check_finite
+from avalanche_peftcl.training.classes import whole_experience
+
 
 class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     """Fill the model's ``prototypes`` from one pass over the experience just trained.
@@ -18,6 +21,9 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
 
     The model has ``embed(images)``, ``classes`` and ``prototypes`` (a
     :class:`~avalanche_peftcl.models.PrototypeHead`).
+
+    Raises:
+        NotFiniteError: While training, if a class mean is not a finite number.
 
     Source:
         Liu et al., arXiv 2407.17120; released code 24de712 (``replace_fc``).
@@ -55,5 +61,7 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
             sums.index_add_(0, rows, features.double())
             counts += torch.bincount(rows, minlength=len(counts))
         model.train(was_training)
+        number = int(whole_experience(strategy.experience).current_experience) + 1
+        check_finite([sums], f"the class means of experience {number}")
         seen = counts.nonzero()[:, 0].tolist()
         head.add(seen, sums[seen], counts[seen])

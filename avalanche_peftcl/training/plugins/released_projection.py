@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.released_projection import (
     coordinate_basis,
     released_mask,
@@ -15,6 +16,7 @@ from avalanche_peftcl.functional.released_projection import (
 )
 from avalanche_peftcl.models.projection import listen
 from avalanche_peftcl.models.sites import ProjectionSite, column, projection_sites, rows
+from avalanche_peftcl.training.classes import whole_experience
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 
 
@@ -71,6 +73,12 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
 
         with listen(sites, keep):
             self._run(strategy, self._draw(strategy.experience), num_workers)
+
+    def check(self, experience: Any) -> None:
+        """Refuse features of the experience that are not finite numbers."""
+        number = int(whole_experience(experience).current_experience) + 1
+        features = [part for parts in self._features.values() for part in parts]
+        check_finite(features, f"the features of experience {number}")
 
     def extend(self, site: ProjectionSite) -> dict[str, Any]:
         """Lengthen one site's mask; return what is reported of it."""
