@@ -1,8 +1,9 @@
 """Checkpoints on disk: safetensors and JSON, written in one step, read without executing anything.
 
-A folder holds ``000007.safetensors`` and ``000007.json``. The second names the hash of the first
-and is written after it, so a checkpoint is there once its JSON is. The one before is kept until
-the next one is complete.
+The folder of a run holds ``000007.safetensors`` and ``000007.json``. The second names the hash of
+the first and is written after it, so a checkpoint is there once its JSON is. The one before is kept
+until the next one is complete. A script keeps one file: the same tensors, and among them the same
+JSON as bytes; its metadata names the hash of everything else.
 """
 
 import hashlib
@@ -18,13 +19,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from avalanche_peftcl.errors import CheckpointError, CheckpointWarning
-from avalanche_peftcl.files import replace_file
+from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
+from avalanche_peftcl.files import check_writable, replace_file
 from avalanche_peftcl.packing import pack, unpack
 
 FORMAT = 1
 _KEPT = 2  # the newest, and one to fall back to
 _FILE = re.compile(r"\.?(\d{6,})\.(json|safetensors)(\.part)?")
+_KEY = "avalanche_peftcl.checkpoint"  # in the metadata of a single file: format and hash
+_TREE = "tree"  # its tensor that holds the JSON; pack begins all names with a number
+_STAMP = re.compile(f'"{re.escape(_KEY)}":"(\\d+) ([0-9a-f]{{64}})"'.encode())
+_BLANK = b"0" * 64  # where the hash will stand, while it is computed
 
 
 def write_checkpoint(folder: Path, state: Any, *, number: int) -> None:
@@ -47,11 +52,7 @@ def write_checkpoint(folder: Path, state: Any, *, number: int) -> None:
         (1, {'epoch': 3, 'w': tensor([1., 1.])})
     """
     tensors, tree = pack(state)
-    try:
-        content = save(tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"safetensors refuses the state: {error}") from error
-    body = json.dumps(tree, allow_nan=False)
+    content, body = _saved(tensors), json.dumps(tree, allow_nan=False)
     hashes = json.dumps({"tensors": _sha256(content), "state": _sha256(body.encode())})
     document = f'{{"format": {FORMAT}, "sha256": {hashes}, "state": {body}}}\n'
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,72 @@ def read_checkpoint(folder: Path, *, device: str | torch.device = "cpu") -> tupl
     return None
 
 
+def write_state(path: Path, state: Any) -> None:
+    """Write ``state`` to a file of its own, in one step.
+
+    Args:
+        path: The file; an earlier one is replaced.
+        state: What :func:`~avalanche_peftcl.packing.pack` can take apart.
+
+    Raises:
+        CheckpointError: If ``state`` holds what no checkpoint can.
+        ConfigError: If the file cannot be written; an earlier one is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_state(Path(folder) / "a.safetensors", {"epoch": 3, "w": torch.ones(2)})
+        ...     read_state(Path(folder) / "a.safetensors")
+        {'epoch': 3, 'w': tensor([1., 1.])}
+    """
+    check_writable(path)
+    tensors, tree = pack(state)
+    body = json.dumps(tree, allow_nan=False).encode()
+    tensors[_TREE] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+    content = _saved(tensors, {_KEY: f"{FORMAT} {_BLANK.decode()}"})
+    content = content.replace(_BLANK, _sha256(content).encode(), 1)  # the header comes first
+    try:
+        replace_file(path, content, durable=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_state(path: Path, *, device: str | torch.device = "cpu") -> Any:
+    """Read what :func:`write_state` wrote.
+
+    Args:
+        path: The file.
+        device: Where tensors go that were not on the CPU.
+
+    Raises:
+        CheckpointError: If it cannot be read, is another file, of another format or damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    end = 8 + int.from_bytes(content[:8], "little")  # of the header of safetensors
+    stamp = _STAMP.search(content, 0, min(end, len(content)))
+    if stamp is None:
+        raise CheckpointError(
+            f"{path} is no checkpoint, or cut off: its {len(content)} bytes do not begin as those "
+            "that save_checkpoint writes"
+        )
+    if (found := int(stamp[1])) != FORMAT:
+        raise CheckpointError(
+            f"the checkpoint {path} is of format {found}, this version reads format {FORMAT}"
+        )
+    try:
+        first, last = stamp.span(2)
+        if _sha256(content[:first] + _BLANK + content[last:]) != stamp[2].decode():
+            raise ValueError(f"it is not what was written ({len(content)} bytes)")
+        tensors = load(content)
+        tree = json.loads(tensors.pop(_TREE).numpy().tobytes())
+        return unpack(tensors, tree, device=device)
+    except (ValueError, LookupError, RecursionError, SafetensorError, CheckpointError) as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged: {error}") from error
+
+
 def clear_checkpoints(folder: Path) -> None:
     """Remove the checkpoints in ``folder``, and the folder if nothing else is in it."""
     _remove(folder, [])
@@ -121,6 +188,13 @@ def _read(folder: Path, number: int, device: str | torch.device) -> Any:
         return unpack(load(content), tree, device=device)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError, CheckpointError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged: {error}") from error
+
+
+def _saved(tensors: dict[str, torch.Tensor], told: dict[str, str] | None = None) -> bytes:
+    try:
+        return save(tensors, told)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"safetensors refuses the state: {error}") from error
 
 
 def _numbers(folder: Path) -> list[int]:

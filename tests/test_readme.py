@@ -24,7 +24,8 @@ def test_ci_finds_its_two_commands():
 
 
 @pytest.mark.parametrize("index", range(sum(kind == "python" for kind, _ in BLOCKS)))
-def test_python_of_readme_runs(index, capsys):
+def test_python_of_readme_runs(index, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a block that writes a file writes it there
     code = [text for kind, text in BLOCKS if kind == "python"][index]
     scope = {}
     exec(compile(code, f"README.md python block {index}", "exec"), scope)

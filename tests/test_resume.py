@@ -83,11 +83,21 @@ def some_metrics():
     ]
 
 
+class OwnNaive(Naive):
+    """A strategy of which nobody knows what it remembers."""
+
+
 def host_naive(*, backbone, device, plugins, evaluator):
     """Build a strategy that is none of ours."""
     model = torch.nn.Sequential(backbone, IncrementalClassifier(backbone.embed_dim))
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
     return Naive(model=model, optimizer=optimizer, plugins=plugins, evaluator=evaluator)
+
+
+def own_naive(*, backbone, device, plugins, evaluator):
+    built = host_naive(backbone=backbone, device=device, plugins=plugins, evaluator=evaluator)
+    built.__class__ = OwnNaive
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +107,7 @@ def registry():
         ("strategy_plugin", Component("stop", Stop, source="test")),
         ("strategy_plugin", Component("forgetful", Forgetful, source="test")),
         ("strategy", Component("host_naive", host_naive, source="test")),
+        ("strategy", Component("own_naive", own_naive, source="test")),
         ("metric", Component("some", some_metrics, source="test")),
     ]
     more = [Entry(kind, component, provider) for kind, component in offered]
@@ -644,15 +655,23 @@ def test_a_plugin_whose_memory_nobody_knows_is_told_once(registry, tmp_path):
         assert run(config, registry=registry, overwrite=True).metrics["complete"] is True
 
 
-def test_a_strategy_of_the_host_runs_and_cannot_be_resumed(stopped, registry):
+def test_a_strategy_of_the_host_goes_on_but_not_inside_an_experience(stopped, registry, tmp_path):
     changed = {"strategy": {"name": "host_naive"}, "checkpoint_every": 3}
     config = RunConfig.model_validate(stopped.model_dump() | changed)
     before = {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()}
     with pytest.raises(ConfigError, match="checkpoint_every=3, but Naive cannot be taken down in"):
         run(config, registry=registry, overwrite=True)
     assert {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()} == before
-    config = config.model_copy(update={"checkpoint_every": None})
-    with pytest.warns(CheckpointWarning, match=r"cannot be resumed: Naive has no state_dict\(\)"):
+    straight = config.model_copy(update={"checkpoint_every": None, "output": tmp_path / "straight"})
+    run(straight, registry=registry)
+    config = straight.model_copy(update={"output": tmp_path / "again"})
+    assert stop_and_go_on(config, registry, ("before_training_exp", 2)) == [None]
+    assert end_of(config.output) == end_of(straight.output)
+
+
+def test_a_strategy_that_nobody_knows_runs_and_cannot_be_resumed(stopped, registry):
+    config = RunConfig.model_validate(stopped.model_dump() | {"strategy": {"name": "own_naive"}})
+    with pytest.warns(CheckpointWarning, match=r"resumed: OwnNaive has no state_dict\(\)"):
         metrics = run(config, registry=registry, overwrite=True).metrics
     assert metrics["complete"] is True
 

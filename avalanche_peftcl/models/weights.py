@@ -1,6 +1,7 @@
 """Weights as a whole: their fingerprint, and whether they are numbers."""
 
 import hashlib
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -11,8 +12,12 @@ from avalanche_peftcl.functional.finite import not_finite
 _SHOWN = 3  # names in a message
 
 
-def weights_sha256(module: nn.Module) -> str:
+def weights_sha256(module: nn.Module, *, only: Collection[str] | None = None) -> str:
     """Return a hash of the names and bytes of all weights, sorted by name.
+
+    Args:
+        module: Any network.
+        only: Names in its state dict, if not all count.
 
     Example:
         >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -22,6 +27,8 @@ def weights_sha256(module: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
+        if only is not None and name not in only:
+            continue
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
             flat = value.detach().cpu().contiguous().flatten()

@@ -52,10 +52,19 @@ def model_state(model: nn.Module, *, frozen: Frozen | None = None) -> dict[str, 
     return {name: value for name, value in model.state_dict().items() if name not in skip}
 
 
+def has_tensors_of(model: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether ``model`` has all tensors that :func:`model_state` returned, in name and shape."""
+    here = model.state_dict()
+    return all(
+        name in here and getattr(here[name], "shape", None) == getattr(value, "shape", None)
+        for name, value in state.items()
+    )
+
+
 def load_model_state(
     model: nn.Module, state: Mapping[str, Any], *, missing: Collection[str] = ()
 ) -> None:
-    """Load what :func:`model_state` returned; tensors of another size are made anew.
+    """Load what :func:`model_state` returned; tensors of another length are made anew.
 
     Args:
         model: The network; it has the same modules.
@@ -63,7 +72,8 @@ def load_model_state(
         missing: Names that need not be in it.
 
     Raises:
-        CheckpointError: If names are missing or unexpected.
+        CheckpointError: If names are missing or unexpected, or a tensor has another shape than that
+            to which one here could grow along its first axis.
     """
     for name, value in state.items():
         if isinstance(value, Tensor):
@@ -121,8 +131,16 @@ def _resize(model: nn.Module, name: str, shape: torch.Size) -> None:
     except AttributeError:
         return  # load_state_dict tells
     parameter, buffer = owner._parameters.get(leaf), owner._buffers.get(leaf)
-    if parameter is not None and parameter.shape != shape:
-        new = parameter.detach().new_zeros(shape)
+    here = buffer if parameter is None else parameter
+    if here is None or here.shape == shape:
+        return
+    if here.shape[1:] != shape[1:] or here.ndim != len(shape):
+        raise CheckpointError(
+            f"the saved weights do not fit {type(model).__name__}: {name} was of shape "
+            f"{tuple(shape)}, is {tuple(here.shape)}"
+        )
+    new = here.detach().new_zeros(shape)
+    if parameter is not None:
         owner._parameters[leaf] = nn.Parameter(new, parameter.requires_grad)
-    if buffer is not None and buffer.shape != shape:
-        owner._buffers[leaf] = buffer.new_zeros(shape)
+    else:
+        owner._buffers[leaf] = new

@@ -1,8 +1,12 @@
 """All that a strategy remembers: its own, the model's, the optimizer's and the plugins'."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
+from avalanche.benchmarks.utils.utils import concat_datasets
+from avalanche.training.supervised import EWC, Cumulative, LwF, Naive, Replay
+from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
 from avalanche_peftcl.errors import CheckpointError
@@ -15,11 +19,15 @@ from avalanche_peftcl.training.host_state import (
 )
 from avalanche_peftcl.training.model_state import (
     Frozen,
+    has_tensors_of,
     load_model_state,
     load_optimizer_state,
     model_state,
     optimizer_state,
 )
+
+# Avalanche's strategies that remember nothing beside model, optimizer, plugins and images seen
+_HOST = (SupervisedTemplate, Naive, Cumulative, EWC, LwF, Replay)
 
 
 class StrategyState:
@@ -31,19 +39,21 @@ class StrategyState:
 
     Args:
         strategy: Any Avalanche strategy with ``state_dict()`` and ``load_state_dict()``, such as a
-            :class:`.PEFTTemplate`.
-        frozen: Networks that are built again as they are; their weights are left out.
+            :class:`.PEFTTemplate`; or Avalanche's ``Naive``, ``Cumulative``, ``EWC``, ``LwF`` and
+            ``Replay``.
+        frozen: Networks that are built again as they are, or what of them is; left out.
     """
 
-    def __init__(self, strategy: Any, *, frozen: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, strategy: Any, *, frozen: Iterable[nn.Module] | Frozen = ()) -> None:
         self.strategy = strategy
-        self.frozen = Frozen(frozen)
+        self.frozen = frozen if isinstance(frozen, Frozen) else Frozen(frozen)
 
     def obstacles(self) -> list[str]:
         """Return why the state cannot be known: a line for the strategy and each plugin."""
         own = ("state_dict", "load_state_dict")
         found = [problem for plugin in self.strategy.plugins if (problem := obstacle(plugin))]
-        if not all(callable(getattr(self.strategy, name, None)) for name in own):
+        known = type(self.strategy) in _HOST
+        if not known and not all(callable(getattr(self.strategy, name, None)) for name in own):
             found.insert(0, f"{type(self.strategy).__name__} has no {own[0]}() and {own[1]}()")
         return found
 
@@ -60,7 +70,7 @@ class StrategyState:
             raise CheckpointError("; ".join(problems))
         around = Surroundings(self.strategy, self.frozen, trained)
         return {
-            "strategy": self.strategy.state_dict(),
+            "strategy": {} if type(self.strategy) in _HOST else self.strategy.state_dict(),
             "model": model_state(self.strategy.model, frozen=self.frozen),
             "optimizer": optimizer_state(self.strategy),
             "plugins": [
@@ -75,6 +85,7 @@ class StrategyState:
         *,
         trained: Sequence[Any],
         tested: Sequence[Any] | None = None,
+        perhaps_tested: Sequence[Any] = (),
     ) -> None:
         """Bring the strategy to a saved state.
 
@@ -83,6 +94,8 @@ class StrategyState:
             trained: As for :meth:`save`.
             tested: Test experiences evaluated so far; given for a strategy that is new, whose model
                 has not been adapted to any experience yet.
+            perhaps_tested: Of a new strategy too, further test experiences: the model is adapted to
+                as many of them as it takes to have the saved tensors.
 
         Raises:
             CheckpointError: If the state is not that of such a strategy.
@@ -91,12 +104,21 @@ class StrategyState:
         around = Surroundings(strategy, self.frozen, trained)
         try:
             if tested is not None:
+                strategy.model.to(strategy.device)  # the optimizer's state goes where the model is
                 self._adapt(trained, tested)
+                for experience in perhaps_tested:
+                    if has_tensors_of(strategy.model, state["model"]):
+                        break
+                    self._adapt((), [experience])
             load_model_state(
                 strategy.model, state["model"], missing=self.frozen.names(strategy.model)
             )
             load_optimizer_state(strategy, state["optimizer"])
-            strategy.load_state_dict(state["strategy"])
+            if type(strategy) not in _HOST:
+                strategy.load_state_dict(state["strategy"])
+            elif isinstance(strategy, Cumulative) and trained:
+                parts = [experience.dataset for experience in trained]
+                strategy.dataset = reduce(lambda one, more: concat_datasets([one, more]), parts)
             for plugin, saved in zip(strategy.plugins, state["plugins"], strict=True):
                 if type(plugin).__name__ != saved["class"]:
                     raise CheckpointError(

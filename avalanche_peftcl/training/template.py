@@ -16,6 +16,7 @@ from avalanche_peftcl.models.weights import check_weights
 from avalanche_peftcl.training.classes import class_pairs, whole_experience
 from avalanche_peftcl.training.cursor import Cursor
 from avalanche_peftcl.training.divergence import FiniteWatch
+from avalanche_peftcl.training.model_state import Frozen
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
@@ -102,6 +103,9 @@ class PEFTTemplate(SupervisedTemplate):
         self.cursor = Cursor(self.device)
         """Hands out the minibatches, and knows the way back into an experience."""
         self._watch = FiniteWatch()
+        backbone = getattr(model, "backbone", None)
+        self.frozen = Frozen([backbone] if isinstance(backbone, nn.Module) else [])
+        """What no checkpoint needs to hold: the backbone as it was given."""
 
     # --- model and optimizer -------------------------------------------------------------------
 

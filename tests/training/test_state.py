@@ -209,9 +209,13 @@ class Empty(SupervisedPlugin):
     pass
 
 
+class OwnNaive(Naive):
+    pass
+
+
 def test_what_cannot_be_known_is_listed():
     model = network()
-    built = Naive(
+    built = OwnNaive(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         plugins=[
@@ -222,12 +226,12 @@ def test_what_cannot_be_known_is_listed():
         evaluator=EvaluationPlugin(AccuracyMatrix(), Counter(), loggers=[]),
     )
     assert StrategyState(built).obstacles() == [
-        "Naive has no state_dict() and load_state_dict()",
+        "OwnNaive has no state_dict() and load_state_dict()",
         "Counter has no state_dict() and load_state_dict()",
         "ReplayPlugin keeps its images by ClassBalancedBuffer",
         "Counter has no state_dict() and load_state_dict()",
     ]
-    with pytest.raises(CheckpointError, match="Naive has no state_dict"):
+    with pytest.raises(CheckpointError, match="OwnNaive has no state_dict"):
         StrategyState(built).save(trained=[])
 
 
