@@ -20,8 +20,10 @@ from avalanche_peftcl.errors import (
     PluginLoadWarning,
 )
 from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.wording import clip
 
 _PLAIN = (PluginLoadWarning, CheckpointWarning, DivergenceWarning)  # told in one line
+_LONGEST = 20_000  # letters of a message
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
 
 
@@ -48,7 +50,7 @@ class _Group(TyperGroup):
             except BrokenPipeError:
                 raise
             except (PEFTCLError, OSError) as error:
-                complain("error", str(error), "red")
+                complain("error", clip(str(error), _LONGEST), "red")
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
                 complain(
