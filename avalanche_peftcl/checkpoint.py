@@ -8,6 +8,7 @@ JSON as bytes; its metadata names the hash of everything else.
 
 import hashlib
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -20,25 +21,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
-from avalanche_peftcl.files import check_writable, replace_file
+from avalanche_peftcl.files import check_writable, make_folder, part_of, replace_file
 from avalanche_peftcl.packing import pack, unpack
 
 FORMAT = 1
-_KEPT = 2  # the newest, and one to fall back to
-_FILE = re.compile(r"\.?(\d{6,})\.(json|safetensors)(\.part)?")
+_FILE = re.compile(r"([0-9]{6,15})\.(json|safetensors)")
+_MARK = {"avalanche_peftcl": "checkpoint"}  # in the head of the tensors
+_HEAD = b', "sha256": {"tensors": "'  # in the head of the JSON
+_HEAD_BYTES = 65_536
 _KEY = "avalanche_peftcl.checkpoint"  # in the metadata of a single file: format and hash
 _TREE = "tree"  # its tensor that holds the JSON; pack begins all names with a number
 _STAMP = re.compile(f'"{re.escape(_KEY)}":"(\\d+) ([0-9a-f]{{64}})"'.encode())
 _BLANK = b"0" * 64  # where the hash will stand, while it is computed
 
 
-def write_checkpoint(folder: Path, state: Any, *, number: int) -> None:
+def write_checkpoint(folder: Path, state: Any, *, number: int, before: int | None = None) -> None:
     """Write ``state`` as checkpoint ``number`` and remove all but it and the one before.
 
     Args:
         folder: Where to; it is made if it is not there.
         state: What :func:`~avalanche_peftcl.packing.pack` can take apart.
-        number: One more than that of the last checkpoint.
+        number: A free one, see :func:`next_number`.
+        before: The one to fall back to; ``None`` takes the last one before ``number``.
 
     Raises:
         CheckpointError: If ``state`` holds what no checkpoint can.
@@ -52,14 +56,31 @@ def write_checkpoint(folder: Path, state: Any, *, number: int) -> None:
         (1, {'epoch': 3, 'w': tensor([1., 1.])})
     """
     tensors, tree = pack(state)
-    content, body = _saved(tensors), json.dumps(tree, allow_nan=False)
+    content, body = _saved(tensors, _MARK), json.dumps(tree, allow_nan=False)
     hashes = json.dumps({"tensors": _sha256(content), "state": _sha256(body.encode())})
     document = f'{{"format": {FORMAT}, "sha256": {hashes}, "state": {body}}}\n'
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / f"{number:06d}.safetensors", content, durable=True)
-    replace_file(folder / f"{number:06d}.json", document.encode(), durable=True)
-    kept = {n for n in _numbers(folder) if n <= number}
-    _remove(folder, sorted(kept)[-_KEPT:])
+    make_folder(folder)
+    path = folder / f"{number:06d}.json"
+    tensors_path = path.with_suffix(".safetensors")
+    try:
+        replace_file(tensors_path, content, durable=True)
+        replace_file(path, document.encode(), durable=True)
+    except BaseException:
+        if not path.exists():  # without it the tensors count nothing, and take room
+            with suppress(OSError):
+                os.unlink(tensors_path)
+        raise
+    if before is None:
+        before = max((n for n in _numbers(folder) if n < number), default=number)
+    _remove(folder, {before, number})
+
+
+def next_number(folder: Path) -> int:
+    """Return the first number of a checkpoint that follows whatever is in ``folder``."""
+    with suppress(FileNotFoundError):
+        found = (_FILE.fullmatch(name) for name in os.listdir(folder))
+        return 1 + max((int(m[1]) for m in found if m), default=0)
+    return 1
 
 
 def read_checkpoint(folder: Path, *, device: str | torch.device = "cpu") -> tuple[int, Any] | None:
@@ -190,28 +211,68 @@ def _read(folder: Path, number: int, device: str | torch.device) -> Any:
         raise CheckpointError(f"the checkpoint {path} is damaged: {error}") from error
 
 
-def _saved(tensors: dict[str, torch.Tensor], told: dict[str, str] | None = None) -> bytes:
+def _saved(tensors: dict[str, torch.Tensor], told: dict[str, str]) -> bytes:
     try:
         return save(tensors, told)
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"safetensors refuses the state: {error}") from error
 
 
+def strangers(folder: Path, *, damaged_too: bool = True) -> list[str]:
+    """Return the names of what is in ``folder`` and no checkpoint of ours.
+
+    Args:
+        folder: Where checkpoints are, or none.
+        damaged_too: Name every file whose head :func:`write_checkpoint` did not write. Otherwise
+            only links and folders that are named as a checkpoint's file.
+    """
+    with suppress(FileNotFoundError):
+        names = sorted(os.listdir(folder))
+        if damaged_too:
+            return [name for name in names if not _is_ours(folder / name)]
+        return [name for name in names if _FILE.fullmatch(name) and not _is_plain(folder / name)]
+    return []
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether :func:`write_checkpoint` wrote a file, or was killed while it did."""
+    found = _FILE.fullmatch(part_of(path.name) or path.name)
+    if found is None or not _is_plain(path):
+        return False
+    if part_of(path.name) is not None:
+        return True
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:  # damaged; nothing is lost by it
+            return True
+        if found[2] == "json":
+            return head.startswith(b'{"format": ') and _HEAD in head[:64]
+        mark = json.dumps(_MARK, separators=(",", ":")).encode()
+        return mark in head or _is_ours(path.with_suffix(".json"))
+    return False
+
+
 def _numbers(folder: Path) -> list[int]:
     """Return the numbers of the checkpoints whose second file is there."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        found = (_FILE.fullmatch(path.name) for path in folder.iterdir())
-        return [int(m[1]) for m in found if m and m[0] == f"{int(m[1]):06d}.json"]
+        found = ((_FILE.fullmatch(path.name), path) for path in folder.iterdir())
+        return [int(m[1]) for m, path in found if m and m[2] == "json" and _is_plain(path)]
     return []
 
 
 def _remove(folder: Path, kept: Iterable[int]) -> None:
-    """Remove the files of all checkpoints but those of ``kept``, and what was left half-written."""
+    """Remove all our files but the checkpoints ``kept``; what cannot be removed stays."""
     names = {f"{number:06d}{end}" for number in kept for end in (".json", ".safetensors")}
     with suppress(FileNotFoundError, NotADirectoryError):
-        for path in sorted(folder.iterdir()):  # the JSON first: without it the rest counts nothing
-            if _FILE.fullmatch(path.name) and path.name not in names:
-                path.unlink(missing_ok=True)
+        ours = [path for path in sorted(folder.iterdir()) if _is_ours(path)]
+        for path in ours:  # the JSON first: without it the rest counts nothing
+            if path.name not in names:
+                with suppress(OSError):
+                    os.unlink(path)
 
 
 def _sha256(content: bytes) -> str:

@@ -1,6 +1,7 @@
 """The command ``peftcl``: run an experiment, compare runs, list what is installed."""
 
 import re
+import signal
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +21,9 @@ from avalanche_peftcl.errors import (
     PluginLoadWarning,
 )
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.wording import clip
+from avalanche_peftcl.signals import Terminated, termination_raised
 
 _PLAIN = (PluginLoadWarning, CheckpointWarning, DivergenceWarning)  # told in one line
-_LONGEST = 20_000  # letters of a message
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
 
 
@@ -46,20 +46,23 @@ class _Group(TyperGroup):
 
             warnings.showwarning = show
             try:
-                return super().invoke(ctx)
+                with termination_raised():
+                    return super().invoke(ctx)
             except BrokenPipeError:
                 raise
             except (PEFTCLError, OSError) as error:
-                complain("error", clip(str(error), _LONGEST), "red")
+                complain("error", str(error), "red")
                 raise typer.Exit(2) from None
-            except KeyboardInterrupt:
-                complain(
-                    "interrupted",
+            except KeyboardInterrupt as stop:
+                told = "; ".join(getattr(stop, "__notes__", [])) or (
                     "the experiences of a run that were finished are on disk, in its output "
-                    "folder; peftcl run --resume FOLDER goes on with it",
-                    "red",
+                    "folder; peftcl run --resume FOLDER goes on with it"
                 )
-                raise typer.Exit(130) from None
+                how, number = "interrupted", int(signal.SIGINT)
+                if isinstance(stop, Terminated):
+                    how, number = "terminated", stop.number
+                complain(how, told, "red")
+                raise typer.Exit(128 + number) from None
 
 
 class _WithRay(TyperCommand):

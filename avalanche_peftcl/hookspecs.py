@@ -58,9 +58,11 @@ def peftcl_metrics() -> Iterable[Component]:
 
 @hookspec
 def peftcl_loggers() -> Iterable[Component]:
-    """Offer loggers: ``build(*, output, resume, settings, **options) -> BaseLogger``.
+    """Offer loggers: ``build(*, output, resume, settings, listed, **options) -> BaseLogger``.
 
-    Of the three things that a run hands in, name those in the signature that you need: its folder,
-    whether it goes on from a checkpoint, and its settings with all defaults.
+    Of the four things that a run hands in, name those in the signature that you need: its folder,
+    whether it goes on from a checkpoint, its settings with all defaults, and the names in the
+    folder that the record of the earlier run lists as its own. Remove no others; what a logger
+    makes while it is built is listed by the new record.
     """
     return ()

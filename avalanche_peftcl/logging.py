@@ -1,7 +1,7 @@
 """Avalanche's loggers by name, in the folder of the run; a run that goes on writes on."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from avalanche.logging import TensorboardLogger
 from avalanche.logging import WandBLogger as _WandBLogger
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.files import make_folder, replace_file
 
 _EVENTS = "events.out.tfevents.*"  # TensorBoard's files
 
@@ -56,7 +57,7 @@ class _Renamed:
         return getattr(self._module, name)
 
 
-def tensorboard(*, output: Path, resume: bool) -> TensorboardLogger:
+def tensorboard(*, output: Path, resume: bool, listed: Collection[str]) -> TensorboardLogger:
     """Log every metric for TensorBoard, into the folder ``tensorboard`` of the run.
 
     ``tensorboard --logdir runs`` shows all runs below that folder. The x-axis counts training
@@ -65,7 +66,8 @@ def tensorboard(*, output: Path, resume: bool) -> TensorboardLogger:
 
     Args:
         output: Folder of the run.
-        resume: Whether a run goes on; otherwise the events of an earlier run are removed.
+        resume: Whether a run goes on; otherwise the events of the run that it replaces are removed.
+        listed: What the record of that run lists; without ``tensorboard`` nothing is removed.
 
     Returns:
         Avalanche's logger.
@@ -74,7 +76,8 @@ def tensorboard(*, output: Path, resume: bool) -> TensorboardLogger:
         OSError: If the folder cannot be written to.
     """
     folder = output / "tensorboard"
-    if not resume:
+    make_folder(folder)
+    if not resume and folder.name in listed:
         for path in folder.glob(_EVENTS):
             path.unlink()
     return TensorboardLogger(folder)
@@ -111,7 +114,7 @@ def wandb(
         OSError: If the folder cannot be written to.
     """
     folder = output / "wandb"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     known, id_ = folder / "run_id", secrets.token_hex(4)
     if resume:
         with suppress(FileNotFoundError):
@@ -125,7 +128,7 @@ def wandb(
         dir=output,
         params=given | (params or {}),
     )
-    known.write_text(logger.init_kwargs["id"], encoding="utf-8")
+    replace_file(known, logger.init_kwargs["id"].encode())
     return logger
 
 

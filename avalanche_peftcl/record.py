@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,25 +15,15 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from avalanche_peftcl.checkpoint import clear_checkpoints
 from avalanche_peftcl.discovery import Entry
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import replace_file
 from avalanche_peftcl.models.weights import weights_sha256 as weights_sha256
+from avalanche_peftcl.output import RECORD
 from avalanche_peftcl.report import curve_figure, markdown_report, matrix_figure
 from avalanche_peftcl.settings import dump_settings
 
 FORMAT = 1
-FILES = (
-    "config.yaml",
-    "accuracy_matrix.csv",
-    "metrics.json",
-    "model.safetensors",
-    "summary.md",
-    "accuracy_matrix.png",
-    "accuracy_curve.png",
-)
-CHECKPOINTS = "checkpoint"  # the folder beside them
 _PACKAGES = (
     "avalanche-peftcl",
     "avalanche-lib",
@@ -60,10 +49,19 @@ class RunRecord:
     folder: Path
     metrics: dict[str, Any]
 
+    def claim(self) -> None:
+        """Write ``metrics.json`` alone: from then on the folder is this run's, as it lists it.
+
+        Raises:
+            ConfigError: If the folder cannot be written to.
+        """
+        self._replace({RECORD: self._json()})
+
     def write(self) -> None:
         """Write every file, the figures once an experience is finished.
 
-        Each file is replaced in one step, so that a stop leaves no half file.
+        Each file is replaced in one step, so that a stop leaves no half file; ``metrics.json``
+        comes last, so that what it says is there.
 
         Raises:
             ConfigError: If the folder cannot be written to.
@@ -73,79 +71,22 @@ class RunRecord:
             "config.yaml": dump_settings(metrics["config"]).encode(),
             "accuracy_matrix.csv": matrix_csv(metrics["accuracy_matrix"]).encode(),
             "summary.md": markdown_report(metrics).encode(),
-            "metrics.json": json.dumps(_plain(metrics), indent=1, allow_nan=False).encode() + b"\n",
         }
         if metrics["experiences"]["finished"]:
             contents["accuracy_matrix.png"] = _png(matrix_figure(metrics))
             contents["accuracy_curve.png"] = _png(curve_figure(metrics))
+        self._replace(contents | {RECORD: self._json()})
+
+    def _json(self) -> bytes:
+        return json.dumps(_plain(self.metrics), indent=1, allow_nan=False).encode() + b"\n"
+
+    def _replace(self, contents: Mapping[str, bytes]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, content in contents.items():
                 replace_file(self.folder / name, content)
         except OSError as error:
             raise ConfigError(f"cannot write the run record to {self.folder}: {error}") from error
-
-
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that holds a run already, or that can be none.
-
-    Args:
-        folder: The run's output folder.
-        overwrite: Whether an earlier run may be replaced.
-
-    Raises:
-        ConfigError: With the ways out; an unfinished run can be gone on with.
-    """
-    try:
-        if any((folder / name).exists() for name in ("metrics.json", "config.yaml")):
-            if not overwrite:
-                further = (
-                    ""
-                    if _is_complete(folder)
-                    else (
-                        f". It is not finished; go on with it by peftcl run --resume {folder} "
-                        "(in Python, resume=True)"
-                    )
-                )
-                raise ConfigError(
-                    f"the output folder {folder} already holds a run; choose another "
-                    "(output=...) or replace it (--overwrite; in Python, overwrite=True)" + further
-                )
-            return
-        there = folder
-        while not there.exists() and there != there.parent:
-            there = there.parent
-    except OSError as error:
-        raise ConfigError(f"the output folder {folder} cannot be used: {error}") from error
-    if not there.is_dir():
-        raise ConfigError(f"the output folder {folder} cannot be made: {there} is a file")
-    if not os.access(there, os.W_OK):
-        raise ConfigError(
-            f"the output folder {folder} cannot be made: no right to write to {there}"
-        )
-
-
-def clear_output(folder: Path) -> None:
-    """Remove the files of an earlier run record and its checkpoints, and nothing else."""
-    with suppress(NotADirectoryError):
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        clear_checkpoints(folder / CHECKPOINTS)
-
-
-def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """Return the content of a record's ``metrics.json``; ``None`` if there is none to read."""
-    try:
-        metrics = json.loads((folder / "metrics.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return metrics if isinstance(metrics, dict) else None
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether the record in ``folder`` says that its run was finished."""
-    metrics = read_metrics(folder)
-    return metrics is not None and metrics.get("complete") is True
 
 
 def describe_components(entries: Iterable[Entry]) -> list[dict[str, str]]:

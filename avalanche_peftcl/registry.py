@@ -24,7 +24,7 @@ GIVEN: dict[str, frozenset[str]] = {
     "module": frozenset({"backbone"}),
     "benchmark": frozenset({"input_config"}),
     "strategy": frozenset({"backbone", "module", "device", "plugins", "evaluator"}),
-    "logger": frozenset({"output", "resume", "settings"}),
+    "logger": frozenset({"output", "resume", "settings", "listed"}),
 }
 
 

@@ -2,17 +2,19 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from avalanche_peftcl.checkpoint import read_checkpoint, write_checkpoint
+from avalanche_peftcl.checkpoint import next_number, read_checkpoint, write_checkpoint
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
 from avalanche_peftcl.identity import check_identity, check_record
-from avalanche_peftcl.record import CHECKPOINTS, FORMAT, RunRecord, read_metrics
+from avalanche_peftcl.output import CHECKPOINTS, read_metrics
+from avalanche_peftcl.record import FORMAT, RunRecord
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.state import StrategyState
 
@@ -66,14 +68,14 @@ def saved_run(
         CheckpointError: If the run in the folder is another one, if its checkpoints are damaged,
             or if it has finished experiences and no checkpoint.
     """
-    found = read_checkpoint(output / CHECKPOINTS, device=device)
+    found, metrics = read_checkpoint(output / CHECKPOINTS, device=device), read_metrics(output)
     if found is not None:
         number, state = found
         if not isinstance(state, dict) or not state.keys() >= _PARTS:
             raise CheckpointError(f"the checkpoint in {output / CHECKPOINTS} is none of a run")
-        check_identity(state, identity, output)
-        return SavedRun(number, state)
-    metrics = read_metrics(output)
+        if not _of_an_earlier_run(state, metrics):
+            check_identity(state, identity, output)
+            return SavedRun(number, state)
     if metrics is None:
         return None
     check_record(metrics, identity["settings"], output)
@@ -85,6 +87,13 @@ def saved_run(
             + "; start it anew (--overwrite; in Python, overwrite=True)"
         )
     return None
+
+
+def _of_an_earlier_run(state: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> bool:
+    """Whether a checkpoint is of the run that this one was about to replace when it was stopped."""
+    if metrics is None or metrics.get("experiences", {}).get("finished") != 0:
+        return False
+    return bool(metrics.get("started_at") != state["standing"].get("started_at"))
 
 
 @dataclass
@@ -143,8 +152,9 @@ class Checkpoints:
         self._state = StrategyState(strategy, frozen=[backbone])
         self._identity = identity
         self._device = torch.device(strategy.device)
-        self._number = 0
-        self._warned = False
+        self._number: int | None = None  # of the last checkpoint
+        self._saved = 0  # experiences that were finished then
+        self._failed = False
         self.obstacles = self._state.obstacles()
         self._every = every
         self._cursor: Any = getattr(strategy, "cursor", None)
@@ -164,10 +174,10 @@ class Checkpoints:
             self._cursor.every = self._every
             self._cursor.save = lambda position: self.save(standing, position=position)
         if self.obstacles:
-            self._warn(f"if this run is stopped, it cannot be resumed: {'; '.join(self.obstacles)}")
+            _warn(f"if this run is stopped, it cannot be resumed: {'; '.join(self.obstacles)}")
 
     def save(self, standing: Standing, *, position: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint; if it cannot be written, warn once and go on.
+        """Write a checkpoint; if it cannot be written, say what that costs and go on.
 
         Args:
             standing: How far the run is.
@@ -185,13 +195,46 @@ class Checkpoints:
                 "strategy": self._state.save(trained=self._trained(standing, inside=inside)),
                 "random": random_state(self._device),
             }
-            write_checkpoint(self._folder, state, number=self._number + 1)
-            self._number += 1
+            number = next_number(self._folder)  # past whatever lies there
+            write_checkpoint(self._folder, state, number=number, before=self._number)
+            self._number, self._saved, self._failed = number, standing.finished, False
         except (CheckpointError, OSError) as error:
-            self._warn(
-                f"no checkpoint could be written to {self._folder}: {error}; the run goes on, and "
-                "if it is stopped, it can be resumed from an earlier checkpoint only"
+            if not self._failed:
+                _warn(
+                    f"no checkpoint could be written to {self._folder}: {error}; the run goes on "
+                    "and tries again; if it is stopped before one is written, "
+                    + self.way_on(standing)
+                )
+            self._failed = True
+
+    def save_again(self, standing: Standing) -> None:
+        """Write the checkpoint that could not be written after the last experience."""
+        if self._failed:
+            self.save(standing)
+
+    def way_on(self, standing: Standing) -> str:
+        """Say how the run can be gone on with if it stops now."""
+        resume = f"peftcl run --resume {self._output}"
+        anew = f"it has to begin anew (peftcl run --resume {self._output} --overwrite)"
+        if self.obstacles:
+            return f"{anew}, for {'; '.join(self.obstacles)}"
+        if self._number is None:
+            return f"{resume} begins it again" if not standing.finished else anew
+        if self._saved < standing.finished:
+            return f"{resume} goes on after experience {self._saved}, from its last checkpoint"
+        return f"{resume} goes on with it"
+
+    @contextmanager
+    def told(self, standing: Standing, total: int) -> Iterator[None]:
+        """Add to an interrupt what is finished, and how the run can be gone on with."""
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            stop.add_note(
+                f"{standing.finished} of {total} experiences are finished and on disk in "
+                f"{self._output}; {self.way_on(standing)}"
             )
+            raise
 
     def go_on(self, saved: SavedRun, now: str) -> Standing:
         """Bring the strategy and the random generators to a checkpoint.
@@ -212,7 +255,7 @@ class Checkpoints:
         earlier = (read_metrics(self._output) or {}).get("resumed_at")
         standing.resumed_at = [*(earlier or standing.resumed_at), now]
         position, strategy = saved.state["position"], saved.state["strategy"]
-        self._number = saved.number
+        self._number, self._saved = saved.number, standing.finished
         trained = self._trained(standing, inside=position is not None)
         self._state.load(copy.deepcopy(strategy), trained=trained, tested=self._tested(standing))
 
@@ -233,7 +276,6 @@ class Checkpoints:
         whole = self._identity["settings"]["evaluate"] == "all"
         return self._test if whole else self._test[: standing.finished]
 
-    def _warn(self, text: str) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(text, CheckpointWarning, stacklevel=3)
+
+def _warn(text: str) -> None:
+    warnings.warn(text, CheckpointWarning, stacklevel=3)

@@ -25,6 +25,19 @@ from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
 from avalanche_peftcl.export import not_exported, write_model
 from avalanche_peftcl.logging import closing
 from avalanche_peftcl.models.weights import check_weights
+from avalanche_peftcl.output import (
+    CHECKPOINTS,
+    FILES,
+    RECORD,
+    Stamp,
+    check_output,
+    clear_output,
+    further_files,
+    is_record,
+    listed_files,
+    read_metrics,
+    remove_parts,
+)
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.protocol import (
     describe_prediction,
@@ -35,8 +48,6 @@ from avalanche_peftcl.protocol import (
 from avalanche_peftcl.record import (
     FORMAT,
     RunRecord,
-    check_output,
-    clear_output,
     describe_components,
     describe_platform,
     describe_plugins,
@@ -88,14 +99,18 @@ def resume_from_folder(
     Raises:
         PEFTCLError: As :func:`run`; :class:`ConfigError` also if there is no run in the folder.
     """
+    settings = None
     if path is None:
-        path = folder / "config.yaml"
-        if not path.is_file():
+        path, metrics = folder / "config.yaml", read_metrics(folder)
+        if metrics is not None and is_record(metrics):
+            path, settings = folder / RECORD, metrics["config"]
+        elif not path.is_file():
             raise ConfigError(
                 f"{folder} holds no run to go on with: there is no {path}; start one by "
                 "peftcl run CONFIG"
             )
-    config = load_config(path, overrides).model_copy(update={"output": folder})
+    config = load_config(path, overrides, settings=settings)
+    config = config.model_copy(update={"output": folder})
     run(config, resume=True, overwrite=overwrite, reporter=RunProgress(console))
 
 
@@ -139,13 +154,27 @@ def run(
     """
     registry = discover() if registry is None else registry
     reporter = RunProgress() if reporter is None else reporter
-    if resume and overwrite:
+    there = check_output(config.output, overwrite=overwrite, resume=resume)
+    if resume:
         try:
-            return run(config, registry=registry, resume=True, reporter=reporter)
+            return _run(config, registry, reporter, there, resume=True)
         except CheckpointError as error:
+            if not overwrite:
+                raise
             reporter.say(f"it cannot go on and begins anew: {error}")
-            resume = False
-    check_output(config.output, overwrite=overwrite or resume)
+    return _run(config, registry, reporter, there, overwrite=overwrite)
+
+
+def _run(
+    config: RunConfig,
+    registry: Registry,
+    reporter: RunProgress,
+    there: Stamp | None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> RunRecord:
+    """Do what :func:`run` says; ``there`` is what it found in the output folder."""
     device = check_device(config.device)
     config = seed_benchmark(config, registry)
     check_components(config, registry)
@@ -220,8 +249,8 @@ def run(
         }
         at = Standing(started_at=now())
 
-        def write_record(*, network_too: bool = True) -> RunRecord:
-            written = RunRecord(
+        def record() -> RunRecord:
+            return RunRecord(
                 config.output,
                 fixed
                 | {
@@ -244,6 +273,9 @@ def run(
                     "accuracy_matrix": fractions(accuracy.matrix),
                 },
             )
+
+        def write_record(*, network_too: bool = True) -> RunRecord:
+            written = record()
             try:
                 if at.finished and network_too:  # first: a complete record has its network
                     network = {"strategy": strategy, "backbone": backbone}
@@ -252,7 +284,7 @@ def run(
             except ConfigError as error:
                 if not at.finished or checkpoints.obstacles:
                     raise
-                further = f"once it can be, peftcl run --resume {config.output} goes on"
+                further = f"once it can be, {checkpoints.way_on(at)}"
                 raise ConfigError(f"{error}; {further}") from error
             return written
 
@@ -263,19 +295,30 @@ def run(
         if how := how_to_stop():
             reporter.say(how)
         alone.enter_context(held(config.output))
+        if check_output(config.output, overwrite=overwrite, resume=resume) != there:
+            raise ConfigError(
+                f"another process has written a run to {config.output} meanwhile; nothing of it "
+                "was touched"
+            )
+        remove_parts(config.output)
         begins, undisturbed = saved is None, random_state(device)
         inside = saved is not None and saved.state["position"] is not None
+        listed = listed_files(config.output)  # by the run that is gone on with or replaced
+        strangers = further_files(config.output, besides=listed)
+        given = {"output": config.output, "resume": not begins, "settings": settings}
         for logger in config.loggers:
-            given = {"output": config.output, "resume": not begins, "settings": settings}
-            loggers.append(_build(registry, "logger", logger, **given))
+            loggers.append(_build(registry, "logger", logger, **given, listed=listed))
+        fixed["files"] = [*FILES, CHECKPOINTS, *further_files(config.output, besides=strangers)]
         evaluator.loggers = [reporter, *loggers]
         set_random_state(undisturbed, device)
         if saved is None:
+            record().claim()
             clear_output(config.output)
         else:
             at, saved = checkpoints.go_on(saved, now()), None
             reporter.say(f"goes on from its checkpoint, {at.finished} experiences finished")
         checkpoints.begin(at)
+        alone.enter_context(checkpoints.told(at, total))
         result = write_record(network_too=not inside)  # half-trained, it is not the record's
         if config.evaluate == "all" and begins:
             strategy.eval(benchmark.test_stream, num_workers=config.num_workers)
@@ -295,6 +338,7 @@ def run(
             at.visited, at.finished = at.visited + 1, at.finished + 1
             checkpoints.save(at)
             result = write_record()
+            checkpoints.save_again(at)
             reporter.end(
                 at.finished,
                 total,

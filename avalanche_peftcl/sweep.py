@@ -1,11 +1,9 @@
 """One configuration under several seeds: a run each, and what they have in common."""
 
 import json
-import signal
 import statistics
-import threading
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,12 @@ from avalanche_peftcl.control import how_to_stop
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.identity import check_identity, settings_of, versions_of
 from avalanche_peftcl.models.device import check_device
-from avalanche_peftcl.record import CHECKPOINTS, FORMAT, check_output, describe_components
+from avalanche_peftcl.output import CHECKPOINTS, RECORD, check_output
+from avalanche_peftcl.record import FORMAT, describe_components
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.report import percent
 from avalanche_peftcl.resolve import check_components, components, seed_benchmark, with_defaults
+from avalanche_peftcl.signals import termination_raised
 from avalanche_peftcl.sweep_local import Event, Task, run_processes
 
 _NUMBERS = {
@@ -83,7 +83,8 @@ def run_sweep(
             other versions, Ray cannot be reached.
         UnknownComponentError: A component that nobody offers.
         AmbiguousComponentError: A component that several packages offer.
-        KeyboardInterrupt: After an interrupt, or a request to terminate, has stopped the runs.
+        KeyboardInterrupt: After an interrupt, or a request to terminate
+            (:class:`~avalanche_peftcl.signals.Terminated`), has stopped the runs.
             A signal that is ignored when the sweep begins stays ignored.
     """
     if config.seeds is None:
@@ -103,7 +104,7 @@ def run_sweep(
     by_seed = {task.seed: task for task in tasks}
     if tasks and (how := how_to_stop()):
         _say(console, how)
-    with _terminated_as_interrupted(), closing(_engine(tasks, jobs, ray)) as events:
+    with termination_raised(), closing(_engine(tasks, jobs, ray)) as events:
         try:
             for event in events:
                 task = by_seed[event.seed]
@@ -115,7 +116,7 @@ def run_sweep(
                 ended = outcome.error and f"failed: {outcome.error}"
                 ended = ended or f"finished, {_last_accuracy(outcome.metrics)}"
                 _say(console, f"seed {event.seed}: {ended}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             done = [str(s) for s, o in sorted(outcomes.items()) if o.metrics is not None]
             missing = [str(run.seed) for run in runs if str(run.seed) not in done]
             _say(
@@ -123,6 +124,7 @@ def run_sweep(
                 f"stopped; finished seeds: {', '.join(done) or 'none'}; the same command goes on "
                 f"with {', '.join(missing)}",
             )
+            stop.add_note("what is finished is on disk; the same command goes on")
             raise
     results = [outcomes[run.seed] for run in runs]
     console.print(summary(config, results))
@@ -174,12 +176,13 @@ def _finished(runs: list[RunConfig], *, overwrite: bool) -> list[dict[str, Any] 
     unread: list[str] = []
     others: dict[str, list[str]] = {}
     for run in runs:
-        check_output(run.output, overwrite=True)
         metrics = None
         try:
             metrics = None if overwrite else read_metrics(run.output)
         except ConfigError as error:
             unread.append(str(error))
+        else:
+            check_output(run.output, overwrite=True, resume=not overwrite)
         if metrics is not None:
             differences = _differences(metrics, run, registry)
             if differences and metrics["experiences"].get("finished"):
@@ -205,11 +208,11 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: If it cannot be read, or is of another version.
     """
-    path = folder / "metrics.json"
+    path = folder / RECORD
+    if not path.is_file():
+        return None
     try:
         metrics = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(_spoilt(folder, str(error))) from error
     version = metrics.get("format") if isinstance(metrics, dict) else None
@@ -226,7 +229,7 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 def _spoilt(folder: Path, why: str) -> str:
     return (
-        f"{folder / 'metrics.json'} cannot be read as a run record: {why}; if there are "
+        f"{folder / RECORD} cannot be read as a run record: {why}; if there are "
         f"checkpoints, peftcl run --resume {folder} makes it again from them"
     )
 
@@ -287,26 +290,6 @@ def _outcome(task: Task, event: Event) -> Outcome:
         if error is None and (metrics is None or not metrics["complete"]):
             error = f"it ended without a complete record in {folder}"
     return Outcome(task.seed, folder, None if error else metrics, error)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let a request to terminate stop the runs as an interrupt does, instead of orphaning them."""
-
-    def interrupt(*signal: Any) -> None:
-        raise KeyboardInterrupt
-
-    kinds = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        kinds = []
-    # who started us with a signal ignored (nohup) wants it ignored
-    heard = [kind for kind in kinds if signal.getsignal(kind) != signal.SIG_IGN]
-    earlier = {kind: signal.signal(kind, interrupt) for kind in heard}
-    try:
-        yield
-    finally:
-        for kind, handler in earlier.items():
-            signal.signal(kind, handler)
 
 
 def _last_accuracy(metrics: Mapping[str, Any] | None) -> str:

@@ -5,19 +5,27 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.errors import PEFTCLError
+from avalanche_peftcl.files import held_log
+from avalanche_peftcl.output import LOG, listed_files
 from avalanche_peftcl.settings import dump_settings
 
 _PATIENCE = 5.0  # seconds that a process told to stop has for it
+_CHILD = (
+    "from avalanche_peftcl.signals import end_with_parent; end_with_parent(); "
+    "from avalanche_peftcl.cli import main; main()"
+)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -41,7 +49,7 @@ class Task:
     @property
     def log(self) -> Path:
         """Where the run says what it does."""
-        return self.config.output / "run.log"
+        return self.config.output / LOG
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +79,17 @@ def run_processes(tasks: Sequence[Task], *, jobs: int) -> Generator[Event, None,
 
     def work(task: Task, path: Path) -> None:
         try:
-            task.log.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(dump_settings(task.config.model_dump(mode="json")), encoding="utf-8")
-            with task.log.open("wb") as log:
+            with opened_log(task) as log:
+                begun = log.tell()
                 child = children.start(_command(task, path), log, environment(task.config, jobs))
                 if child is None:
                     return
                 events.put(Event(task.seed))
                 code = child.wait()
-            error = None if code == 0 else last_words(task.log, code)
+            error = None if code == 0 else last_words(task.log, code, begun)
+        except PEFTCLError as failure:
+            error = str(failure)
         except Exception as failure:  # whatever it is, somebody waits for the end
             error = f"{type(failure).__name__}: {failure}"
         events.put(Event(task.seed, ended=True, error=error))
@@ -99,6 +109,22 @@ def run_processes(tasks: Sequence[Task], *, jobs: int) -> Generator[Event, None,
             pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def opened_log(task: Task) -> Iterator[BinaryIO]:
+    """Open the log of a run to write at its end; no other sweep writes there meanwhile.
+
+    What earlier attempts said stays, unless the run replaces an earlier one.
+
+    Raises:
+        ConfigError: If another process has it open so, or it cannot be written.
+    """
+    with held_log(task.log, anew=task.anew and bool(listed_files(task.config.output))) as log:
+        if log.tell():
+            log.write(f"--- again, {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
+            log.flush()
+        yield log
+
+
 def environment(config: RunConfig, jobs: int) -> dict[str, str]:
     """Return the environment of a run that shares the machine with ``jobs - 1`` others."""
     settings = {"PYTHONUNBUFFERED": "1"}
@@ -114,12 +140,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def last_words(log: Path, code: int) -> str:
+def last_words(log: Path, code: int, begun: int = 0) -> str:
     """Say why a run ended.
 
     Args:
         log: What it said.
         code: Its exit status, negative for a signal.
+        begun: Bytes of the log that are of earlier attempts.
     """
     if code < 0:
         try:
@@ -128,7 +155,7 @@ def last_words(log: Path, code: int) -> str:
             name = str(-code)
         memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return f"killed by {name}{memory}"
-    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    text = log.read_bytes()[begun:].decode(errors="replace").strip()
     _, mark, message = f"\n{text}".rpartition("\nerror: ")
     if mark:
         return message
@@ -151,7 +178,7 @@ class _Children:
                 return None
             child = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # its end tells the child of ours
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
@@ -177,4 +204,4 @@ class _Children:
 
 def _command(task: Task, path: Path) -> list[str]:
     how = ["--overwrite"] if task.anew else ["--overwrite", "--resume", str(task.config.output)]
-    return [sys.executable, "-P", "-m", "avalanche_peftcl", "run", str(path), *how]
+    return [sys.executable, "-P", "-c", _CHILD, "run", str(path), *how]

@@ -4,6 +4,7 @@ Ray waits for minutes for a cluster that is not there, and ends the whole proces
 The driver takes that upon itself; no other file imports Ray.
 """
 
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from typing import Any
 
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import ConfigError, PEFTCLError
-from avalanche_peftcl.sweep_local import Event, Task
+from avalanche_peftcl.sweep_local import Event, Task, opened_log
 
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[^\s\]]+\]|[^\s/:=]+):(?P<port>[0-9]{1,5})")
 _KNOCK = 5.0  # seconds for a port to open
@@ -29,7 +30,10 @@ _CONNECT = 90.0  # seconds for Ray to answer, or to start here
 _LEAVE = 10.0  # seconds for the driver to end when it is told to
 _POLL = 0.5  # seconds between two looks at what has started
 _MARK = "peftcl:"  # of the driver's lines that are meant for us
-_DRIVER = "from avalanche_peftcl.sweep_ray import drive; drive()"
+_DRIVER = (
+    "from avalanche_peftcl.signals import end_with_parent; end_with_parent(); "
+    "from avalanche_peftcl.sweep_ray import drive; drive()"
+)
 
 
 def run_on_ray(tasks: Sequence[Task], *, address: str) -> Generator[Event, None, None]:
@@ -61,7 +65,7 @@ def run_on_ray(tasks: Sequence[Task], *, address: str) -> Generator[Event, None,
         with said.open("wb") as stderr:
             driver = subprocess.Popen(
                 [sys.executable, "-P", "-c", _DRIVER, str(order)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # its end tells the driver of ours
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"},
@@ -169,8 +173,9 @@ def _stop(driver: "subprocess.Popen[str]") -> None:
     except subprocess.TimeoutExpired:
         driver.kill()
         driver.wait()
-    if driver.stdout is not None:
-        driver.stdout.close()
+    for pipe in driver.stdin, driver.stdout:
+        if pipe is not None:
+            pipe.close()
 
 
 # --- the driver ----------------------------------------------------------------------------------
@@ -191,10 +196,10 @@ def drive() -> None:
     _tell()
     work = ray.remote(max_retries=0, max_calls=1)(work_on)  # max_calls: a process for each
     pending: dict[Any, RunConfig] = {}
+    said: dict[int, int] = {}  # bytes in its log before a run begins
     for settings in order["runs"]:
         config = RunConfig.model_validate(settings)
-        log = Path(order["folder"]) / Task(config).log
-        log.unlink(missing_ok=True)  # its coming back says that the run has started
+        said[config.seed] = _size(Path(order["folder"]) / Task(config).log)
         asked = {"num_cpus": config.num_threads or 1, "num_gpus": int(config.device == "cuda")}
         pending[work.options(**asked).remote(settings, order["folder"], order["anew"])] = config
     started: set[int] = set()
@@ -202,7 +207,8 @@ def drive() -> None:
         ready, _ = ray.wait(list(pending), timeout=_POLL)
         for reference, config in pending.items():
             log = Path(order["folder"]) / Task(config).log
-            if config.seed not in started and (reference in ready or log.exists()):
+            begun = reference in ready or _size(log) != said[config.seed]
+            if config.seed not in started and begun:
                 started.add(config.seed)
                 _tell(seed=config.seed)
         for reference in ready:
@@ -234,8 +240,10 @@ def work_on(settings: dict[str, Any], folder: str, anew: bool) -> str | None:
 
     config = RunConfig.model_validate(settings)
     try:
-        config.output.mkdir(parents=True, exist_ok=True)
-        with Task(config).log.open("w", encoding="utf-8", buffering=1) as log:
+        with (
+            opened_log(Task(config, anew=anew)) as file,
+            io.TextIOWrapper(file, encoding="utf-8", line_buffering=True) as log,
+        ):
             reporter = RunProgress(Console(file=log, width=200))
             try:
                 run(config, overwrite=True, resume=not anew, reporter=reporter)
@@ -245,9 +253,19 @@ def work_on(settings: dict[str, Any], folder: str, anew: bool) -> str | None:
             except Exception as error:
                 traceback.print_exc(file=log)
                 return f"{type(error).__name__}: {error}"
+    except PEFTCLError as error:
+        return str(error)
     except OSError as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _size(log: Path) -> int:
+    """Return the bytes in a log; -1 if there is none."""
+    try:
+        return log.stat().st_size
+    except OSError:
+        return -1
 
 
 def _check_resources(ray: Any, order: dict[str, Any]) -> None:

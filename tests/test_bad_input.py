@@ -63,8 +63,15 @@ def other_checkpoint(tmp_path: Path) -> dict:
 
 def earlier_run(tmp_path: Path) -> dict:
     (tmp_path / "earlier").mkdir()
-    (tmp_path / "earlier" / "metrics.json").write_text("{}")
+    record = '{"format": 1, "complete": false, "config": {}, "experiences": {"finished": 1}}'
+    (tmp_path / "earlier" / "metrics.json").write_text(record)
     return {"output": str(tmp_path / "earlier")}
+
+
+def files_of_another_program(tmp_path: Path) -> dict:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.json").write_text("{}")
+    return {"output": str(tmp_path / "mine")}
 
 
 def a_file(tmp_path: Path) -> dict:
@@ -142,6 +149,11 @@ CASES: dict[str, tuple[Callable[[Path], dict] | dict, type[PEFTCLError], list[st
         earlier_run,
         ConfigError,
         ["earlier already holds a run", "output=...", "--overwrite"],
+    ),
+    "output with files of another program": (
+        files_of_another_program,
+        ConfigError,
+        ["mine holds what is not of a run", "metrics.json", "output=..."],
     ),
     "output below a file": (a_file, ConfigError, ["cannot be made", "is a file"]),
 }

@@ -2,12 +2,19 @@ import errno
 import json
 import os
 import re
+import shutil
 
 import pytest
 import torch
 
 from avalanche_peftcl import checkpoint
-from avalanche_peftcl.checkpoint import clear_checkpoints, read_checkpoint, write_checkpoint
+from avalanche_peftcl.checkpoint import (
+    clear_checkpoints,
+    next_number,
+    read_checkpoint,
+    strangers,
+    write_checkpoint,
+)
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning
 
 
@@ -79,8 +86,11 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(folder, damage, end):
         return
     with pytest.warns(CheckpointWarning, match=r"000003\.json is damaged.*going on .* 000002"):
         assert number_and_n(folder) == (2, 2)
-    write_checkpoint(folder, state(7), number=3)
-    assert number_and_n(folder) == (3, 7)
+    write_checkpoint(folder, state(7), number=next_number(folder), before=2)
+    assert number_and_n(folder) == (4, 7)
+    flip(folder / "000004.safetensors")
+    with pytest.warns(CheckpointWarning, match="going on .* 000002"):  # not the damaged one
+        assert number_and_n(folder) == (2, 2)
 
 
 def test_two_damaged_ones_are_an_error_that_names_both(folder):
@@ -109,7 +119,7 @@ def test_nothing_is_executed(folder):
             assert len(path.read_bytes()) == 8 + length + max(ends)
 
 
-@pytest.mark.parametrize("failing", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("failing", ["open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("end", ["safetensors", "json"])
 def test_a_full_disk_leaves_the_earlier_ones(folder, monkeypatch, failing, end):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -120,27 +130,26 @@ def test_a_full_disk_leaves_the_earlier_ones(folder, monkeypatch, failing, end):
 
     def write(path, content, *, durable):
         if path.suffix == f".{end}":
-            if failing in ("fsync", "replace"):
-                monkeypatch.setattr(os, failing, full)
-            else:
-                path.with_name(f".{path.name}.part").mkdir()  # cannot be opened
+            monkeypatch.setattr(os, failing, full)
         real(path, content, durable=durable)
 
     monkeypatch.setattr(checkpoint, "replace_file", write)
-    with pytest.raises(OSError, match=r"No space left|Is a directory"):
+    with pytest.raises(OSError, match="No space left"):
         write_checkpoint(folder, state(4), number=4)
     monkeypatch.undo()
     assert number_and_n(folder) == (3, 3)
-    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_what_was_left_half_written_is_removed(folder):
-    (folder / ".000004.safetensors.part").write_bytes(b"half")
-    (folder / "000004.safetensors").write_bytes(b"without its JSON")
+    (folder / ".000004.safetensors.0123456789abcdef.part").write_bytes(b"half")
+    shutil.copy(folder / "000003.safetensors", folder / "000004.safetensors")  # without its JSON
     (folder / "notes.txt").write_text("mine")
-    write_checkpoint(folder, state(4), number=4)
+    assert strangers(folder) == ["notes.txt"]
+    number = next_number(folder)
+    write_checkpoint(folder, state(number), number=number)
     names = {path.name for path in folder.iterdir()}
-    assert names == {f"00000{n}.{e}" for n in (3, 4) for e in ("json", "safetensors")} | {
+    assert names == {f"00000{n}.{e}" for n in (3, 5) for e in ("json", "safetensors")} | {
         "notes.txt"
     }
     clear_checkpoints(folder)
@@ -149,6 +158,45 @@ def test_what_was_left_half_written_is_removed(folder):
     clear_checkpoints(folder)
     assert not folder.exists()
     clear_checkpoints(folder)
+
+
+def a_folder(path):
+    path.mkdir()
+
+
+def a_link(path):
+    (path.parents[1] / "elsewhere").write_text("mine")
+    path.symlink_to(path.parents[1] / "elsewhere")
+
+
+def a_file(path):
+    path.write_text("mine")
+
+
+@pytest.mark.parametrize("make", [a_folder, a_link, a_file])
+@pytest.mark.parametrize("name", ["000009.json", "000009.safetensors"])
+def test_what_is_no_checkpoint_stays_and_stops_no_later_one(folder, make, name):
+    make(folder / name)
+    assert strangers(folder) == [name]
+    assert strangers(folder, damaged_too=False) == ([] if make is a_file else [name])
+    for n in (4, 5, 6):
+        write_checkpoint(folder, state(n), number=next_number(folder))
+    assert sorted(path.name for path in folder.iterdir() if path.name != name) == [
+        f"0000{n}.{end}" for n in (11, 12) for end in ("json", "safetensors")
+    ]
+    assert number_and_n(folder) == (12, 6)
+    clear_checkpoints(folder)
+    assert [path.name for path in folder.iterdir()] == [name]
+    if make is not a_folder:
+        assert (folder / name).read_text() == "mine"
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(folder):
+    (folder.parent / "link").symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(OSError, match="it is a link, which is not followed"):
+        write_checkpoint(folder.parent / "link", state(4), number=4)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_what_safetensors_cannot_hold_is_told(tmp_path):

@@ -105,7 +105,7 @@ def test_twenty_kills_change_nothing(method, tmp_path):
 
     kills = 0
     while True:
-        if (killed / "config.yaml").is_file():
+        if (killed / "metrics.json").is_file():
             process = start("--resume", str(killed))
         else:
             process = start(str(killed.with_suffix(".yaml")))

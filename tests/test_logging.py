@@ -1,5 +1,6 @@
 """Loggers by name: what they write, and that nothing else changes by them."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,31 @@ def test_a_run_that_replaces_another_begins_its_events_anew(tmp_path, registry):
     run(config, registry=registry, overwrite=True)
     assert len(scalars(tmp_path / "tensorboard")["Last_Accuracy/eval_phase/test_stream"]) == 5
     assert (tmp_path / "tensorboard" / "mine.txt").read_text() == "kept"
+
+
+def test_events_that_no_record_lists_stay(tmp_path, registry):
+    (tmp_path / "tensorboard").mkdir()
+    mine = tmp_path / "tensorboard" / "events.out.tfevents.1.mine"
+    mine.write_bytes(b"of another program")
+    for listed in [], ["noisy"]:
+        config = tiny(tmp_path, loggers=[TENSORBOARD] if not listed else [*listed, TENSORBOARD])
+        run(config, registry=registry, overwrite=bool(listed))
+        assert mine.read_bytes() == b"of another program"
+        assert "tensorboard" not in output_of(tmp_path)
+
+
+def output_of(folder: Path) -> list[str]:
+    return json.loads((folder / "metrics.json").read_text())["files"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_link_in_the_place_of_a_loggers_folder_is_refused(tmp_path, registry, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=rf"might be lost: {name} \(a link\)"):
+        run(tiny(tmp_path / "run", loggers=[TENSORBOARD, OFFLINE]), registry=registry)
+    assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
 def test_a_run_that_goes_on_writes_on(tmp_path, registry, plain, monkeypatch):

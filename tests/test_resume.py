@@ -604,11 +604,11 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(registry, tmp_path, monk
     config = settings(tmp_path / "run", **QUICK)
     real, calls = resume.write_checkpoint, []
 
-    def full(folder, state, *, number):
-        calls.append(number)
+    def full(folder, state, **how):
+        calls.append(how)
         if len(calls) > 1:
             raise OSError(28, "No space left on device")
-        real(folder, state, number=number)
+        real(folder, state, **how)
 
     monkeypatch.setattr(resume, "write_checkpoint", full)
     Stop.set(("before_eval", 3))
@@ -616,9 +616,10 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(registry, tmp_path, monk
         run(config, registry=registry)
     assert [str(w.message) for w in told if w.category is CheckpointWarning] == [
         f"no checkpoint could be written to {config.output / 'checkpoint'}: [Errno 28] No space "
-        "left on device; the run goes on, and if it is stopped, it can be resumed from an earlier "
-        "checkpoint only"
+        "left on device; the run goes on and tries again; if it is stopped before one is written, "
+        f"peftcl run --resume {config.output} goes on after experience 1, from its last checkpoint"
     ]
+    assert len(calls) == 3  # and once more before the next experience trained
     assert read(config.output)["experiences"]["finished"] == 2
     monkeypatch.undo()
     Stop.set(None)
@@ -723,7 +724,9 @@ def half_done(tmp_path, monkeypatch):
     monkeypatch.setattr(record.RunRecord, "write", stop)
     result = CliRunner().invoke(app, ["run", str(file)])
     assert result.exit_code == 130
-    assert "peftcl run --resume FOLDER goes on with it" in result.stderr
+    folder = tmp_path / "run"
+    said = f"3 of 3 experiences are finished and on disk in {folder}; peftcl run --resume {folder} "
+    assert f"interrupted: {said}goes on with it" in result.stderr
     monkeypatch.setattr(record.RunRecord, "write", write)
     return tmp_path / "run"
 
@@ -756,7 +759,7 @@ def test_the_command_tells_of_damaged_checkpoints(half_done):
         if code == 0:  # it went on from the second; damage both now
             assert read(half_done)["complete"] is True
             (half_done / "metrics.json").write_bytes(metrics)
-            newest = half_done / "checkpoint" / "000003.safetensors"
+            newest = half_done / "checkpoint" / "000004.safetensors"
             newest.write_bytes(b"")
 
 

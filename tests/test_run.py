@@ -12,7 +12,7 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import SupervisedPlugin
 from rich.console import Console
 
-from avalanche_peftcl import Component, record
+from avalanche_peftcl import Component, files, output, record
 from avalanche_peftcl.config import RunConfig, load_config
 from avalanche_peftcl.discovery import Entry, Provider
 from avalanche_peftcl.errors import ConfigError
@@ -24,9 +24,9 @@ BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size"
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
 
-def tiny(output, **changed) -> RunConfig:
+def tiny(folder, **changed) -> RunConfig:
     settings = {
-        "output": output,
+        "output": folder,
         "backbone": BACKBONE,
         "benchmark": {"name": "digits", "n_experiences": 5, "train_per_class": 4},
         "strategy": {"name": "naive", "train_epochs": 1, "train_mb_size": 4},
@@ -69,8 +69,9 @@ def done(tmp_path_factory, registry):
 
 def test_a_run_leaves_one_folder_with_these_files(done):
     assert sorted(path.name for path in done.folder.iterdir()) == sorted(
-        [*record.FILES, record.CHECKPOINTS, ".lock"]
+        [*output.FILES, output.CHECKPOINTS, ".lock"]
     )
+    assert done.metrics["files"] == [*output.FILES, output.CHECKPOINTS]
 
 
 def test_the_record_returned_is_the_one_on_disk(done):
@@ -184,7 +185,6 @@ def test_a_run_stopped_at_once_leaves_a_record_that_a_new_run_may_replace(regist
     config = tiny(tmp_path / "out")
     record.RunRecord(config.output, read_fixture()).write()
     (config.output / "accuracy_curve.png").write_bytes(b"of an earlier run")
-    (config.output / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"already holds a run; choose another \(output=\.\.\.\)"):
         run(config, registry=registry)
     stopped = tiny(config.output, benchmark={"name": "digits", "n_experiences": 3})
@@ -194,7 +194,6 @@ def test_a_run_stopped_at_once_leaves_a_record_that_a_new_run_may_replace(regist
     run(config, registry=registry, overwrite=True)
     assert read(config.output)["complete"] is True
     assert (config.output / "accuracy_curve.png").read_bytes() != b"of an earlier run"
-    assert (config.output / "notes.txt").read_text() == "mine"
 
 
 def read_fixture() -> dict:
@@ -202,6 +201,7 @@ def read_fixture() -> dict:
     protocol = {"scenario": "class", "class_order": [0], "task_label_at_test": False}
     protocol |= {"normalisation": {}, "experiences": []}
     return {
+        "format": 1,
         "config": {"strategy": {"name": "s"}, "benchmark": {"name": "b"}},
         "protocol": protocol,
         "experiences": {"total": 1, "finished": 0},
@@ -225,7 +225,7 @@ def test_files_are_replaced_in_one_step(tmp_path, monkeypatch):
     def stop(*paths):
         raise OSError("no space left")
 
-    monkeypatch.setattr(record.os, "replace", stop)
+    monkeypatch.setattr(files.os, "replace", stop)
     later = record.RunRecord(tmp_path, read_fixture() | {"seed": 1})
     with pytest.raises(ConfigError, match=r"cannot write the run record to .*no space left"):
         later.write()

@@ -204,8 +204,9 @@ def test_an_earlier_log_does_not_count_as_a_start(stand_in, tmp_path):
     (task,) = tasks(tmp_path, [0])
     task.log.parent.mkdir(parents=True)
     task.log.write_text("of an earlier attempt")
-    list(run_on_ray([task], address="local"))
-    assert not task.log.exists()
+    assert sweep_ray._size(task.log) == len("of an earlier attempt")
+    assert list(run_on_ray([task], address="local")) == [Event(0), Event(0, ended=True)]
+    assert task.log.read_text() == "of an earlier attempt"  # the stand-in says nothing
 
 
 # --- a run on a node -----------------------------------------------------------------------------
