@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from avalanche_peftcl import __version__
-from avalanche_peftcl.console import add_row, complain, plain_table, printable, standard_console
+from avalanche_peftcl.console import add_row, complain, plain, plain_table, standard_console
 from avalanche_peftcl.discovery import SWITCH
 from avalanche_peftcl.errors import (
     CheckpointWarning,
@@ -20,6 +19,7 @@ from avalanche_peftcl.errors import (
     PEFTCLError,
     PluginLoadWarning,
 )
+from avalanche_peftcl.escaping import visible
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.signals import Terminated, termination_raised
 
@@ -42,7 +42,7 @@ class _Group(TyperGroup):
                 if issubclass(category, _PLAIN):
                     complain("warning", str(message), "yellow")
                 else:
-                    default(message, category, *place, **more)
+                    default(visible(message, lines=True), category, *place, **more)
 
             warnings.showwarning = show
             try:
@@ -281,7 +281,7 @@ def export_network(
     say = f"{file}: {info.strategy['name']} after {info.finished} of {info.total} experiences, "
     whose = "with" if info.backbone_included else "without"
     standard_console().print(
-        Text(f"{say}{whose} the weights of {info.backbone.name}"), soft_wrap=True
+        plain(f"{say}{whose} the weights of {info.backbone.name}"), soft_wrap=True
     )
 
 
@@ -321,10 +321,10 @@ def predict_images(
     for prediction in predict(load(export).to(where), images, top=top, task=task):
         predictions.append(prediction)
         if prediction.error is not None:
-            complain("unreadable", printable(prediction.error), "red")
+            complain("unreadable", prediction.error, "red")
             continue
         told = ", ".join(f"{name} {100 * p:.1f} %" for name, p in prediction.classes)
-        console.print(Text(printable(f"{prediction.path}  {told}")), soft_wrap=True)
+        console.print(plain(f"{prediction.path}  {told}"), soft_wrap=True)
     if csv is not None:
         write_csv(csv, predictions, top=top)
     if failed := sum(prediction.error is not None for prediction in predictions):
@@ -336,12 +336,12 @@ def _print_options(registry: Registry, kind: str, name: str) -> None:
     entry = registry.get(kind, name)
     console = standard_console()
     console.print(
-        Text(f"{kind} {entry.component.name} of {entry.provider}: {entry.component.source}")
+        plain(f"{kind} {entry.component.name} of {entry.provider}: {entry.component.source}")
     )
     table = plain_table("option", "type", "default")
     for option, annotation, default in registry.schema(kind, name).describe():
         add_row(table, option, annotation, default or ("" if option[0] == "*" else "required"))
-    console.print(table if table.row_count else Text("It has no options."))
+    console.print(table if table.row_count else plain("It has no options."))
 
 
 def main() -> None:

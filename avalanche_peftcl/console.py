@@ -2,14 +2,22 @@
 
 import sys
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from avalanche_peftcl.escaping import visible
 
-def printable(text: str) -> str:
-    """Return ``text`` with what is no UTF-8, such as bytes in a file name, as escapes."""
-    return text.encode(errors="backslashreplace").decode()
+
+def plain(text: object, *, lines: bool = False, justify: JustifyMethod | None = None) -> Text:
+    """Return text for a console: no markup is read in it, no control character reaches it.
+
+    Args:
+        text: What to show.
+        lines: Whether line ends and tabs stay.
+        justify: As rich's.
+    """
+    return Text(visible(text, lines=lines), justify=justify)
 
 
 def plain_table(*columns: str) -> Table:
@@ -22,7 +30,7 @@ def plain_table(*columns: str) -> Table:
 
 def add_row(table: Table, *cells: str) -> None:
     """Add a row of plain text."""
-    table.add_row(*(Text(cell) for cell in cells))  # Text: brackets are no markup here
+    table.add_row(*map(plain, cells))
 
 
 def standard_console(*, stderr: bool = False) -> Console:
@@ -33,5 +41,5 @@ def standard_console(*, stderr: bool = False) -> Console:
 
 def complain(head: str, text: str, style: str) -> None:
     """Say ``head: text`` on standard error, the head in colour."""
-    line = Text.assemble((f"{head}: ", f"bold {style}"), text)
+    line = Text.assemble((f"{head}: ", f"bold {style}"), visible(text, lines=True))
     standard_console(stderr=True).print(line, soft_wrap=True)

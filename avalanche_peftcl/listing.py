@@ -9,6 +9,7 @@ from rich.progress import track
 
 from avalanche_peftcl.benchmarks.manifest import split_sha256, write_manifest
 from avalanche_peftcl.config import ComponentConfig, load_config
+from avalanche_peftcl.console import plain
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import InputConfig
 from avalanche_peftcl.registry import discover
@@ -74,7 +75,7 @@ def manifest_from_file(
         ("sha256", total),
         ("split sha256", split_sha256(entries)),
     ):
-        console.print(f"{name:13} {value}", highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(f"{name:13} {value}"), soft_wrap=True)
 
 
 def _check_target(file: Path, overwrite: bool) -> None:

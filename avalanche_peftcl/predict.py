@@ -10,6 +10,7 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from avalanche_peftcl.errors import DataError
+from avalanche_peftcl.escaping import csv_row
 from avalanche_peftcl.exported import ExportedModel
 from avalanche_peftcl.files import write_file
 from avalanche_peftcl.models.heads import MASK_VALUE
@@ -114,6 +115,8 @@ def write_csv(path: Path, predictions: Iterable[Prediction], *, top: int = 1) ->
 def predictions_csv(predictions: Iterable[Prediction], *, top: int = 1) -> str:
     """Return one row an image: class and probability of each rank, and why there is none.
 
+    Text that a spreadsheet would take for a formula has an apostrophe in front.
+
     Example:
         >>> print(predictions_csv([Prediction(Path("a.png"), (("cat", 0.75),))]), end="")
         image,class,probability,error
@@ -127,7 +130,7 @@ def predictions_csv(predictions: Iterable[Prediction], *, top: int = 1) -> str:
     for prediction in predictions:
         cells = [cell for pair in prediction.classes for cell in pair]
         blank = [""] * (len(head) - len(cells))
-        writer.writerow([prediction.path, *cells, *blank, prediction.error or ""])
+        writer.writerow(csv_row([prediction.path, *cells, *blank, prediction.error or ""]))
     return text.getvalue()
 
 

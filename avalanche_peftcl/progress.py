@@ -9,7 +9,8 @@ from typing import Any
 from avalanche.logging import BaseLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+
+from avalanche_peftcl.console import plain
 
 _REFRESH = 0.2  # seconds between two readings of the loss, each of which waits for the device
 _MOST = 12  # names and numbers that one line lists
@@ -68,7 +69,7 @@ class RunProgress(BaseLogger):
 
     def say(self, text: str) -> None:
         """Print one plain line."""
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(plain(text), soft_wrap=True)
 
     def begin(self, index: int, total: int) -> None:
         """Start the bar of experience ``index``, counted from 0, of ``total``."""

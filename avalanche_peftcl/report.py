@@ -14,7 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
+
+from avalanche_peftcl.console import plain
+from avalanche_peftcl.escaping import markdown, markdown_row
 
 Metrics = Mapping[str, Any]
 
@@ -61,8 +63,8 @@ def terminal_report(metrics: Metrics, folder: str) -> RenderableType:
     """
     numbers = Table.grid(padding=(0, 2))
     for name, value in headlines(metrics):
-        numbers.add_row(Text(name), Text(value, justify="right"))
-    parts: list[RenderableType] = [Text(""), numbers, Text(""), Text(f"run record: {folder}")]
+        numbers.add_row(plain(name), plain(value, justify="right"))
+    parts: list[RenderableType] = [plain(""), numbers, plain(""), plain(f"run record: {folder}")]
     matrix = metrics["accuracy_matrix"]
     if len(matrix) <= _MOST:
         table = Table(box=SIMPLE_HEAD)
@@ -71,7 +73,7 @@ def terminal_report(metrics: Metrics, folder: str) -> RenderableType:
         for t, row in enumerate(matrix, start=1):
             table.add_row(str(t), *(percent(value, sign="") for value in row))
         parts[1:1] = [
-            Text("accuracy in %; row: trained up to, column: tested on"),
+            plain("accuracy in %; row: trained up to, column: tested on"),
             table,
         ]
     return Group(*parts)
@@ -83,11 +85,11 @@ def markdown_report(metrics: Metrics) -> str:
     Args:
         metrics: Content of ``metrics.json``.
     """
-    config, protocol, count = metrics["config"], metrics["protocol"], metrics["experiences"]
+    protocol, count = metrics["protocol"], metrics["experiences"]
     matrix = metrics["accuracy_matrix"]
     state = "" if metrics["complete"] else f" ({count['finished']} of {count['total']} experiences)"
     lines = [
-        f"# {config['strategy']['name']} on {config['benchmark']['name']}{state}",
+        f"# {markdown(_name(metrics))}{state}",
         "",
         *_table(["number", "value"], headlines(metrics)),
         "",
@@ -113,10 +115,11 @@ def markdown_report(metrics: Metrics) -> str:
         "",
         "## Protocol",
         "",
-        f"- scenario: {protocol['scenario']}, {count['total']} experiences, seed {metrics['seed']}",
-        f"- class order: {_words(protocol['class_order'])}",
-        *(f"- {name}: {value}" for name, value in protocol_rules(protocol)),
-        f"- input: {_pairs(protocol['normalisation'])}",
+        f"- scenario: {markdown(protocol['scenario'])}, {count['total']} experiences, "
+        f"seed {metrics['seed']}",
+        f"- class order: {markdown(_words(protocol['class_order']))}",
+        *(f"- {name}: {markdown(value)}" for name, value in protocol_rules(protocol)),
+        f"- input: {markdown(_pairs(protocol['normalisation']))}",
         f"- weights of the backbone: sha256 {metrics['weights_sha256']}",
         "",
         *_table(
@@ -142,9 +145,9 @@ def markdown_report(metrics: Metrics) -> str:
         *_notes(metrics),
         "## Cost",
         "",
-        *(f"- {name}: {_value(value)}" for name, value in _spaced(metrics["cost"])),
-        f"- device: {_pairs(metrics['platform'])}",
-        f"- versions: {_pairs(metrics['versions'])}",
+        *(f"- {name}: {markdown(_value(value))}" for name, value in _spaced(metrics["cost"])),
+        f"- device: {markdown(_pairs(metrics['platform']))}",
+        f"- versions: {markdown(_pairs(metrics['versions']))}",
         "",
     ]
     return "\n".join(lines)
@@ -178,7 +181,11 @@ def protocol_rules(protocol: Metrics) -> list[tuple[str, str]]:
 def _notes(metrics: Metrics) -> list[str]:
     """Return the section with what plugins said after each experience, if they said anything."""
     notes = metrics.get("notes", [])
-    lines = [f"- experience {t}: {line}" for t, said in enumerate(notes, start=1) for line in said]
+    lines = [
+        f"- experience {t}: {markdown(line)}"
+        for t, said in enumerate(notes, start=1)
+        for line in said
+    ]
     return ["## Notes", "", *lines, ""] if lines else []
 
 
@@ -240,17 +247,17 @@ def _array(values: Sequence[Any]) -> np.ndarray:
 
 
 def _title(metrics: Metrics) -> str:
+    return f"{_name(metrics)}, seed {metrics['seed']}"
+
+
+def _name(metrics: Metrics) -> str:
     config = metrics["config"]
-    title = f"{config['strategy']['name']} on {config['benchmark']['name']}"
-    return f"{title}, seed {metrics['seed']}"
+    return f"{config['strategy']['name']} on {config['benchmark']['name']}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    ]
+    return [markdown_row(line) for line in (head, ["---"] * len(head), *rows)]
 
 
 def _words(values: Sequence[Any] | None) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from avalanche_peftcl.checkpoint import read_checkpoint
 from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.console import plain
 from avalanche_peftcl.control import how_to_stop
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.identity import check_identity, settings_of, versions_of
@@ -137,9 +137,9 @@ def run_sweep(
 
 def summary(config: RunConfig, outcomes: list[Outcome]) -> Table:
     """Return the numbers of each seed, their mean and standard deviation."""
-    table = Table(title=Text(f"{config.strategy.name} on {config.benchmark.name}, in %"))
+    table = Table(title=plain(f"{config.strategy.name} on {config.benchmark.name}, in %"))
     for name in ("seed", *_NUMBERS):
-        table.add_column(Text(name), justify="right")
+        table.add_column(plain(name), justify="right")
     for outcome in outcomes:
         metrics = outcome.metrics
         cells = ["failed", *[""] * (len(_NUMBERS) - 1)]
@@ -312,4 +312,4 @@ def _spread(values: list[float | None]) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
+    console.print(plain(text, lines=True), soft_wrap=True)

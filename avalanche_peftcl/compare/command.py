@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from avalanche_peftcl.compare.comparison import Comparison, compare_runs
 from avalanche_peftcl.compare.render import (
@@ -13,6 +12,7 @@ from avalanche_peftcl.compare.render import (
     markdown_tables,
     terminal_tables,
 )
+from avalanche_peftcl.console import plain
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import write_file
 
@@ -66,7 +66,7 @@ def compare_and_show(
     console.print(terminal_tables(comparison))
     for name, path in wanted.items():
         _replace(path, WRITERS[name](comparison))
-        console.print(Text(f"{name}: {path}"))
+        console.print(plain(f"{name}: {path}"))
     return comparison
 
 

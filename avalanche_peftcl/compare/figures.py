@@ -16,6 +16,7 @@ from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import QUANTITIES, Method
 from avalanche_peftcl.compare.sheets import Scale, Sheet, cell, scale_of
 from avalanche_peftcl.compare.statistics import Estimate
+from avalanche_peftcl.escaping import visible
 
 SERIES = 8  # colours, and signs that go with them
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
@@ -313,4 +314,4 @@ def _seeds(method: Method) -> str:
 
 def _label(method: Method) -> str:
     """Return the label as text of a plot, where signs of HTML and of templates mean nothing."""
-    return escape(method.label).replace("%{", "% {")
+    return escape(visible(method.label)).replace("%{", "% {")

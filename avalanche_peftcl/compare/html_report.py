@@ -30,6 +30,7 @@ from avalanche_peftcl.compare.methods import Method
 from avalanche_peftcl.compare.protocol import protocol_of
 from avalanche_peftcl.compare.records import Run
 from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
+from avalanche_peftcl.escaping import visible
 from avalanche_peftcl.settings import dump_settings
 
 _FEW = 20  # quoted rows that are shown unfolded
@@ -253,13 +254,13 @@ def _settings(method: Method) -> str:
     config = method.runs[0].metrics.config.model_dump(mode="json")
     return (
         f"<details><summary>Settings of {_text(method.label)}, seed {method.seeds[0]}</summary>"
-        f"<pre>{escape(dump_settings(config))}</pre></details>"
+        f"<pre>{escape(visible(dump_settings(config), lines=True))}</pre></details>"
     )
 
 
 def _text(text: str) -> str:
     """Return text as HTML shows it, no line break before a percent sign."""
-    return escape(text).replace(" %", "\u00a0%")
+    return escape(visible(text)).replace(" %", "\u00a0%")
 
 
 def _value(value: Any) -> str:

@@ -3,15 +3,18 @@
 import csv
 import io
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import QUANTITIES
 from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
+from avalanche_peftcl.console import plain
+from avalanche_peftcl.escaping import csv_row, markdown, markdown_row, visible
 
 _COLUMNS = (
     "source",
@@ -45,38 +48,37 @@ def terminal_tables(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
     for sheet in _sheets(comparison):
         table = Table(
-            title=Text(sheet.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+            title=plain(sheet.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
         )
         for i, column in enumerate(sheet.columns):
-            table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
+            table.add_column(plain(column), justify="right" if i else "left", overflow="fold")
         for row in sheet.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*map(plain, row))
         if sheet.quoted:
             table.add_section()
             for row in sheet.quoted:
-                table.add_row(*map(Text, row), style="italic")
-        parts += [table, *map(Text, (*sheet.notes, *sheet.sources)), Text("")]
-    return Group(*parts, *map(Text, left_out_lines(comparison)))
+                table.add_row(*map(plain, row), style="italic")
+        parts += [table, *map(plain, (*sheet.notes, *sheet.sources)), plain("")]
+    return Group(*parts, *map(plain, left_out_lines(comparison)))
 
 
 def markdown_tables(comparison: Comparison) -> str:
     """Return the tables as Markdown."""
     lines: list[str] = []
     for sheet in _sheets(comparison):
-        rows = [tuple(map(_star, row)) for row in sheet.rows]
-        rows += [tuple(f"*{_star(cell)}*" for cell in row) for row in sheet.quoted]
         lines += [
-            f"## {sheet.title}",
+            f"## {markdown(sheet.title)}",
             "",
-            _markdown_line(sheet.columns),
-            _markdown_line([":---", *["---:"] * (len(sheet.columns) - 1)]),
-            *map(_markdown_line, rows),
+            markdown_row(sheet.columns),
+            markdown_row([":---", *["---:"] * (len(sheet.columns) - 1)]),
+            *map(markdown_row, sheet.rows),
+            *(markdown_row(row, emphasis=True) for row in sheet.quoted),
             "",
-            *(line for note in (*sheet.notes, *sheet.sources) for line in (_star(note), "")),
+            *(line for note in (*sheet.notes, *sheet.sources) for line in (markdown(note), "")),
         ]
     left = left_out_lines(comparison)
     if left:
-        lines += ["## Left out", "", *(f"- {_star(line)}" for line in left), ""]
+        lines += ["## Left out", "", *(f"- {markdown(line)}" for line in left), ""]
     return "\n".join(lines)
 
 
@@ -104,7 +106,7 @@ def latex_tables(comparison: Comparison) -> str:
         lines += [r"\bottomrule", r"\end{tabular}"]
         lines += [rf"\par\footnotesize {_latex(note)}" for note in (*sheet.notes, *sheet.sources)]
         lines += [r"\end{table}", ""]
-    lines += [f"% left out: {' '.join(line.split())}" for line in left_out_lines(comparison)]
+    lines += [f"% left out: {visible(line)}" for line in left_out_lines(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -115,11 +117,16 @@ def csv_table(comparison: Comparison) -> str:
     ``unit`` (fractions and seconds), ``seeds`` (separated by spaces), ``count``, ``mean``,
     ``standard_deviation``, ``confidence_half_width``, ``t``, ``p``, ``p_holm``, ``note``. Of a
     quoted number the definition of its spread is in ``note``. A test has the ``source``
-    ``"paired test"``, two methods, and the numbers of their difference on the seeds of both.
+    ``"paired test"``, two methods, and the numbers of their difference on the seeds of both. Text
+    that a spreadsheet would take for a formula has an apostrophe in front.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+
+    def write(cells: Sequence[Any]) -> None:
+        writer.writerow(csv_row(cells))
+
+    write(_COLUMNS)
     note = "; ".join(f"protocols differ in {difference}" for difference in comparison.differences)
     for method in comparison.methods:
         seeds = " ".join(map(str, method.seeds))
@@ -131,7 +138,7 @@ def csv_table(comparison: Comparison) -> str:
                 else [found.mean, found.standard_deviation, found.half_width]
             )
             row = ["own", method.label, quantity.key, quantity.unit, seeds, len(method.runs)]
-            writer.writerow([*row, *numbers, None, None, None, note])
+            write([*row, *numbers, None, None, None, note])
     for test in comparison.tests:
         result, quantity = test.result, test.quantity
         both = test.first.by_seed(quantity).keys() & test.second.by_seed(quantity).keys()
@@ -144,28 +151,19 @@ def csv_table(comparison: Comparison) -> str:
             else [found.mean, found.standard_deviation, found.half_width]
         )
         why = "; ".join(filter(None, [result.reason, note]))
-        writer.writerow([*row, result.statistic, result.p_value, test.corrected, why])
+        write([*row, result.statistic, result.p_value, test.corrected, why])
     for one in comparison.quoted or ():
         for key, (value, spread) in one.values.items():
             said = [one.definitions[key].definition, one.table.spread or "", one.table.note or ""]
             row = [one.table.source, one.method, key, "fraction", None, None, f"{value:.4f}"]
             deviation = None if spread is None else f"{spread:.4f}"
             told = "; ".join(filter(None, ["quoted", one.stream.title, *said]))
-            writer.writerow([*row, deviation, *[None] * 4, told])
+            write([*row, deviation, *[None] * 4, told])
     return text.getvalue()
 
 
 def _sheets(comparison: Comparison) -> tuple[Sheet, ...]:
     return results_sheet(comparison), pairs_sheet(comparison)
-
-
-def _markdown_line(cells: tuple[str, ...] | list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _star(text: str) -> str:
-    """Return text in which Markdown reads no emphasis, link, tag or code."""
-    return re.sub(r"([\\`*\[\]<>]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def _latex_line(cells: tuple[str, ...]) -> str:
@@ -175,4 +173,4 @@ def _latex_line(cells: tuple[str, ...]) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    return "".join(_LATEX.get(sign, sign) for sign in visible(text))
