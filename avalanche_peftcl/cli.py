@@ -22,8 +22,10 @@ from avalanche_peftcl.errors import (
 from avalanche_peftcl.escaping import visible
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.signals import Terminated, termination_raised
+from avalanche_peftcl.wording import clip
 
 _PLAIN = (PluginLoadWarning, CheckpointWarning, DivergenceWarning)  # told in one line
+_LONGEST = 20_000  # letters of a message
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
 
 
@@ -51,7 +53,7 @@ class _Group(TyperGroup):
             except BrokenPipeError:
                 raise
             except (PEFTCLError, OSError) as error:
-                complain("error", str(error), "red")
+                complain("error", clip(str(error), _LONGEST), "red")
                 raise typer.Exit(2) from None
             except KeyboardInterrupt as stop:
                 told = "; ".join(getattr(stop, "__notes__", [])) or (

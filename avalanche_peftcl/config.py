@@ -1,13 +1,12 @@
 """The configuration of one run: a YAML file and ``key=value`` overrides, checked key by key.
 
 Paths, such as ``output`` or a component's ``root`` and ``checkpoint``, are relative to the working
-directory, not to the YAML file.
+directory, not to the YAML file; a leading ``~`` is the home folder.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,9 +21,11 @@ from pydantic import (
 )
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.settings import check_plain, override_setting, read_settings, show
+from avalanche_peftcl.settings import check_plain, override_setting, read_settings
+from avalanche_peftcl.wording import clip, did_you_mean, join, show
 
 _MOST_AT_A_TIME = 1024  # threads or processes; with millions torch ends without a message
+_MOST_TOLD = 20  # problems in one message
 _SEEDS = re.compile(r"\s*[0-9]{1,10}\s*(,\s*[0-9]{1,10}\s*)*")
 
 
@@ -59,14 +60,17 @@ class ComponentConfig(BaseModel):
 def _output(value: object) -> object:
     if not isinstance(value, str | Path) or not str(value).strip():
         raise ValueError("must name a folder")
-    return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"must name a folder; {error}") from error
 
 
 def _each_once(seeds: list[int]) -> list[int]:
     if not seeds:
         raise ValueError("must name a seed, such as [0, 1, 2]")
     if twice := sorted(seed for seed, count in Counter(seeds).items() if count > 1):
-        raise ValueError(f"must not name a seed twice: {', '.join(map(str, twice))}")
+        raise ValueError(f"must not name a seed twice: {join(map(str, twice))}")
     return seeds
 
 
@@ -77,7 +81,8 @@ class RunConfig(BaseModel):
     """Everything that one run depends on.
 
     Args:
-        output: Folder that the run record is written to, relative to the working directory.
+        output: Folder that the run record is written to, relative to the working directory; ``~``
+            is the home folder.
         seed: Seed of every random number generator, and of the benchmark unless it has its own.
         seeds: Several seeds instead, one run each, see :func:`~avalanche_peftcl.sweep.run_sweep`;
             the record of a run does not hold them.
@@ -132,8 +137,8 @@ class RunConfig(BaseModel):
     def _one_or_several(self) -> "RunConfig":
         if self.seeds is not None and "seed" in self.model_fields_set:
             raise ValueError(
-                f"both seed and seeds are given ({self.seed} and {self.seeds}); leave one out "
-                "(seeds=null runs one seed)"
+                f"both seed and seeds are given ({self.seed} and {show(self.seeds)}); leave one "
+                "out (seeds=null runs one seed)"
             )
         return self
 
@@ -185,7 +190,9 @@ def load_config(
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        problems = dict.fromkeys(_problem(details) for details in error.errors())
+        found = error.errors(include_url=False)
+        problems = list(dict.fromkeys(_problem(details) for details in found[:_MOST_TOLD]))
+        problems += [f"and {len(found) - _MOST_TOLD} more"] if len(found) > _MOST_TOLD else []
         raise ConfigError(f"{path}: " + "\n".join(problems)) from error
 
 
@@ -209,14 +216,13 @@ def parse_seeds(text: str) -> list[int]:
 def _problem(details: Any) -> str:
     """Say one of pydantic's errors in plain words, with the full path of the key."""
     location = [str(part) for part in details["loc"]]
-    path, kind, given = ".".join(location), details["type"], show(details["input"])
+    path, kind, given = clip(".".join(location), 200), details["type"], show(details["input"])
     if not location:
         return str(details["msg"].removeprefix("Value error, "))
     if kind == "extra_forbidden":
         keys = list(RunConfig.model_fields)
-        near = get_close_matches(location[-1], keys, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        return f"unknown key {path!r}{hint} The keys are {', '.join(keys)}"
+        near = did_you_mean(location[-1], keys)
+        return f"unknown key {path!r}{near}; the keys are {', '.join(keys)}"
     if kind == "missing":
         return f"the key {path!r} is missing"
     if kind in ("model_type", "model_attributes_type"):

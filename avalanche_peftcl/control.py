@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from avalanche_peftcl.errors import DataError
+from avalanche_peftcl.training.rng import random_state, set_random_state
 
 
 def seed_all(seed: int) -> None:
@@ -25,13 +26,12 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def controlled(seed: int, device: torch.device, threads: int | None) -> Iterator[None]:
     """Seed the global generators, set threads and determinism; put all back in the end."""
-    cuda = device.type == "cuda"
-    if cuda:  # read once, when CUDA starts; needed for the same numbers twice
+    if device.type == "cuda":  # read once, when CUDA starts; needed for the same numbers twice
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    python, numpy, before = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    generators, before = random_state(device), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(devices=[device] if cuda else []), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.showwarning = _without_deprecations(warnings.showwarning)
         try:
             seed_all(seed)
@@ -39,8 +39,7 @@ def controlled(seed: int, device: torch.device, threads: int | None) -> Iterator
             torch.use_deterministic_algorithms(True, warn_only=True)
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+            set_random_state(generators, device)
             torch.set_num_threads(before)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 

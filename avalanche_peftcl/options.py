@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
@@ -139,11 +140,16 @@ class Schema:
             raise ConfigError(
                 f"the signature of {self.title} cannot be read: {say(error)}"
             ) from error
-        converted = dict(values)
+        converted, homeless = dict(values), []
         for index, name in enumerate(self.options):
             if name in values:
                 converted[name] = getattr(checked, f"option_{index}")
-        return converted, [
+                if _takes_path(self.options[name].annotation):
+                    try:
+                        converted[name] = _expanded(converted[name])
+                    except RuntimeError as failed:
+                        homeless.append(f"option {name!r}: {failed}, got {show(values[name])}")
+        return converted, homeless + [
             f"option {name!r} should be {_type(self.options[name].annotation)}, got {show(value)}"
             for name, value in values.items()
             if _scalar(value) and _scalar(converted[name]) not in (None, _scalar(value))
@@ -168,6 +174,22 @@ def _resolved(
     holder = types.SimpleNamespace(__annotations__=written)
     hints = typing.get_type_hints(holder, globalns=scope, include_extras=True)
     return {k: p.replace(annotation=hints.get(k, p.empty)) for k, p in parameters.items()}
+
+
+def _takes_path(annotation: Any) -> bool:
+    arguments = typing.get_args(annotation)
+    return any(map(_takes_path, arguments)) or (
+        isinstance(annotation, type) and issubclass(annotation, PurePath)
+    )
+
+
+def _expanded(value: Any) -> Any:
+    """Return paths, alone or in a list, with the home folder for a leading ``~``."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(Path(value).expanduser())
+    return value
 
 
 def _scalar(value: Any) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 from avalanche_peftcl.config import ComponentConfig, RunConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import Registry
+from avalanche_peftcl.wording import show
 
 _HOST = "avalanche_peftcl.training.plugins.host"
 _WITHOUT_TASK_LABELS = (f"{_HOST}:ewc", f"{_HOST}:lwf")
@@ -32,7 +33,7 @@ def seed_benchmark(config: RunConfig, registry: Registry) -> RunConfig:
     """
     if config.seeds is not None:
         raise ConfigError(
-            f"the configuration names several seeds, {config.seeds}, one run each: use "
+            f"the configuration names several seeds, {show(config.seeds)}, one run each: use "
             "avalanche_peftcl.sweep.run_sweep, or run one of them, config.for_seed(...)"
         )
     options = registry.options("benchmark", config.benchmark.name)

@@ -1,17 +1,15 @@
 """Settings as text: YAML in and out, ``key=value`` overrides, and nothing but plain values."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.wording import clip, show
+from avalanche_peftcl.yaml_text import MAX_DEPTH, MAX_VALUES, parse_yaml, write_yaml
 
-_MAX_VALUES = 100_000
-_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_LONGEST = 2**20  # letters of a file; the longest that anyone writes has some thousands
 
 
 def read_settings(path: Path) -> Any:
@@ -25,7 +23,7 @@ def read_settings(path: Path) -> Any:
         Traceback (most recent call last):
         avalanche_peftcl.errors.ConfigError: there is no file no/such.yaml in the working directory
     """
-    return _parse(_read(path), str(path))
+    return parse_yaml(_read(path), str(path))
 
 
 def override_setting(settings: dict[str, Any], override: str) -> None:
@@ -45,16 +43,16 @@ def override_setting(settings: dict[str, Any], override: str) -> None:
     keys = dotted.strip().split(".")
     if not sign or not all(keys):
         raise ConfigError(
-            f"the override {override!r} is not of the form key=value, such as strategy.lr=0.1"
+            f"the override {show(override)} is not of the form key=value, such as strategy.lr=0.1"
         )
-    value, here = _parse(text, f"the value of the override {override!r}"), settings
+    value, here = parse_yaml(text, f"the value of the override {show(override)}"), settings
     for depth, key in enumerate(keys):
         path, last = ".".join(keys[:depth]), depth == len(keys) - 1
         if isinstance(here, list):
             if not key.isdecimal() or int(key) >= len(here):
                 raise ConfigError(
-                    f"the override {override!r} names {key!r} in {path}, a list of {len(here)}; "
-                    "give the number of an entry, counted from 0"
+                    f"the override {show(override)} names {show(key)} in {clip(path, 200)}, a list "
+                    f"of {len(here)}; give the number of an entry, counted from 0"
                 )
             index: Any = int(key)
         elif isinstance(here, dict):
@@ -63,7 +61,8 @@ def override_setting(settings: dict[str, Any], override: str) -> None:
                 here[key] = {}
         else:
             raise ConfigError(
-                f"the override {override!r} goes into {path}, which is {show(here)}, not a mapping"
+                f"the override {show(override)} goes into {clip(path, 200)}, which is "
+                f"{show(here)}, not a mapping"
             )
         if last:
             here[index] = value
@@ -78,14 +77,14 @@ def check_plain(settings: Any) -> None:
         ConfigError: With the path of the first such value.
     """
     stack: list[tuple[Any, tuple[str, ...], tuple[int, ...]]] = [(settings, (), ())]
-    for _ in range(_MAX_VALUES):
+    for _ in range(MAX_VALUES):
         if not stack:
             return
         value, path, above = stack.pop()
-        where = ".".join(path) or "the file"
+        where = clip(".".join(path), 200) or "the file"
         if isinstance(value, dict | list):
-            if id(value) in above or len(above) > 50:
-                raise ConfigError(f"{where[:200]} contains itself or is nested too deeply")
+            if id(value) in above or len(above) > MAX_DEPTH:
+                raise ConfigError(f"{where} contains itself or is nested too deeply")
             items: Iterable[tuple[Any, Any]] = (
                 value.items() if isinstance(value, dict) else enumerate(value)
             )
@@ -105,25 +104,11 @@ def check_plain(settings: Any) -> None:
                 f"{where} is a {type(value).__name__}: {show(value)}; allowed are text, numbers, "
                 "true, false, null, lists and mappings. Quote it if text is meant"
             )
-    raise ConfigError(f"the settings hold more than {_MAX_VALUES} values")
+    raise ConfigError(f"the settings hold more than {MAX_VALUES} values")
 
 
 def _printable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def show(value: object) -> str:
-    """Return ``repr(value)``, short.
-
-    Example:
-        >>> show("x" * 100)[-6:]
-        'xxx...'
-    """
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number too long to print; a list within itself
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def dump_settings(settings: Mapping[str, Any]) -> str:
@@ -138,44 +123,13 @@ def dump_settings(settings: Mapping[str, Any]) -> str:
         backbone:
           name: vit_glyph
     """
-    return yaml.dump(
-        dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6
-    )
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses a key given twice and reads ``1e-3`` as a number."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line, name = key.start_mark.line + 1, (key.tag, key.value)
-            if name in lines:
-                raise ConfigError(
-                    f"the key {key.value!r} is given twice, in lines {lines[name]} and {line}; "
-                    "keep one"
-                )
-            lines[name] = line
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, with numbers as :class:`_Loader` reads them and no anchors."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    return write_yaml(settings)
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
     except FileNotFoundError as error:
         where = "" if path.is_absolute() else " in the working directory"
         raise ConfigError(f"there is no file {path}{where}") from error
@@ -183,18 +137,6 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path} is not a text file in UTF-8") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{where} is not valid YAML: {error.problem}{line}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where} is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, OverflowError, TypeError, LookupError) as error:
-        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{path} is longer than any configuration: over {_LONGEST} letters")
+    return text

@@ -114,7 +114,9 @@ def omniglot(root: Path) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]
         if f"{alphabet}/{folder.name}" in OMNIGLOT_LIKE_A_DIGIT:
             continue
         files = sorted(folder.glob("*.png"))
-        images = [fit(ImageOps.invert(Image.open(file).convert("L"))) for file in files]
+        images = [
+            fit(ImageOps.invert(Image.open(file, formats=("PNG",)).convert("L"))) for file in files
+        ]
         if alphabet == HELD_OUT_ALPHABET:
             held_out.append(images)
         else:

@@ -10,21 +10,44 @@ from pydantic import Field
 from avalanche_peftcl.benchmarks.classic import folder_names
 from avalanche_peftcl.benchmarks.datasets import ImageFiles
 from avalanche_peftcl.benchmarks.download import Download, Loaded
+from avalanche_peftcl.benchmarks.plain_pickle import read_plain
 from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
 from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
-from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
 
 _IMAGES = "core50_128x128"
 _EXPERIENCES = 10
 
 
+class _Files(CORe50Dataset):
+    """The host's data set, whose pickles are read as data; it writes no lists of its own."""
+
+    def _load_metadata(self) -> bool:
+        files = [self.root / f"{name}.pkl" for name in ("paths", "labels", "LUP")]
+        if not (self.root / _IMAGES).is_dir() or not all(file.is_file() for file in files):
+            return False
+        paths, labels, places = map(read_plain, files)
+        # any run of the scenario of new instances has all images; its last batch is the test
+        labels, places = labels["ni"][0], places["ni"][0]
+        targets = [label for batch in labels for label in batch]
+        chosen = [i for batch in places[:-1] for i in batch] if self.train else places[-1]
+        self.paths = [_below(str(paths[i])) for i in chosen]
+        self.targets = [int(targets[i]) for i in chosen]
+        return True
+
+
+def _below(path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise DataError(f"paths.pkl names {path!r}, which is not below {_IMAGES}")
+    return path
+
+
 def _load(root: Path, train: bool, download: bool) -> Loaded:
-    dataset = CORe50Dataset(root, train=train, download=download)
+    dataset = _Files(root, train=train, download=download)
     paths = [root / _IMAGES / path for path in dataset.paths]
-    labels = [int(label) for label in dataset.targets]
-    return ImageFiles(paths, labels, root=root), folder_names(paths, labels)
+    return ImageFiles(paths, dataset.targets, root=root), folder_names(paths, dataset.targets)
 
 
 CORE50_FILES = Download(
@@ -32,10 +55,7 @@ CORE50_FILES = Download(
     "CORe50",
     _load,
     folder="core50",
-    files=(
-        "the folder core50_128x128, the folders of batches_filelists.zip, paths.pkl, LUP.pkl, "
-        "labels.pkl and labels2names.pkl"
-    ),
+    files="the folder core50_128x128, paths.pkl, LUP.pkl and labels.pkl",
     default_experiences=_EXPERIENCES,
 )
 

@@ -10,8 +10,9 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.supervised import JointTraining
 from torch import Tensor
 
-from avalanche_peftcl.functional import accuracy_matrix as functional
+from avalanche_peftcl.evaluation.running_matrix import RunningMatrix
 from avalanche_peftcl.functional.finite import check_decided, undecided
+from avalanche_peftcl.functional.matrix_vectors import mean
 
 Summary = dict[str, float | list[float | None] | None]
 
@@ -29,11 +30,6 @@ class AccuracyMatrix(PluginMetric[Summary]):
 
     Args:
         stream_name: The stream whose evaluations are recorded; others are left alone.
-
-    Attributes:
-        matrix: ``(T, T)``, float64, fractions; ``nan`` where not evaluated.
-        counts: Test images of each experience, ``(T,)``, int64; 0 where there are none.
-        baseline: Accuracies before any training, ``(T,)``, float64; ``nan`` where not evaluated.
 
     Raises:
         NotFiniteError: In evaluation, if the outputs for an image are not finite numbers: that is
@@ -58,28 +54,63 @@ class AccuracyMatrix(PluginMetric[Summary]):
 
     def reset(self) -> None:
         """Forget the run."""
-        self.matrix = torch.empty(0, 0, dtype=torch.float64)
-        self.counts = torch.empty(0, dtype=torch.int64)
-        self.baseline = torch.empty(0, dtype=torch.float64)
+        self._running = RunningMatrix()
+        self._counted = 0  # columns whose number of images was asked for
+        self.kept_elsewhere = 0
+        """So many rows, from the first, are kept by the run's record: left out of the state."""
         self._row: int | None = None  # of the experience last trained
         self._correct: Tensor | int = 0
         self._undecided = torch.tensor(0)
         self._total = 0
         self._recorded = False  # anything, since before_eval
 
+    @property
+    def matrix(self) -> Tensor:
+        """``(T, T)``, float64, fractions; ``nan`` where not evaluated."""
+        return self._running.matrix
+
+    @property
+    def counts(self) -> Tensor:
+        """Test images of each experience, ``(T,)``, int64; 0 where there are none."""
+        return self._running.counts
+
+    @property
+    def baseline(self) -> Tensor:
+        """Accuracies before any training, ``(T,)``, float64; ``nan`` where not evaluated."""
+        return self._running.baseline
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what is recorded."""
+        """Return what is recorded, without the rows that are kept elsewhere."""
+        first = self.kept_elsewhere
         return {
-            "matrix": self.matrix,
-            "counts": self.counts,
-            "baseline": self.baseline,
+            "size": len(self._running),
+            "first": first,
+            "rows": self.matrix[first : self._running.recorded].clone(),
+            "counts": self.counts.clone(),
+            "baseline": self.baseline.clone(),
             "row": self._row,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.matrix, self.counts = state["matrix"].clone(), state["counts"].clone()
-        self.baseline, self._row = state["baseline"].clone(), state["row"]
+        """Take over what :meth:`state_dict` returned; rows kept elsewhere stay as they are."""
+        earlier = self.matrix[: state["first"]].clone()
+        self._running = RunningMatrix()
+        self._running.grow(state["size"])
+        self._running.counts.copy_(state["counts"])
+        self._running.baseline.copy_(state["baseline"])
+        self._running.fill(0, earlier)
+        self._running.fill(state["first"], state["rows"])
+        self._row, self._counted, self.kept_elsewhere = state["row"], 0, state["first"]
+
+    def keep_elsewhere(self, rows: Tensor | int) -> None:
+        """Leave rows out of the state, from the first, which the run's record keeps.
+
+        Args:
+            rows: How many; or the rows themselves, ``(N, T)``, as read from there.
+        """
+        if isinstance(rows, Tensor):
+            self._running.fill(0, rows)
+        self.kept_elsewhere = rows if isinstance(rows, int) else len(rows)
 
     def record(self, row: int | None, column: int, *, correct: int, total: int) -> None:
         """Enter the result on one test experience.
@@ -90,13 +121,7 @@ class AccuracyMatrix(PluginMetric[Summary]):
             correct: Images predicted right.
             total: Images.
         """
-        self._grow(max(column, -1 if row is None else row) + 1)
-        accuracy = correct / total if total else math.nan
-        self.counts[column] = total
-        if row is None:
-            self.baseline[column] = accuracy
-        else:
-            self.matrix[row, column] = accuracy
+        self._running.record(row, column, correct=correct, total=total)
 
     def summary(self) -> Summary:
         """Return all derived numbers.
@@ -107,23 +132,21 @@ class AccuracyMatrix(PluginMetric[Summary]):
             ``average_incremental_accuracy`` is the mean of the curve. ``per_task`` is the final
             row: one value a task or, if experiences are domains, a domain.
         """
-        matrix, counts = self.matrix, self.counts
-        row = functional.final_row(matrix)
+        vectors, curve = self._running.vectors(), self._running.curve()
         scalars = {
-            "average_accuracy": functional.average_accuracy(matrix),
-            "average_incremental_accuracy": functional.average_incremental_accuracy(matrix, counts),
-            "last_accuracy": functional.last_accuracy(matrix, counts),
-            "forgetting": functional.forgetting(matrix),
-            "clipped_forgetting": functional.clipped_forgetting(matrix),
-            "backward_transfer": functional.backward_transfer(matrix),
-            "forward_transfer": functional.forward_transfer(matrix, self.baseline),
-            "learning_accuracy": functional.learning_accuracy(matrix),
+            "average_accuracy": vectors.average_accuracy(),
+            "average_incremental_accuracy": mean(torch.tensor(curve, dtype=torch.float64)),
+            "last_accuracy": curve[-1] if curve else math.nan,
+            "forgetting": vectors.forgetting(),
+            "clipped_forgetting": vectors.clipped_forgetting(),
+            "backward_transfer": vectors.backward_transfer(),
+            "forward_transfer": vectors.forward_transfer(self.baseline),
+            "learning_accuracy": vectors.learning_accuracy(),
         }
-        curve = functional.accuracy_curve(matrix, counts)[: len(row)]
         return {
             **{name: _defined(value) for name, value in scalars.items()},
-            "accuracy_curve": [_defined(value) for value in curve.tolist()],
-            "per_task": [_defined(value) for value in row.tolist()],
+            "accuracy_curve": [_defined(value) for value in curve],
+            "per_task": [_defined(value) for value in vectors.final.tolist()],
         }
 
     def result(self) -> Summary:
@@ -134,7 +157,7 @@ class AccuracyMatrix(PluginMetric[Summary]):
         """Note the row; the length of the stream, where known, is the size of the matrix."""
         experience = trained_experience(strategy)
         self._row = int(experience.current_experience)
-        self._grow(max(self._row + 1, _length(full_stream(experience))))
+        self._running.grow(max(self._row + 1, _length(full_stream(experience))))
 
     def before_eval(self, strategy: Any) -> None:
         """Begin an evaluation."""
@@ -146,10 +169,11 @@ class AccuracyMatrix(PluginMetric[Summary]):
         if not self._is_ours(strategy):
             return
         stream = full_stream(strategy.experience)
-        self._grow(_length(stream))
-        for column in range(_length(stream)):
+        self._running.grow(_length(stream))
+        for column in range(self._counted, _length(stream)):  # once, not at every experience
             if not self.counts[column]:
-                self.counts[column] = len(stream[column].dataset)
+                self._running.count(column, len(stream[column].dataset))
+        self._counted = max(self._counted, _length(stream))
 
     def after_eval_iteration(self, strategy: Any) -> None:
         """Count a minibatch; the sum stays on the device."""
@@ -187,14 +211,6 @@ class AccuracyMatrix(PluginMetric[Summary]):
 
     def _is_ours(self, strategy: Any) -> bool:
         return bool(strategy.experience.origin_stream.name == self.stream_name)
-
-    def _grow(self, size: int) -> None:
-        more = size - len(self.matrix)
-        if more > 0:
-            pad = torch.nn.functional.pad
-            self.matrix = pad(self.matrix, (0, more, 0, more), value=math.nan)
-            self.baseline = pad(self.baseline, (0, more), value=math.nan)
-            self.counts = pad(self.counts, (0, more))
 
 
 def accuracy_matrix_metrics() -> AccuracyMatrix:

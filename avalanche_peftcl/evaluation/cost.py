@@ -164,6 +164,8 @@ class CostMetric(PluginMetric[Summary]):
         """Book the time since the last lap on the innermost clock."""
         if strategy.device.type == "cuda":
             torch.cuda.synchronize(strategy.device)
+        elif strategy.device.type == "mps":
+            torch.mps.synchronize()
         now = time.perf_counter()
         if self._running:
             seconds, row = self._running[-1]

@@ -9,10 +9,15 @@ so it describes an unfinished run up to now. It is ``nan`` where a value that it
 nothing is averaged over what happens to be there.
 """
 
-import math
-
 import torch
 from torch import Tensor
+
+from avalanche_peftcl.functional.matrix_vectors import (
+    MatrixVectors,
+    matrix_vectors,
+    mean,
+    seen_accuracy,
+)
 
 
 def accuracy_curve(matrix: Tensor, counts: Tensor) -> Tensor:
@@ -49,9 +54,8 @@ def accuracy_curve(matrix: Tensor, counts: Tensor) -> Tensor:
             f"counts must be {len(matrix)} numbers of test images, one a column of the accuracy "
             f"matrix and none negative, not {counts.tolist()}"
         )
-    weights = counts.to(matrix).expand_as(matrix).tril()  # (T, T)
-    values = torch.where(weights > 0, matrix, 0.0)
-    return (weights * values).sum(1) / weights.sum(1)
+    points = [seen_accuracy(row[: t + 1], counts[: t + 1]) for t, row in enumerate(matrix)]
+    return torch.tensor(points, dtype=torch.float64)
 
 
 def average_incremental_accuracy(matrix: Tensor, counts: Tensor) -> float:
@@ -77,7 +81,7 @@ def average_incremental_accuracy(matrix: Tensor, counts: Tensor) -> float:
         >>> round(average_incremental_accuracy(R, torch.tensor([100, 200])), 4)
         0.8
     """
-    return _mean(accuracy_curve(matrix, counts)[: _trained(matrix)])
+    return mean(accuracy_curve(matrix, counts)[: _trained(matrix)])
 
 
 def last_accuracy(matrix: Tensor, counts: Tensor) -> float:
@@ -101,7 +105,7 @@ def last_accuracy(matrix: Tensor, counts: Tensor) -> float:
         >>> round(last_accuracy(R, torch.tensor([100, 200])), 4)
         0.7
     """
-    return _mean(accuracy_curve(matrix, counts)[: _trained(matrix)][-1:])
+    return mean(accuracy_curve(matrix, counts)[: _trained(matrix)][-1:])
 
 
 def average_accuracy(matrix: Tensor) -> float:
@@ -127,7 +131,7 @@ def average_accuracy(matrix: Tensor) -> float:
         >>> round(average_accuracy(torch.tensor([[0.9, torch.nan], [0.5, 0.8]])), 4)
         0.65
     """
-    return _mean(final_row(matrix))
+    return _vectors(matrix).average_accuracy()
 
 
 def forgetting(matrix: Tensor) -> float:
@@ -156,13 +160,7 @@ def forgetting(matrix: Tensor) -> float:
         >>> round(forgetting(R), 4)
         0.2
     """
-    seen = _seen(matrix)
-    earlier = seen[:-1, :-1]
-    if not len(earlier):
-        return math.nan
-    above = torch.ones_like(earlier, dtype=torch.bool).triu(1)
-    best = earlier.masked_fill(above, -math.inf).amax(0)  # (K - 1,); amax keeps nan
-    return _mean(best - seen[-1, :-1])
+    return _vectors(matrix).forgetting()
 
 
 def clipped_forgetting(matrix: Tensor) -> float:
@@ -189,8 +187,7 @@ def clipped_forgetting(matrix: Tensor) -> float:
         >>> round(clipped_forgetting(R), 4)
         0.1
     """
-    seen = _seen(matrix)
-    return _mean((seen.diagonal() - seen[-1:])[:, :-1].clamp(min=0).flatten())
+    return _vectors(matrix).clipped_forgetting()
 
 
 def backward_transfer(matrix: Tensor) -> float:
@@ -215,8 +212,7 @@ def backward_transfer(matrix: Tensor) -> float:
         >>> round(backward_transfer(torch.tensor([[0.9, torch.nan], [0.5, 0.8]])), 4)
         -0.4
     """
-    seen = _seen(matrix)
-    return _mean((seen[-1:] - seen.diagonal())[:, :-1].flatten())
+    return _vectors(matrix).backward_transfer()
 
 
 def forward_transfer(matrix: Tensor, baseline: Tensor) -> float:
@@ -243,13 +239,13 @@ def forward_transfer(matrix: Tensor, baseline: Tensor) -> float:
         >>> round(forward_transfer(R, torch.tensor([0.1, 0.1])), 4)
         0.2
     """
-    seen = _seen(matrix)
+    vectors = _vectors(matrix)
     if baseline.shape != matrix.shape[:1]:
         raise ValueError(
             f"baseline must hold {len(matrix)} accuracies, one a column of the accuracy matrix, "
             f"not shape {tuple(baseline.shape)}"
         )
-    return _mean(seen.diagonal(1) - baseline.to(seen)[1 : max(1, len(seen))])
+    return vectors.forward_transfer(baseline)
 
 
 def learning_accuracy(matrix: Tensor) -> float:
@@ -273,7 +269,7 @@ def learning_accuracy(matrix: Tensor) -> float:
         >>> round(learning_accuracy(torch.tensor([[0.9, torch.nan], [0.5, 0.8]])), 4)
         0.85
     """
-    return _mean(_seen(matrix).diagonal())
+    return _vectors(matrix).learning_accuracy()
 
 
 def final_row(matrix: Tensor) -> Tensor:
@@ -292,7 +288,7 @@ def final_row(matrix: Tensor) -> Tensor:
         >>> final_row(torch.tensor([[0.9, torch.nan], [0.5, 0.8]]))
         tensor([0.5000, 0.8000], dtype=torch.float64)
     """
-    return _seen(matrix)[-1:].flatten()
+    return _vectors(matrix).final
 
 
 def _checked(matrix: Tensor) -> Tensor:
@@ -310,12 +306,7 @@ def _trained(matrix: Tensor) -> int:
     return int(rows[-1]) + 1 if len(rows) else 0
 
 
-def _seen(matrix: Tensor) -> Tensor:
-    """Return the first ``K`` rows and columns, float64."""
+def _vectors(matrix: Tensor) -> MatrixVectors:
+    """Return the vectors of the first ``K`` rows and columns."""
     trained = _trained(matrix)
-    return matrix[:trained, :trained].double()
-
-
-def _mean(values: Tensor) -> float:
-    """Return the mean; ``nan`` of nothing."""
-    return float(values.double().mean())
+    return matrix_vectors(matrix[:trained, :trained])

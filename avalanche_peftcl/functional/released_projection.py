@@ -60,7 +60,7 @@ def released_spectrum(features: Tensor, *, components: int) -> Tensor:
     return torch.cat([values, values.new_zeros(components - len(values))])
 
 
-def released_mask(mask_size: int, spectrum: Tensor, *, threshold: float) -> int:
+def released_mask(mask_size: int | None, spectrum: Tensor, *, threshold: float) -> int:
     r"""Return how many leading coordinates the released code protects after one more task.
 
     It zeroes the gradient of the first r coordinates; it has nothing to do with old features.
@@ -68,16 +68,17 @@ def released_mask(mask_size: int, spectrum: Tensor, *, threshold: float) -> int:
     spectrum, so the energies are :math:`\sigma^4`; and since they descend, the largest directions
     of what the mask leaves are simply the next coordinates. With :math:`c_i` the share of the
     energy in the first :math:`i` coordinates, the first task protects as many as there are
-    :math:`i \ge 1` with :math:`c_i < \epsilon`; a later task adds coordinate :math:`i`, in
-    order, while :math:`c_i < \epsilon`.
+    :math:`i \ge 1` with :math:`c_i < \epsilon`; a later task adds coordinate :math:`i + 1`, in
+    order, while :math:`c_i < \epsilon`. Where the first coordinate alone holds
+    :math:`\epsilon`, the first task protects nothing, and the next one protects it.
 
     Args:
-        mask_size: The coordinates protected so far; 0 is the first task.
+        mask_size: The coordinates protected so far, which may be 0; ``None`` is the first task.
         spectrum: ``(C,)``, descending, of :func:`released_spectrum`.
         threshold: :math:`\epsilon` in ``[0, 1]``; released: 0.999 for adapters, 0.99 for LoRA.
 
     Returns:
-        The new size, from ``mask_size`` to ``C``; ``mask_size`` where the spectrum is zero.
+        The new size, from ``mask_size`` (or 0) to ``C``; as it was where the spectrum is zero.
 
     Raises:
         ValueError: If the spectrum is not one axis, or the size or threshold out of its range.
@@ -89,26 +90,27 @@ def released_mask(mask_size: int, spectrum: Tensor, *, threshold: float) -> int:
 
     Example:
         >>> spectrum = torch.tensor([8.0, 4.0, 2.0, 1.0])
-        >>> first = released_mask(0, spectrum, threshold=0.98)
+        >>> first = released_mask(None, spectrum, threshold=0.98)
         >>> first, released_mask(first, spectrum, threshold=0.98)
         (2, 3)
     """
-    if spectrum.ndim != 1 or not 0 <= mask_size <= len(spectrum):
+    held = mask_size or 0
+    if spectrum.ndim != 1 or not 0 <= held <= len(spectrum):
         raise ValueError(
-            f"mask_size must lie between 0 and the length of a spectrum (C,), not be {mask_size} "
+            f"mask_size must lie between 0 and the length of a spectrum (C,), not be {held} "
             f"for a spectrum of shape {tuple(spectrum.shape)}"
         )
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], not be {threshold}")
     energy = spectrum.double().square()
     if not energy.any():
-        return mask_size
+        return held
     share = energy.cumsum(0)
     share = share / share[-1]
-    if mask_size == 0:
+    if mask_size is None:
         return int((share < threshold).sum())
-    before = share[mask_size - 1 : -1]  # the share held before each further coordinate
-    return mask_size + int((before < threshold).sum())
+    before = torch.cat([share.new_zeros(1), share])[held:-1]  # held before each further coordinate
+    return held + int((before < threshold).sum())
 
 
 def coordinate_basis(dim: int, size: int) -> Tensor:

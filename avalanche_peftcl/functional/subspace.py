@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avalanche_peftcl.functional.precision import in_double
+
 
 def orthonormal_basis(vectors: Tensor, *, tolerance: float = 1e-6) -> Tensor:
     """Return an orthonormal basis of the span of ``vectors``, as many columns as its rank.
@@ -37,7 +39,7 @@ def orthonormal_basis(vectors: Tensor, *, tolerance: float = 1e-6) -> Tensor:
         raise ValueError(f"vectors must be a (D, C) matrix, not of shape {tuple(vectors.shape)}")
     if vectors.shape[1] == 0:
         return vectors.new_zeros(vectors.shape[0], 0)
-    left, values, _ = torch.linalg.svd(vectors.double(), full_matrices=False)
+    left, values, _ = torch.linalg.svd(in_double(vectors), full_matrices=False)
     basis: Tensor = left[:, values > tolerance * values[0]].to(vectors.dtype)
     return basis
 
@@ -55,7 +57,8 @@ def gram(features: Tensor, *, groups: int = 1) -> Tensor:
         groups: ``G``, the blocks of columns that have a Gram each, such as attention heads.
 
     Returns:
-        ``(G, D, D)`` in float64 on the device of ``features``; zeros where there are no rows.
+        ``(G, D, D)`` in float64, on the device of ``features`` if it has float64; zeros where there
+        are no rows.
 
     Raises:
         ValueError: If the last axis does not divide into ``groups``.
@@ -77,7 +80,7 @@ def gram(features: Tensor, *, groups: int = 1) -> Tensor:
         )
     width = features.shape[-1]
     rows = features.detach().reshape(features.shape[:-1].numel(), groups, width // groups)
-    rows = rows.double().transpose(0, 1)  # (G, N, D)
+    rows = in_double(rows).transpose(0, 1)  # (G, N, D)
     return rows.mT @ rows
 
 
@@ -129,7 +132,7 @@ def extend_basis(
                 [0.]]), 0.9)
     """
     _check_extension(basis, gram, threshold)
-    gram = gram.double()
+    gram = in_double(gram)
     gram = (gram + gram.mT) / 2
     total = gram.trace()
     if total <= 0:
@@ -167,7 +170,7 @@ def _check_extension(basis: Tensor, gram: Tensor, threshold: float) -> None:
             f"a basis must be float32 or float64, not {basis.dtype}: rounded further it is not "
             "orthonormal; remove_component casts it where it is used"
         )
-    overlap = basis.double().mT @ basis.double()
+    overlap = in_double(basis).mT @ in_double(basis)
     if not torch.allclose(overlap, torch.eye(*overlap.shape).to(overlap), rtol=0, atol=1e-4):
         raise ValueError(
             "the columns of the basis are not orthonormal; see orthonormal_basis, and extend a "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.models.sites import ProjectionSite, column, ones
 
 MASK_VALUE = -1000.0  # the host's logit of a class that may not be predicted
@@ -234,13 +235,12 @@ class PrototypeHead(Growing):
             counts: How many images that is, ``(K,)``.
         """
         index = list(rows)
-        old, new = self.counts[index], counts.to(self.counts.device)
+        means = in_double(self.prototypes[index])
+        old, new = self.counts[index].to(means.device), counts.to(means.device)
         total = (old + new).clamp_min(1)[:, None]
-        mean = (
-            self.prototypes[index].double() * old[:, None] + sums.to(self.counts.device)
-        ) / total
+        mean = (means * old[:, None] + sums.to(means.device)) / total
         self.prototypes[index] = mean.to(self.prototypes)
-        self.counts[index] = old + new
+        self.counts[index] = (old + new).to(self.counts)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, D)`` to ``(B, R)``; -1000 for rows without an image yet."""

@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision import transforms as tv
 from torchvision.transforms.functional import to_pil_image
 
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What Pillow may take a file for, whatever its name: formats that are decoded in this process."""
+MAX_PIXELS = 2**27
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")  # modes of Pillow with an alpha channel
 
 
@@ -19,19 +22,31 @@ def read_image(path: Path) -> Image.Image:
     """Read an image file as RGB of 8 bits a channel, as :func:`to_rgb` makes it.
 
     Args:
-        path: A file of any format that Pillow reads.
+        path: A file of one of :data:`FORMATS`, known by its content.
 
     Returns:
-        The decoded image.
+        The decoded image, of several the first.
 
     Raises:
-        DataError: If the file is missing, cannot be decoded, or has more than 8 bits a channel.
+        DataError: If the file is missing, is of another format, cannot be decoded, or has more than
+            8 bits a channel or :data:`MAX_PIXELS` pixels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             return _rgb(image, str(path))
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} cannot be decoded as an image: it is none of {', '.join(FORMATS)}; convert it "
+            "or take it out"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller or take it out"
+        ) from error
     except Exception as error:  # every decoder of Pillow raises its own kinds
         raise DataError(
             f"{path} cannot be decoded as an image ({error}); replace it or take it out"

@@ -46,7 +46,8 @@ class PEGP(PEFTTemplate):
 
     Args:
         model: Its ``branch`` is any module that states projection sites.
-        optimizer: Over the model's trainable parameters; its state is new in each stage.
+        optimizer: Over the model's trainable parameters; its state is new in each experience, of
+            recipe ``"corrected"`` in each stage.
         criterion: Classification loss, cross-entropy by default.
         recipe: ``"corrected"``: the condition of the paper on the features; ``"released"``: the
             mask that the released code computes, for adapters and LoRA.
@@ -83,7 +84,6 @@ class PEGP(PEFTTemplate):
         Recipe ``"released"``, from the release:
 
         - new rows of the head start at 0 instead of N(0, 0.001);
-        - the second stage starts with a new optimizer state (what the release does is not known);
         - the last, smaller minibatch of an epoch is trained on too; the release drops it;
         - an online stream is projected at all: with one epoch the release never does.
 
@@ -92,7 +92,10 @@ class PEGP(PEFTTemplate):
         - the basis spans token features, uncentred, instead of the first coordinates;
         - energy is counted by squared singular values of the features, not by their fourth power;
         - the step is projected, not the gradient, so that Adam and weight decay keep to it;
-        - the learnable scales, and by default the value tokens of prefixes, are protected too.
+        - the learnable scales, and by default the value tokens of prefixes, are protected too;
+        - the second stage starts with a new optimizer state: in the release one optimizer an
+          experience steps both, so the moments of the first, projected at other weights, move
+          the first steps of the second.
 
         Merging moves the weights without projection in both recipes; old features stay exactly
         only with ``merge_epochs=0`` and ``threshold=1``.
@@ -249,7 +252,8 @@ class PEGP(PEFTTemplate):
         projected = [p.detach().clone() for p in self._tuned()]
         self._exchange(self._old)
         self._old = []
-        self.make_optimizer(reset_optimizer_state=True)
+        if self.recipe == "corrected":  # the moments of the first stage belong to other weights
+            self.make_optimizer(reset_optimizer_state=True)
         self._anchor = projected
         self._stop_training = False  # a stop of the first stage is none of the second
         for plugin in self._own:

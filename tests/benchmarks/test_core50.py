@@ -2,6 +2,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,14 +25,11 @@ def root(tmp_path: Path) -> Path:
         file = tmp_path / "core50_128x128" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (i % 50,) * 3).save(file)
-    for folder in ("batches_filelists", "NIC_v2_79_cat"):
-        (tmp_path / folder).mkdir()
     batches = [list(range(50 * s, 50 * s + 50)) for s in range(9)]  # the last is the test
     files = {
         "paths": paths,
         "labels": {"ni": [[[i % 50 for i in batch] for batch in batches]]},
         "LUP": {"ni": [batches]},
-        "labels2names": {},
     }
     for name, content in files.items():
         (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content))
@@ -103,6 +101,23 @@ def test_missing_files_name_the_way_out(tmp_path: Path, input_config: InputConfi
         core50(input_config=input_config, root=tmp_path, download=False)
     assert str(caught.value).startswith(f"core50 could not be read from {tmp_path} (")
     assert str(caught.value).endswith(
-        "put the folder core50_128x128, the folders of batches_filelists.zip, paths.pkl, LUP.pkl, "
-        "labels.pkl and labels2names.pkl into that folder, with download=False"
+        "put the folder core50_128x128, paths.pkl, LUP.pkl and labels.pkl into that folder, with "
+        "download=False"
     )
+
+
+@pytest.mark.parametrize("path", ["../s1/o1/a.png", "/etc/a.png", "s1/../../a.png"])
+def test_a_list_that_leads_out_of_the_folder_is_refused(build: Any, root: Path, path: str) -> None:
+    paths = pickle.loads((root / "paths.pkl").read_bytes())
+    (root / "paths.pkl").write_bytes(pickle.dumps([path, *paths[1:]]))
+    with pytest.raises(DataError, match="which is not below core50_128x128"):
+        build()
+
+
+def test_lists_may_be_arrays(build: Any, root: Path) -> None:
+    expected = list(build().contents.entries(hashed=False))
+    for name in ("labels", "LUP"):
+        content = pickle.loads((root / f"{name}.pkl").read_bytes())
+        arrays = {"ni": [[np.array(batch) for batch in content["ni"][0]]]}
+        (root / f"{name}.pkl").write_bytes(pickle.dumps(arrays))
+    assert list(build().contents.entries(hashed=False)) == expected

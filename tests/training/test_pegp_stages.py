@@ -155,6 +155,54 @@ def test_the_second_stage_is_not_projected(sharp, small_benchmark, make_pegp):
             assert inside > 0.01 if leaks else inside < 1e-8
 
 
+@pytest.mark.parametrize("recipe", ["released", "corrected"])
+def test_one_optimizer_steps_both_stages_of_the_release(sharp, small_benchmark, make_pegp, recipe):
+    """The first step of the second stage is Adam's, from the moments of the first or from none."""
+    betas, lr, eps = (0.9, 0.999), 0.01, 1e-8
+    seen = {}
+
+    class Moments(SupervisedPlugin):
+        def before_update(self, strategy, **kwargs):
+            if strategy.clock.train_exp_counter == 1 and strategy.clock.train_exp_epochs == 3:
+                seen["before"] = values(strategy.model)
+                seen["gradient"] = {
+                    n: p.grad.clone()
+                    for n, p in strategy.model.named_parameters()
+                    if p.grad is not None
+                }
+
+        def after_update(self, strategy, **kwargs):
+            if strategy.clock.train_exp_counter == 1:
+                state = strategy.optimizer.state
+                names = {n: state[p] for n, p in strategy.model.named_parameters() if p in state}
+                seen["after" if strategy.clock.train_exp_epochs == 3 else "moments"] = (
+                    values(strategy.model),
+                    copy.deepcopy(names),
+                )
+
+    strategy = make_pegp(sharp, "lora", recipe=recipe, plugins=[Moments()], merge_epochs=1)
+    first, second, _ = small_benchmark(per_class=2).train_stream
+    strategy.train_mb_size = 4  # a step an epoch
+    strategy.train(first)
+    strategy.train(second)
+    moments, after = seen["moments"][1], seen["after"][0]
+    assert len(seen["gradient"]) > 10
+    for name, gradient in seen["gradient"].items():
+        fresh = recipe == "corrected"
+        mean, square, step = (
+            (torch.zeros_like(gradient), torch.zeros_like(gradient), 0)
+            if fresh
+            else (moments[name][key] for key in ("exp_avg", "exp_avg_sq", "step"))
+        )
+        step = int(step) + 1
+        mean = betas[0] * mean + (1 - betas[0]) * gradient
+        square = betas[1] * square + (1 - betas[1]) * gradient.square()
+        size = (square / (1 - betas[1] ** step)).sqrt() + eps
+        expected = seen["before"][name] - lr * mean / (1 - betas[0] ** step) / size
+        torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+    assert {int(state["step"]) for state in moments.values()} == {2, 3}  # a head-only epoch
+
+
 def test_without_merging_the_first_stage_is_the_result(sharp, small_benchmark, make_pegp):
     results = []
     for merge_epochs in (0, 1):

@@ -9,6 +9,7 @@ from avalanche.core import SupervisedPlugin
 from torch.utils.data import DataLoader
 
 from avalanche_peftcl.functional.finite import check_finite
+from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.training.classes import whole_experience
 
 
@@ -43,8 +44,7 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         model = strategy.model
         head = model.prototypes
         device = head.counts.device
-        sums = torch.zeros(len(head.counts), head.prototypes.shape[1], dtype=torch.float64)
-        sums = sums.to(device)
+        sums = in_double(torch.zeros_like(head.prototypes))
         counts = torch.zeros_like(head.counts)
         was_training = model.training
         model.eval()
@@ -58,7 +58,7 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
             rows = model.classes.index(targets, task_labels)
             with getattr(strategy, "autocast", nullcontext)():
                 features = model.embed(images)
-            sums.index_add_(0, rows, features.double())
+            sums.index_add_(0, rows.to(sums.device), in_double(features))
             counts += torch.bincount(rows, minlength=len(counts))
         model.train(was_training)
         number = int(whole_experience(strategy.experience).current_experience) + 1

@@ -85,7 +85,7 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
         features = torch.cat(self._features.pop(site.name))  # (B, N, D)
         dim = features.shape[-1]
         spectrum = released_spectrum(features, components=dim)
-        old = self.bases[site.name][0].shape[1] if site.name in self.bases else 0
+        old = self.bases[site.name][0].shape[1] if site.name in self.bases else None
         size = released_mask(old, spectrum, threshold=self.threshold)
         self.bases[site.name] = [coordinate_basis(dim, size).to(site.parameter.device)]
         energy = spectrum.square()
