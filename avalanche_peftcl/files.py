@@ -160,6 +160,7 @@ def held_log(path: Path, *, anew: bool = False) -> Iterator[BinaryIO]:
     with os.fdopen(number, "ab") as log, _locked(number, path.parent):
         if anew:
             os.ftruncate(number, 0)
+        log.seek(0, os.SEEK_END)
         yield log
 
 
