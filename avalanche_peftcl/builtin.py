@@ -19,7 +19,7 @@ def peftcl_backbones() -> Iterable[Component]:
     return (
         Component(
             "timm_vit",
-            f"{_MODELS}.backbone:create_backbone",
+            f"{_MODELS}.timm_vit:create_backbone",
             source="any timm VisionTransformer; Dosovitskiy et al., arXiv 2010.11929",
         ),
         Component(

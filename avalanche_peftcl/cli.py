@@ -13,6 +13,7 @@ from avalanche_peftcl import __version__
 from avalanche_peftcl.console import add_row, complain, plain, plain_table, standard_console
 from avalanche_peftcl.discovery import SWITCH
 from avalanche_peftcl.errors import (
+    BackboneWarning,
     CheckpointWarning,
     ConfigError,
     DivergenceWarning,
@@ -24,7 +25,7 @@ from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.signals import Terminated, termination_raised
 from avalanche_peftcl.wording import clip
 
-_PLAIN = (PluginLoadWarning, CheckpointWarning, DivergenceWarning)  # told in one line
+_PLAIN = (PluginLoadWarning, CheckpointWarning, DivergenceWarning, BackboneWarning)  # one line each
 _LONGEST = 20_000  # letters of a message
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
 

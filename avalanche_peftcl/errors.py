@@ -43,3 +43,7 @@ class CheckpointWarning(UserWarning):
 
 class DivergenceWarning(UserWarning):
     """The loss is still a number, and far above where it began; the text says what to change."""
+
+
+class BackboneWarning(UserWarning):
+    """A backbone is had in another way than was written; the text says which and how."""

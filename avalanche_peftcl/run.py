@@ -243,6 +243,7 @@ def _run(
             "config": settings,
             "components": offered,
             "weights_sha256": weights,
+            "model_name": getattr(backbone, "model_name", None),
             "platform": describe_platform(device),
             "versions": describe_versions(),
             "resume_obstacles": checkpoints.obstacles,

@@ -238,8 +238,8 @@ def _agrees(metrics: Metrics, table: Table) -> bool:
     """Whether a run has the weights and the kind of class order of a table, if it states them."""
     options, order = metrics.config.backbone.options, metrics.protocol.class_order
     pretrained = options.get("pretrained") or options.get("checkpoint")
-    model = options.get("model_name") if pretrained else None
-    if table.models is not None and model not in table.models:
+    names = {options.get("model_name"), metrics.model_name} if pretrained else set()
+    if table.models is not None and names.isdisjoint(table.models):
         return False
     if table.class_order is None or order is None:
         return True

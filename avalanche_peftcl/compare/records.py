@@ -104,6 +104,7 @@ class Metrics(_Part):
     config: Settings
     components: list[Provided]
     weights_sha256: str
+    model_name: str | None = None
     platform: dict[str, str | int | None]
     versions: dict[str, str]
     protocol: Protocol

@@ -2,7 +2,7 @@
 
 from avalanche_peftcl.models.adapter import Adapter, AdapterBranch
 from avalanche_peftcl.models.attention_adapter import AttentionAdapter, AttentionAdapterBranch
-from avalanche_peftcl.models.backbone import Backbone, InputConfig, create_backbone
+from avalanche_peftcl.models.backbone import Backbone, InputConfig
 from avalanche_peftcl.models.branch import Branch, forward_branches, forward_tokens
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
 from avalanche_peftcl.models.glyph import vit_glyph
@@ -15,6 +15,7 @@ from avalanche_peftcl.models.prefix import PrefixBranch, PrefixTokens
 from avalanche_peftcl.models.prompt import PatchPrompt, PatchPromptBranch
 from avalanche_peftcl.models.prompt_tokens import PromptBranch, PromptTokens
 from avalanche_peftcl.models.sites import ProjectionSite, linear_sites, projection_sites
+from avalanche_peftcl.models.timm_vit import create_backbone
 
 __all__ = [
     "Adapter",

@@ -1,24 +1,14 @@
-"""Frozen vision transformer behind one small interface; the only file that imports timm."""
+"""Frozen vision transformer behind one small interface."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from inspect import signature
-from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
-import timm
-import torch
-from pydantic import Field
-from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.attention import Extend, attend, is_plain
-
-Normalize = Literal["data_config", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +36,11 @@ class Backbone(nn.Module):
     Args:
         vit: A timm ``VisionTransformer`` of pre-norm blocks; its classifier is not used.
         input_config: What the network expects of an image.
+        model_name: What timm calls it, with the tag of the weights if they are timm's.
 
     Raises:
-        ConfigError: If ``vit`` is not built of pre-norm transformer blocks.
+        ConfigError: If ``vit`` computes anything else than pre-norm blocks one after the other and
+            a pooling: then the passes here would not be the network's own.
 
     Example:
         >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
@@ -56,19 +48,18 @@ class Backbone(nn.Module):
         torch.Size([2, 192])
     """
 
-    def __init__(self, vit: VisionTransformer, input_config: InputConfig) -> None:
+    def __init__(
+        self, vit: VisionTransformer, input_config: InputConfig, *, model_name: str | None = None
+    ) -> None:
         super().__init__()
-        if not isinstance(vit, VisionTransformer) or not all(
-            hasattr(block, part)
-            for block in vit.blocks
-            for part in ("norm1", "attn", "norm2", "mlp")
-        ):
+        if reason := not_plain(vit):
             raise ConfigError(
-                f"{type(vit).__name__} is not a plain vision transformer; "
+                f"{type(vit).__name__} is not a plain vision transformer: {reason}; "
                 f"try one of timm.list_models('vit_*') or timm.list_models('deit_*')"
             )
         self.vit = vit.requires_grad_(False)
         self.input_config = input_config
+        self.model_name = model_name
         self.train(False)
 
     @property
@@ -88,14 +79,13 @@ class Backbone(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens in front of the patches: CLS and registers."""
+        """Tokens in front of the patches: CLS, distillation and registers."""
         return int(self.vit.num_prefix_tokens)
 
     @property
     def num_tokens(self) -> int:
         """Number ``N`` of tokens that enter the first block."""
-        prefix = 0 if self.vit.no_embed_class else self.num_prefix_tokens
-        return int(self.vit.pos_embed.shape[1]) - prefix + self.num_prefix_tokens
+        return int(self.vit.patch_embed.num_patches) + self.num_prefix_tokens
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in eval mode, whatever ``mode`` says: dropout of a frozen network stays off."""
@@ -159,176 +149,30 @@ class Backbone(nn.Module):
     @property
     def pools_cls(self) -> bool:
         """Whether :meth:`pool` reads the first token only."""
-        return self.vit.global_pool == "token" and self.vit.attn_pool is None
+        both = isinstance(self.vit, VisionTransformerDistilled)  # CLS and the distillation token
+        return self.vit.global_pool == "token" and self.vit.attn_pool is None and not both
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the frozen features of ``images``: ``(B, 3, H, W)`` to ``(B, D)``."""
         return self.pool(self.blocks(self.embed(images)))
 
 
-def create_backbone(
-    model_name: str,
-    *,
-    pretrained: bool = False,
-    checkpoint: str | Path | None = None,
-    img_size: int | None = None,
-    normalize: Normalize = "data_config",
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None,
-    interpolation: Literal["bicubic", "bilinear"] | None = None,
-    **model_args: Any,
-) -> Backbone:
-    """Build any timm ViT as a frozen backbone.
+def not_plain(vit: nn.Module) -> str | None:
+    """Return why the passes here are not those of ``vit``, ``None`` if they are.
 
-    Args:
-        model_name: Name known to timm, for example ``"vit_base_patch16_224"``, with the tag of its
-            weights if there are several: ``"vit_base_patch16_224.augreg_in21k"``.
-        pretrained: Download timm's weights.
-        checkpoint: A safetensors file, or a torch file loaded with ``weights_only=True``. Every
-            weight must be there and fit; only the file's classifier is left out.
-        img_size: Side of the square input in pixels; the position embedding is resampled.
-            ``None`` takes the model's own.
-        normalize: ``"data_config"`` follows the model's data config; ``"none"`` feeds [0, 1].
-        crop_pct: Share of the resized image that the central test crop keeps; 1 for images that
-            are cut tightly, such as CIFAR's. ``None`` takes the model's own.
-        interpolation: How images are resized; ``None`` takes the model's own.
-        **model_args: Passed on to timm (``patch_size``, ``embed_dim``, ``depth``, ...).
-
-    Returns:
-        The frozen backbone in eval mode.
-
-    Raises:
-        ConfigError: Unknown name, not a plain ViT, impossible size, or both ``pretrained`` and
-            ``checkpoint``.
-        CheckpointError: The download failed, or the file is missing, unreadable or does not fit.
+    Example:
+        >>> import timm
+        >>> not_plain(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32))
+        >>> not_plain(timm.create_model("vit_base_patch16_rpn_224", depth=1, img_size=32))
+        'its blocks are a ResPostBlock'
     """
-    if pretrained and checkpoint is not None:
-        raise ConfigError("pretrained=True and checkpoint= exclude each other; give one of them")
-    base, _, tag = model_name.partition(".")
-    known = timm.list_pretrained(f"{base}.*") if tag else timm.list_models()
-    if model_name not in known:
-        near = _nearest(model_name, known or timm.list_pretrained())
-        raise ConfigError(f"timm has no model {model_name!r}{near}; see timm.list_pretrained()")
-    functions = (create_backbone, timm.create_model, VisionTransformer)
-    allowed = [name for function in functions for name in signature(function).parameters]
-    for option in model_args:
-        if option not in allowed:
-            raise ConfigError(
-                f"backbone {model_name!r} has no option {option!r}{_nearest(option, allowed)}"
-            )
-    size = {} if img_size is None else {"img_size": img_size}
-    try:
-        with _downloads(model_name, pretrained):
-            vit = timm.create_model(
-                model_name, pretrained=pretrained, num_classes=0, **size, **model_args
-            )
-    except (TypeError, AssertionError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(
-            f"timm cannot build {model_name!r} with {size | model_args}: {error}"
-        ) from error
     if not isinstance(vit, VisionTransformer):
-        raise ConfigError(
-            f"{model_name!r} is a {type(vit).__name__}, not a plain vision transformer"
-        )
-    height, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-    if height < patch or height % patch:
-        raise ConfigError(f"img_size={height} is not a multiple of the patch size {patch}")
-    if checkpoint is not None:
-        load_checkpoint(vit, checkpoint)
-    input_config = _input_config(vit, img_size, normalize)
-    if crop_pct is not None:
-        input_config = replace(input_config, crop_pct=crop_pct)
-    if interpolation is not None:
-        input_config = replace(input_config, interpolation=interpolation)
-    return Backbone(vit, input_config)
-
-
-def load_checkpoint(vit: VisionTransformer, path: str | Path) -> None:
-    """Load a weights file into ``vit``; position embedding and patch size are resampled.
-
-    Args:
-        vit: The network, changed in place.
-        path: A ``.safetensors`` file or a torch file of tensors.
-
-    Raises:
-        CheckpointError: The file is missing or unreadable, or keys are missing, unexpected or of
-            another shape; the message lists them. Keys of the classifier are left out.
-    """
-    path = Path(path)
-    state = read_state_dict(path)
-    classifier = vit.default_cfg.get("classifier") or "head"
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    try:
-        state = checkpoint_filter_fn(state, vit)
-    except (KeyError, RuntimeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not fit {type(vit).__name__}: {error}") from error
-    state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
-    own = vit.state_dict()
-    wrong = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": [
-            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-            for k in sorted(own.keys() & state.keys())
-            if own[k].shape != state[k].shape
-        ],
-    }
-    if any(wrong.values()):
-        told = "; ".join(f"{len(v)} {k}: {', '.join(v)}" for k, v in wrong.items() if v)
-        raise CheckpointError(f"{path} does not fit the model: {told}")
-    vit.load_state_dict(state)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a file of tensors without executing anything in it.
-
-    Raises:
-        CheckpointError: If the file is missing, unreadable, or holds anything but tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zipfile and pickle each raise their own kind
-        raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds no state dict (a mapping of names to tensors)")
-    return dict(state)
-
-
-def _input_config(
-    vit: VisionTransformer, img_size: int | None, normalize: Normalize
-) -> InputConfig:
-    config = timm.data.resolve_model_data_config(vit)
-    shape = {"mean": config["mean"], "std": config["std"]} if normalize == "data_config" else {}
-    return InputConfig(
-        img_size=img_size or config["input_size"][-1],
-        interpolation=config["interpolation"],
-        crop_pct=config["crop_pct"],
-        **shape,
-    )
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    match = get_close_matches(name, known, n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
-
-
-@contextmanager
-def _downloads(model_name: str, pretrained: bool) -> Iterator[None]:
-    """Turn whatever a failed download raises into one error that says the way out."""
-    try:
-        yield
-    except Exception as error:
-        if not pretrained or isinstance(error, TypeError | AssertionError | ZeroDivisionError):
-            raise
-        raise CheckpointError(
-            f"the weights of {model_name!r} could not be downloaded "
-            f"({type(error).__name__}: {error}); download them elsewhere and give the file as "
-            "checkpoint="
-        ) from error
+        return "it is built of other parts"
+    if type(vit).forward_features is not VisionTransformer.forward_features:
+        return "it has a forward pass of its own"
+    if not len(vit.blocks):
+        return "it has no blocks"
+    for block in vit.blocks:
+        if getattr(type(block), "forward", None) is not Block.forward:
+            return f"its blocks are a {type(block).__name__}"
+    return None if vit.global_pool or vit.attn_pool is not None else "it pools no tokens"

@@ -3,9 +3,9 @@
 from importlib.resources import as_file, files
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbone import Backbone, Normalize, create_backbone
+from avalanche_peftcl.models.backbone import Backbone
+from avalanche_peftcl.models.timm_vit import Normalize, create_backbone
 
-MEAN = STD = (0.5, 0.5, 0.5)
 PATCH_SIZE = 8
 
 
@@ -43,7 +43,7 @@ def vit_glyph(
         )
     with as_file(files("avalanche_peftcl") / "assets" / "vit_glyph.safetensors") as weights:
         return create_backbone(
-            "vit_tiny_patch16_224",
+            "vit_tiny_patch16_224.augreg_in21k",  # for mean and standard deviation
             checkpoint=weights if pretrained else None,
             img_size=img_size,
             normalize=normalize,
@@ -51,5 +51,5 @@ def vit_glyph(
             embed_dim=96,
             depth=6,
             num_heads=3,
-            pretrained_cfg_overlay={"mean": MEAN, "std": STD, "crop_pct": 1.0},
+            crop_pct=1.0,
         )
