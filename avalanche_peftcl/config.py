@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.ranges import Count, Seed
 from avalanche_peftcl.settings import check_plain, override_setting, read_settings
 from avalanche_peftcl.wording import clip, did_you_mean, join, show
 
@@ -74,9 +75,6 @@ def _each_once(seeds: list[int]) -> list[int]:
     return seeds
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
 class RunConfig(BaseModel):
     """Everything that one run depends on.
 
@@ -123,7 +121,7 @@ class RunConfig(BaseModel):
     device: str = "cpu"
     num_threads: Annotated[int, Field(ge=1, le=_MOST_AT_A_TIME)] | None = None
     num_workers: Annotated[int, Field(ge=0, le=_MOST_AT_A_TIME)] = 0
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_every: Count | None = None
     evaluate: Literal["seen", "all"] = "seen"
     backbone: ComponentConfig
     module: ComponentConfig | None = None

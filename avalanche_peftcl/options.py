@@ -16,6 +16,7 @@ from avalanche_peftcl.isolation import ForeignError, isolated
 from avalanche_peftcl.wording import clip, did_you_mean, say, show
 
 _MOST = 20  # problems that one message lists
+_LONGEST = 4096  # letters of a text; no path may be longer either
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
 _SIGNS |= {"min_length": "length >=", "max_length": "length <="}
 
@@ -128,7 +129,7 @@ class Schema:
             default = ... if p.default is p.empty else None  # the builder has its own
             annotation = Any if p.annotation is p.empty else p.annotation
             fields[f"option_{index}"] = (annotation, Field(default, alias=name))
-        config = ConfigDict(arbitrary_types_allowed=True)
+        config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
         try:
             with isolated():
                 model = create_model("Options", __config__=config, **fields)
@@ -140,16 +141,23 @@ class Schema:
             raise ConfigError(
                 f"the signature of {self.title} cannot be read: {say(error)}"
             ) from error
+        long = {
+            name: f"option {name!r} holds a text of more than {_LONGEST} letters: {show(value)}"
+            for name, value in values.items()
+            if _holds_long_text(value)
+        }
         converted, homeless = dict(values), []
         for index, name in enumerate(self.options):
             if name in values:
                 converted[name] = getattr(checked, f"option_{index}")
-                if _takes_path(self.options[name].annotation):
+                if not _holds_long_text(values[name]) and _takes_path(
+                    self.options[name].annotation
+                ):
                     try:
                         converted[name] = _expanded(converted[name])
                     except RuntimeError as failed:
                         homeless.append(f"option {name!r}: {failed}, got {show(values[name])}")
-        return converted, homeless + [
+        return converted, list(long.values()) + homeless + [
             f"option {name!r} should be {_type(self.options[name].annotation)}, got {show(value)}"
             for name, value in values.items()
             if _scalar(value) and _scalar(converted[name]) not in (None, _scalar(value))
@@ -174,6 +182,14 @@ def _resolved(
     holder = types.SimpleNamespace(__annotations__=written)
     hints = typing.get_type_hints(holder, globalns=scope, include_extras=True)
     return {k: p.replace(annotation=hints.get(k, p.empty)) for k, p in parameters.items()}
+
+
+def _holds_long_text(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_long_text, value))
+    if isinstance(value, dict):
+        return any(map(_holds_long_text, [*value, *value.values()]))
+    return isinstance(value, str) and len(value) > _LONGEST
 
 
 def _takes_path(annotation: Any) -> bool:

@@ -1,21 +1,20 @@
 """CORe50: objects filmed in sessions; by classes, or session by session."""
 
 from pathlib import Path
-from typing import Annotated
 
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.datasets import CORe50Dataset
-from pydantic import Field
 
 from avalanche_peftcl.benchmarks.classic import folder_names
 from avalanche_peftcl.benchmarks.datasets import ImageFiles
 from avalanche_peftcl.benchmarks.download import Download, Loaded
 from avalanche_peftcl.benchmarks.plain_pickle import read_plain
-from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.scenarios import Scenario, make_benchmark
 from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.ranges import Count, CountOrNone, CropScale, Seed
 
 _IMAGES = "core50_128x128"
 _EXPERIENCES = 10
@@ -73,9 +72,9 @@ def core50(
     domain_order: list[str] | None = None,
     experience_size: Count = 10,
     augment: Augment = "random_resized_crop",
-    crop_scale: tuple[float, float] = (0.05, 1.0),
+    crop_scale: CropScale = (0.05, 1.0),
     train_per_class: Count | None = None,
-    validation_per_class: Annotated[int, Field(ge=0)] = 0,
+    validation_per_class: CountOrNone = 0,
     manifest: Path | None = None,
 ) -> CLScenario:
     """Make a benchmark from CORe50: 50 objects, 128 pixels, filmed in 11 sessions.

@@ -1,21 +1,20 @@
 """Handwritten digits of 8 x 8 pixels that come with scikit-learn: nothing to download."""
 
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
 from PIL import Image
-from pydantic import Field
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from avalanche_peftcl.benchmarks.datasets import ImageArray
-from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.scenarios import Scenario, make_benchmark
 from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.ranges import Count, CountOrNone, CropScale, Seed
 
 _ANGLE = 15  # degrees between two domains
 _MAX_DOMAINS = 12  # up to 165 degrees
@@ -31,9 +30,9 @@ def digits(
     class_order: ClassOrder | None = None,
     experience_size: Count = 10,
     augment: Augment = "none",
-    crop_scale: tuple[float, float] = (0.05, 1.0),
+    crop_scale: CropScale = (0.05, 1.0),
     train_per_class: Count | None = None,
-    validation_per_class: Annotated[int, Field(ge=0)] = 0,
+    validation_per_class: CountOrNone = 0,
     manifest: Path | None = None,
 ) -> CLScenario:
     """Make a benchmark from scikit-learn's digits: 10 classes, 1,437 train and 360 test images.

@@ -5,18 +5,18 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.datasets import default_dataset_location
-from pydantic import Field
 
 from avalanche_peftcl.benchmarks.datasets import NamedImages
-from avalanche_peftcl.benchmarks.scenarios import Count, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.scenarios import make_benchmark
 from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import DataError
 from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.ranges import Count, CountOrNone, CropScale, Seed
 
 Loaded = tuple[NamedImages, list[str]]  # images, and the name of each label
 
@@ -116,9 +116,9 @@ class Download:
             class_order: ClassOrder | None = None,
             experience_size: Count = 10,
             augment: Augment = self.default_augment,
-            crop_scale: tuple[float, float] = (0.05, 1.0),
+            crop_scale: CropScale = (0.05, 1.0),
             train_per_class: Count | None = None,
-            validation_per_class: Annotated[int, Field(ge=0)] = 0,
+            validation_per_class: CountOrNone = 0,
             manifest: Path | None = None,
         ) -> CLScenario:
             if n_experiences is None and classes_per_experience is None:

@@ -1,11 +1,10 @@
 """Five data sets in turn: ten classes each, CIFAR-10, clothes, house numbers, digits, letters."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.datasets import default_dataset_location
-from pydantic import Field
 
 from avalanche_peftcl.benchmarks.classic import (
     CIFAR10_FILES,
@@ -16,10 +15,11 @@ from avalanche_peftcl.benchmarks.classic import (
 from avalanche_peftcl.benchmarks.datasets import ImageFiles, JoinedImages, NamedImages
 from avalanche_peftcl.benchmarks.folders import draw_test, images_in, subfolders
 from avalanche_peftcl.benchmarks.homes import HOMES
-from avalanche_peftcl.benchmarks.scenarios import Count, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.scenarios import make_benchmark
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.ranges import Count, CountOrNone, CropScale, Seed
 
 Name = Literal["cifar10", "mnist", "fashion_mnist", "svhn", "notmnist"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -43,9 +43,9 @@ def five_datasets(
     seed: Seed = 0,
     experience_size: Count = 10,
     augment: Augment = "none",
-    crop_scale: tuple[float, float] = (0.05, 1.0),
+    crop_scale: CropScale = (0.05, 1.0),
     train_per_class: Count | None = None,
-    validation_per_class: Annotated[int, Field(ge=0)] = 0,
+    validation_per_class: CountOrNone = 0,
     manifest: Path | None = None,
 ) -> CLScenario:
     """Make a benchmark from CIFAR-10, MNIST, Fashion-MNIST, SVHN and notMNIST: 5 times 10 classes.

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from avalanche.benchmarks import CLScenario
-from pydantic import Field
 
 from avalanche_peftcl.benchmarks.datasets import ImageFiles
 from avalanche_peftcl.benchmarks.folders import (
@@ -16,11 +15,12 @@ from avalanche_peftcl.benchmarks.folders import (
     subfolders,
 )
 from avalanche_peftcl.benchmarks.names import normal
-from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.scenarios import Scenario, make_benchmark
 from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.ranges import Count, CountOrNone, CropScale, Seed, TestShare
 
 Part = Literal["train", "test"]
 PARTS: tuple[Part, Part] = ("train", "test")
@@ -30,7 +30,7 @@ def image_folder(
     *,
     input_config: InputConfig,
     root: Path,
-    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None,
+    test_share: TestShare | None = None,
     scenario: Scenario = "class",
     n_experiences: Count | None = None,
     classes_per_experience: list[Count] | None = None,
@@ -40,9 +40,9 @@ def image_folder(
     own_classes: bool | None = None,
     experience_size: Count = 10,
     augment: Augment = "random_resized_crop",
-    crop_scale: tuple[float, float] = (0.05, 1.0),
+    crop_scale: CropScale = (0.05, 1.0),
     train_per_class: Count | None = None,
-    validation_per_class: Annotated[int, Field(ge=0)] = 0,
+    validation_per_class: CountOrNone = 0,
     in_memory: bool = False,
     manifest: Path | None = None,
 ) -> CLScenario:

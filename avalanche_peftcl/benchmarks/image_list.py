@@ -2,19 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from avalanche.benchmarks import CLScenario
-from pydantic import Field
 
 from avalanche_peftcl.benchmarks.datasets import ImageFiles
 from avalanche_peftcl.benchmarks.homes import where_to_get
 from avalanche_peftcl.benchmarks.names import normal
-from avalanche_peftcl.benchmarks.scenarios import Count, Scenario, Seed, make_benchmark
+from avalanche_peftcl.benchmarks.scenarios import Scenario, make_benchmark
 from avalanche_peftcl.benchmarks.splits import ClassOrder
 from avalanche_peftcl.benchmarks.transforms import Augment
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.ranges import Count, CountOrNone, CropScale, Seed
 
 
 def image_list(
@@ -29,9 +29,9 @@ def image_list(
     class_order: ClassOrder | None = None,
     experience_size: Count = 10,
     augment: Augment = "random_resized_crop",
-    crop_scale: tuple[float, float] = (0.05, 1.0),
+    crop_scale: CropScale = (0.05, 1.0),
     train_per_class: Count | None = None,
-    validation_per_class: Annotated[int, Field(ge=0)] = 0,
+    validation_per_class: CountOrNone = 0,
     manifest: Path | None = None,
 ) -> CLScenario:
     """Make a benchmark from ``root/{train,test}.txt`` or ``root/domain_{train,test}.txt``.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from avalanche.benchmarks import (
@@ -13,7 +13,6 @@ from avalanche.benchmarks import (
 )
 from avalanche.benchmarks.utils import DataAttribute, TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
-from pydantic import Field
 from torch.utils.data import Dataset
 
 from avalanche_peftcl.benchmarks.contents import Contents
@@ -33,8 +32,6 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbone import InputConfig
 
 Scenario = Literal["class", "task", "domain", "online"]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def make_benchmark(

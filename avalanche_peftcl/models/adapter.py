@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.sites import ProjectionSite, linear_sites
+from avalanche_peftcl.ranges import Dropout, Scale, Width
 
 
 class Adapter(nn.Module):
@@ -100,9 +99,9 @@ class AdapterBranch(Branch):
 def build_adapters(
     *,
     backbone: Backbone,
-    r: Annotated[int, Field(ge=1)] = 16,
-    scale: float = 0.1,
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    r: Width = 16,
+    scale: Scale = 0.1,
+    dropout: Dropout = 0.1,
 ) -> AdapterBranch:
     """Build an :class:`AdapterBranch` that fits ``backbone``."""
     return AdapterBranch(backbone.embed_dim, backbone.depth, r=r, scale=scale, dropout=dropout)

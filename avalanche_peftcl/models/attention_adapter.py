@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +13,7 @@ from avalanche_peftcl.models.blocks import choose_blocks
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.sites import ProjectionSite, column, linear_sites
+from avalanche_peftcl.ranges import Scale, Width
 
 
 class AttentionAdapter(nn.Module):
@@ -126,8 +126,8 @@ class AttentionAdapterBranch(Branch):
 def build_attention_adapters(
     *,
     backbone: Backbone,
-    r: Annotated[int, Field(ge=1)] = 5,
-    scale: float = 1.0,
+    r: Width = 5,
+    scale: Scale = 1.0,
     learn_scale: bool = True,
     blocks: list[int] | None = None,
 ) -> AttentionAdapterBranch:

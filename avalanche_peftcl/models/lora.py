@@ -1,11 +1,10 @@
 """LoRA in some blocks: W x + s B A x, with a learnable s."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import peft
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
@@ -15,6 +14,7 @@ from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.injection import TunedBranch, layer_names
 from avalanche_peftcl.models.sites import ProjectionSite, column
 from avalanche_peftcl.models.tuner_sites import ADAPTER
+from avalanche_peftcl.ranges import Dropout, Scale, Width
 
 
 class LoRABranch(TunedBranch):
@@ -80,11 +80,11 @@ class LoRABranch(TunedBranch):
 def build_lora(
     *,
     backbone: Backbone,
-    r: Annotated[int, Field(ge=1)] = 5,
-    alpha: float | None = None,
+    r: Width = 5,
+    alpha: Scale | None = None,
     target_modules: tuple[str, ...] = ("qkv",),
     blocks: list[int] | None = None,
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    dropout: Dropout = 0.0,
     init: Literal["kaiming", "gaussian"] = "kaiming",
     learn_scale: bool = True,
 ) -> LoRABranch:

@@ -1,10 +1,9 @@
 """Key and value tokens in front of those of a block's attention: Attn(q, [K; k], [V; v])."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from timm.layers import Attention
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from avalanche_peftcl.models.blocks import choose_blocks
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.sites import Probe, ProjectionSite, heads_of_keys, heads_of_values
+from avalanche_peftcl.ranges import InitBound, Width
 
 Against = Literal["queries", "inputs"]
 
@@ -221,8 +221,8 @@ class PrefixBranch(ExtendingBranch):
 def build_prefix(
     *,
     backbone: Backbone,
-    length: Annotated[int, Field(ge=1)] = 10,
-    init_bound: Annotated[float, Field(gt=0)] = 0.01,
+    length: Width = 10,
+    init_bound: InitBound = 0.01,
     against: Against = "queries",
     project_values: bool = True,
     blocks: list[int] | None = None,

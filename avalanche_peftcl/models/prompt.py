@@ -1,15 +1,15 @@
 """Prompt tokens made from the patches: p = LN((W hᵀ + b)ᵀ), fresh in every block."""
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
+from avalanche_peftcl.ranges import Share, Width
 
 Init = Literal["kaiming", "zeros"]
 
@@ -124,8 +124,8 @@ class PatchPromptBranch(Branch):
 def build_patch_prompts(
     *,
     backbone: Backbone,
-    length: Annotated[int, Field(ge=1)] = 10,
-    carry: float = 0.1,
+    length: Width = 10,
+    carry: Share = 0.1,
     init: Init = "kaiming",
 ) -> PatchPromptBranch:
     """Build a :class:`PatchPromptBranch` that fits ``backbone``."""

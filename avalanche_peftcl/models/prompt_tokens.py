@@ -1,10 +1,8 @@
 """Learnt tokens in front of a block's attention, dropped behind it: Attn(x, [p; x])."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +20,7 @@ from avalanche_peftcl.models.prefix import (
     weights_on_first,
 )
 from avalanche_peftcl.models.sites import Probe, ProjectionSite
+from avalanche_peftcl.ranges import InitBound, Width
 
 
 class PromptTokens(nn.Module):
@@ -166,8 +165,8 @@ class PromptBranch(ExtendingBranch):
 def build_prompt(
     *,
     backbone: Backbone,
-    length: Annotated[int, Field(ge=1)] = 10,
-    init_bound: Annotated[float, Field(gt=0)] = 0.01,
+    length: Width = 10,
+    init_bound: InitBound = 0.01,
     against: Against = "inputs",
     project_values: bool = False,
     blocks: list[int] | None = None,

@@ -1,14 +1,22 @@
 """Sequential tuning: the same modules trained on one experience after the other, no protection."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from avalanche.training.plugins import LRSchedulerPlugin
-from pydantic import Field
 
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel
 from avalanche_peftcl.models.adapter import build_adapters
+from avalanche_peftcl.ranges import (
+    Epochs,
+    GradNorm,
+    LearningRate,
+    MinibatchSize,
+    Momentum,
+    Steps,
+    WeightDecay,
+)
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
 
@@ -21,15 +29,15 @@ def build_naive(
     plugins: Sequence[Any] = (),
     evaluator: Any = None,
     optimizer: OptimizerName = "sgd",
-    lr: Annotated[float, Field(gt=0, le=1e6)] = 0.025,
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 5e-4,
+    lr: LearningRate = 0.025,
+    momentum: Momentum = 0.9,
+    weight_decay: WeightDecay = 5e-4,
     anneal: bool = True,
-    train_mb_size: Annotated[int, Field(ge=1)] = 16,
-    train_epochs: Annotated[int, Field(ge=1)] = 20,
-    eval_mb_size: Annotated[int, Field(ge=1)] = 64,
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = None,
-    accumulation_steps: Annotated[int, Field(ge=1)] = 1,
+    train_mb_size: MinibatchSize = 16,
+    train_epochs: Epochs = 20,
+    eval_mb_size: MinibatchSize = 64,
+    max_grad_norm: GradNorm | None = None,
+    accumulation_steps: Steps = 1,
     mixed_precision: MixedPrecision = "no",
 ) -> PEFTTemplate:
     """Build Avalanche's naive strategy for a PEFT module (adapters by default) and a linear head.

@@ -1,11 +1,10 @@
 """Nearest class mean on frozen features: the floor of every comparison."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from avalanche_peftcl.models import Backbone, PrototypeModel
+from avalanche_peftcl.ranges import MinibatchSize
 from avalanche_peftcl.training.plugins import PrototypePlugin
 from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
 
@@ -16,7 +15,7 @@ def build_nearest_class_mean(
     device: str = "cpu",
     plugins: Sequence[Any] = (),
     evaluator: Any = None,
-    eval_mb_size: Annotated[int, Field(ge=1)] = 64,
+    eval_mb_size: MinibatchSize = 64,
     mixed_precision: MixedPrecision = "no",
 ) -> PEFTTemplate:
     """Build a classifier by cosine to the mean frozen feature of each class; nothing trains."""

@@ -8,11 +8,10 @@ of ``p`` (giving ``q``), and both are merged: ``(1 - b) p + b q`` with ``b = 1 /
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from avalanche.training.plugins.evaluation import default_evaluator
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +19,20 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel, forward_tokens
 from avalanche_peftcl.models.kinds import Kind, build_module
 from avalanche_peftcl.models.sites import ProjectionSite, projection_sites
+from avalanche_peftcl.ranges import (
+    Count,
+    Epochs,
+    EpochsOrNone,
+    GradNorm,
+    LearningRate,
+    MinibatchSize,
+    Momentum,
+    Offset,
+    Share,
+    Steps,
+    WeightDecay,
+    Width,
+)
 from avalanche_peftcl.training.classes import ends_experience
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.plugins import (
@@ -298,27 +311,27 @@ def build_pegp(
     plugins: Sequence[Any] = (),
     evaluator: Any = None,
     peft: Kind = "adapter",
-    r: Annotated[int, Field(ge=1)] = 5,
-    length: Annotated[int, Field(ge=1)] = 10,
+    r: Width = 5,
+    length: Width = 10,
     blocks: list[int] | None = None,
     recipe: Recipe = "corrected",
     projection: bool = True,
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None,
+    threshold: Share | None = None,
     where: Where | None = None,
-    n_samples: Annotated[int, Field(ge=1)] | None = 768,
+    n_samples: Count | None = 768,
     project_head: bool = False,
-    head_epochs: Annotated[int, Field(ge=0)] = 3,
-    merge_epochs: Annotated[int, Field(ge=0)] = 1,
-    merge_offset: Annotated[float, Field(ge=0)] = 1.0,
+    head_epochs: EpochsOrNone = 3,
+    merge_epochs: EpochsOrNone = 1,
+    merge_offset: Offset = 1.0,
     optimizer: OptimizerName = "adam",
-    lr: Annotated[float, Field(gt=0, le=1e6)] = 0.0028125,
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0,
-    train_mb_size: Annotated[int, Field(ge=1)] = 24,
-    train_epochs: Annotated[int, Field(ge=1)] = 5,
-    eval_mb_size: Annotated[int, Field(ge=1)] = 64,
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = None,
-    accumulation_steps: Annotated[int, Field(ge=1)] = 1,
+    lr: LearningRate = 0.0028125,
+    momentum: Momentum = 0.9,
+    weight_decay: WeightDecay = 0.0,
+    train_mb_size: MinibatchSize = 24,
+    train_epochs: Epochs = 5,
+    eval_mb_size: MinibatchSize = 64,
+    max_grad_norm: GradNorm | None = None,
+    accumulation_steps: Steps = 1,
     mixed_precision: MixedPrecision = "no",
 ) -> PEGP:
     """Build :class:`PEGP` for one of four PEFT modules, or for a ``module`` with own options.

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.models.utils import avalanche_forward
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,6 +16,7 @@ from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.subspace import extend_basis, gram
 from avalanche_peftcl.models.projection import SiteBatch, batch_sites, listen
 from avalanche_peftcl.models.sites import ProjectionSite, projection_sites
+from avalanche_peftcl.ranges import Count, Seed, Share
 from avalanche_peftcl.training.classes import (
     ends_experience,
     starts_experience,
@@ -332,10 +332,10 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
 
 def build_gradient_projection(
     *,
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.99,
+    threshold: Share = 0.99,
     where: Where = "step",
-    n_samples: Annotated[int, Field(ge=1)] | None = 256,
-    seed: int = 0,
+    n_samples: Count | None = 256,
+    seed: Seed = 0,
 ) -> GradientProjectionPlugin:
     """Build a :class:`GradientProjectionPlugin` for the sites that the model's modules state."""
     return GradientProjectionPlugin(threshold, where=where, n_samples=n_samples, seed=seed)

@@ -1,12 +1,11 @@
 """Builders of Avalanche's own plugins, so that a configuration can name them."""
 
-from typing import Annotated
-
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
-from pydantic import Field
+
+from avalanche_peftcl.ranges import Memory, Temperature, Weight
 
 
-def replay(*, mem_size: Annotated[int, Field(ge=1)] = 200) -> ReplayPlugin:
+def replay(*, mem_size: Memory = 200) -> ReplayPlugin:
     """Keep a memory of past images, balanced over experiences, and train on it too.
 
     Args:
@@ -26,7 +25,7 @@ def replay(*, mem_size: Annotated[int, Field(ge=1)] = 200) -> ReplayPlugin:
     return ReplayPlugin(mem_size=mem_size)
 
 
-def ewc(*, ewc_lambda: Annotated[float, Field(ge=0)] = 0.4) -> EWCPlugin:
+def ewc(*, ewc_lambda: Weight = 0.4) -> EWCPlugin:
     """Penalise changes of the weights that mattered before (elastic weight consolidation).
 
     Args:
@@ -48,8 +47,8 @@ def ewc(*, ewc_lambda: Annotated[float, Field(ge=0)] = 0.4) -> EWCPlugin:
 
 def lwf(
     *,
-    alpha: Annotated[float, Field(ge=0)] | list[Annotated[float, Field(ge=0)]] = 1.0,
-    temperature: Annotated[float, Field(gt=0)] = 2.0,
+    alpha: Weight | list[Weight] = 1.0,
+    temperature: Temperature = 2.0,
 ) -> LwFPlugin:
     """Distil the previous model's outputs on the new images (learning without forgetting).
 

@@ -6,6 +6,7 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_peftcl.ranges import Weight
 from avalanche_peftcl.training.classes import starts_experience
 
 
@@ -60,6 +61,6 @@ class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         self.reference = dict(state["reference"])
 
 
-def build_retention(*, weight: float) -> RetentionPlugin:
+def build_retention(*, weight: Weight) -> RetentionPlugin:
     """Build a :class:`RetentionPlugin` of every parameter that trains."""
     return RetentionPlugin(weight)
