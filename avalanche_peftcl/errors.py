@@ -47,3 +47,7 @@ class DivergenceWarning(UserWarning):
 
 class BackboneWarning(UserWarning):
     """A backbone is had in another way than was written; the text says which and how."""
+
+
+class PrecisionWarning(UserWarning):
+    """A precision that the device emulates; the text says what to choose."""

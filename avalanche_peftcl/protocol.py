@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from avalanche_peftcl.benchmarks.manifest import split_sha256
+from avalanche_peftcl.models.precision import WORDS
 
 _OWN = "avalanche-peftcl"
 
@@ -61,11 +62,12 @@ def describe_protocol(benchmark: Any, input_config: Any) -> dict[str, Any]:
 
 def describe_prediction(
     strategy: Any, benchmark: Any, components: Iterable[Mapping[str, str]]
-) -> dict[str, bool | str]:
-    """Return what a prediction leans on besides the image.
+) -> dict[str, bool | str | None]:
+    """Return what a prediction leans on besides the image, and the precision of the run.
 
     Args:
-        strategy: It may state ``task_label_at_test`` and ``batch_independent_at_test``, both bool.
+        strategy: It may state ``task_label_at_test`` and ``batch_independent_at_test``, both bool,
+            and ``mixed_precision``.
         benchmark: Any Avalanche benchmark.
         components: What :func:`.record.describe_components` returns.
 
@@ -74,14 +76,15 @@ def describe_prediction(
         the strategy could have used. ``batch_independence`` as stated, ``"stated"`` or
         ``"dependent"``; if not, ``"tested"`` where all that predicts (backbone, module, strategy
         and its plugins) comes with this package, whose tests check that an image is predicted
-        alike alone and among others, and ``"not stated"`` elsewhere.
+        alike alone and among others, and ``"not stated"`` elsewhere. ``precision`` in words,
+        ``None`` of a strategy that does not state it.
 
     Example:
         >>> from types import SimpleNamespace
         >>> mine = {"kind": "strategy", "provider": "mine"}
         >>> strategy = SimpleNamespace(batch_independent_at_test=False)
         >>> describe_prediction(strategy, SimpleNamespace(test_stream=[]), [mine])
-        {'task_label_at_test': False, 'batch_independence': 'dependent'}
+        {'task_label_at_test': False, 'batch_independence': 'dependent', 'precision': None}
     """
     labelled = getattr(strategy, "task_label_at_test", None)
     if labelled is None:
@@ -94,7 +97,11 @@ def describe_prediction(
         if component["kind"] not in ("benchmark", "metric", "logger")
     )
     words = {None: "tested" if ours else "not stated", True: "stated", False: "dependent"}
-    return {"task_label_at_test": bool(labelled), "batch_independence": words[stated]}
+    return {
+        "task_label_at_test": bool(labelled),
+        "batch_independence": words[stated],
+        "precision": WORDS.get(getattr(strategy, "mixed_precision", "")),
+    }
 
 
 def training_experiences(benchmark: Any) -> list[Any]:

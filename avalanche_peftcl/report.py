@@ -171,6 +171,7 @@ def protocol_rules(protocol: Metrics) -> list[tuple[str, str]]:
         ("images", f"sha256 {protocol.get('split_sha256') or 'unknown'} of names, sizes and split"),
         ("manifest", f"sha256 {manifest}, every image compared" if manifest else "none given"),
         ("tested on", f"{'unknown' if images is None else images} {tested_on or 'images'}"),
+        ("precision", protocol.get("precision") or "unknown"),
         ("task label at test", labelled.get(protocol.get("task_label_at_test"), "unknown")),
         (
             "prediction of an image",

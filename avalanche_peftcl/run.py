@@ -10,7 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
-from avalanche_peftcl.control import controlled, how_to_stop, plain_data_errors, seed_all
+from avalanche_peftcl.control import (
+    controlled,
+    how_to_stop,
+    plain_data_errors,
+    seed_all,
+    settle_precision,
+)
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.files import held
 from avalanche_peftcl.identity import settings_of, versions_of
@@ -178,6 +184,7 @@ def _run(
     device = check_device(config.device)
     config = seed_benchmark(config, registry)
     check_components(config, registry)
+    config = settle_precision(config, registry, device=device, resume=resume)
     settings = with_defaults(config, registry)
     offered = describe_components(
         registry.get(kind, component.name) for kind, component in components(config)

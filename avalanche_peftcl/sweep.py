@@ -14,7 +14,7 @@ from rich.table import Table
 from avalanche_peftcl.checkpoint import read_checkpoint
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.console import plain
-from avalanche_peftcl.control import how_to_stop
+from avalanche_peftcl.control import how_to_stop, settle_precision
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.identity import check_identity, settings_of, versions_of
 from avalanche_peftcl.models.device import check_device
@@ -242,7 +242,7 @@ def _checkpoints_of_another(run: RunConfig, registry: Registry) -> list[str]:
         return []  # of no use to anybody; the run begins anew
     if saved is None:
         return []
-    seeded = seed_benchmark(run, registry)
+    seeded = _settled(run, registry)
     offered = describe_components(registry.get(k, c.name) for k, c in components(seeded))
     settings = settings_of(with_defaults(seeded, registry))
     try:
@@ -255,7 +255,7 @@ def _checkpoints_of_another(run: RunConfig, registry: Registry) -> list[str]:
 
 def _differences(metrics: Mapping[str, Any], run: RunConfig, registry: Registry) -> list[str]:
     """Return a line for each setting in which a record and a run differ."""
-    settings = with_defaults(seed_benchmark(run, registry), registry)
+    settings = with_defaults(_settled(run, registry), registry)
     there, here = (
         _flat({k: v for k, v in settings_of(each).items() if k not in _HOW})
         for each in (metrics["config"], settings)
@@ -265,6 +265,12 @@ def _differences(metrics: Mapping[str, Any], run: RunConfig, registry: Registry)
         for key in sorted(there.keys() | here.keys())
         if (key in there) != (key in here) or there[key] != here[key]
     ]
+
+
+def _settled(run: RunConfig, registry: Registry) -> RunConfig:
+    """Return the run as its record has it, with what it was begun with where that was left open."""
+    seeded = seed_benchmark(run, registry)
+    return settle_precision(seeded, registry, device=None, resume=True)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -23,6 +23,12 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.timeout(3600))
 
 
+@pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch):
+    """Let ``mixed_precision: auto`` be float32, so that a test is the same on every processor."""
+    monkeypatch.setattr("avalanche_peftcl.models.precision.native_bfloat16", lambda device: False)
+
+
 @pytest.fixture
 def backbone() -> Backbone:
     """A frozen ViT of 3 blocks, 32 dimensions and 17 tokens with random weights."""

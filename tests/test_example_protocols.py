@@ -89,6 +89,7 @@ def test_settings_of_ntk_cl(name: str) -> None:
         "weight_decay": decay,
         "contrast_weight": contrast,
         "temperature": 0.1,
+        "contrast_prototypes": None,
         "orthogonality_weight": 1e-4,
         "retention_weight": 1e-3,
         "anneal": True,
@@ -131,6 +132,7 @@ def test_settings_of_pegp_in_the_comment(name: str) -> None:
         "head_epochs": head_epochs,
         "merge_epochs": merge_epochs,
         "merge_offset": 1.0,
+        "mixed_precision": "no",
     }
     assert {key: options[key] for key in expected} == expected
     if name != "five_datasets":

@@ -83,6 +83,7 @@ def test_the_rules_of_the_evaluation_in_words():
         "manifest_sha256": "34cd",
         "tested_on": "held-out training images",
         "test_images": 20,
+        "precision": "float32",
         "task_label_at_test": True,
         "batch_independence": "dependent",
     }
@@ -90,6 +91,7 @@ def test_the_rules_of_the_evaluation_in_words():
         ("images", "sha256 12ab of names, sizes and split"),
         ("manifest", "sha256 34cd, every image compared"),
         ("tested on", "20 held-out training images"),
+        ("precision", "float32"),
         ("task label at test", "used"),
         ("prediction of an image", "depends on its minibatch (the strategy says so)"),
     ]

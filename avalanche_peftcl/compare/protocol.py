@@ -100,6 +100,7 @@ _ALWAYS: dict[str, Callable[[Metrics], Any]] = {
     "weights of the backbone": lambda m: m.weights_sha256,
     "normalisation": lambda m: m.protocol.normalisation,
     "task label at test": lambda m: "used" if m.protocol.task_label_at_test else "not used",
+    "precision": lambda m: m.protocol.precision,
     "training epochs": lambda m: m.config.strategy.options.get("train_epochs"),
 }
 # A folder may have any name where the hash of the split says what is in it.
@@ -137,10 +138,10 @@ def protocol_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
 
     Data set (of a folder of images the hash of the split, if known, not its name), scenario,
     number of experiences, classes and images, what was tested on, whether the
-    class order is drawn, manifest, weights, normalisation, use of a task label at test and training
-    epochs are compared among all; class order, class names, images of each experience and seed of
-    the benchmark (of subsets and chunks) among runs of the same seed. What a run does not have (a
-    manifest, epochs of a method that does not train) is compared with nothing.
+    class order is drawn, manifest, weights, normalisation, use of a task label at test, precision
+    and training epochs are compared among all; class order, class names, images of each experience
+    and seed of the benchmark (of subsets and chunks) among runs of the same seed. What a run does
+    not have (a manifest, epochs of a method that does not train) is compared with nothing.
 
     Args:
         runs: Runs that could be read.

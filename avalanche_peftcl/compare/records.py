@@ -67,6 +67,7 @@ class Protocol(_Part):
     experiences: list[Experience]
     task_label_at_test: bool
     tested_on: str | None = None
+    precision: str | None = None
     split_sha256: str | None = None
     manifest_sha256: str | None = None
 

@@ -11,6 +11,7 @@ from avalanche_peftcl.models.injection import TunedBranch
 from avalanche_peftcl.models.lora import LoRABranch
 from avalanche_peftcl.models.ntk_cl import Fusion, NTKCLModel, Recipe, ReleasedFusion, Views
 from avalanche_peftcl.models.peft_model import PEFTModel, PrototypeModel
+from avalanche_peftcl.models.precision import native_bfloat16
 from avalanche_peftcl.models.prefix import PrefixBranch, PrefixTokens
 from avalanche_peftcl.models.prompt import PatchPrompt, PatchPromptBranch
 from avalanche_peftcl.models.prompt_tokens import PromptBranch, PromptTokens
@@ -52,6 +53,7 @@ __all__ = [
     "forward_branches",
     "forward_tokens",
     "linear_sites",
+    "native_bfloat16",
     "projection_sites",
     "vit_glyph",
 ]

@@ -38,7 +38,7 @@ def build_naive(
     eval_mb_size: MinibatchSize = 64,
     max_grad_norm: GradNorm | None = None,
     accumulation_steps: Steps = 1,
-    mixed_precision: MixedPrecision = "no",
+    mixed_precision: MixedPrecision = "auto",
 ) -> PEFTTemplate:
     """Build Avalanche's naive strategy for a PEFT module (adapters by default) and a linear head.
 

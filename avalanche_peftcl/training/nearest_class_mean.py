@@ -16,7 +16,7 @@ def build_nearest_class_mean(
     plugins: Sequence[Any] = (),
     evaluator: Any = None,
     eval_mb_size: MinibatchSize = 64,
-    mixed_precision: MixedPrecision = "no",
+    mixed_precision: MixedPrecision = "auto",
 ) -> PEFTTemplate:
     """Build a classifier by cosine to the mean frozen feature of each class; nothing trains."""
     return PEFTTemplate(

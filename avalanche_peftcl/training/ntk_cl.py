@@ -68,7 +68,8 @@ class NTKCL(PEFTTemplate):
         peval_mode: As in Avalanche.
         max_grad_norm: Clip the gradient's norm.
         accumulation_steps: Minibatches a step.
-        mixed_precision: Autocast.
+        mixed_precision: Autocast, by default where the device has units for bfloat16; see
+            :class:`.PEFTTemplate`.
 
     Source:
         Liu et al., "Parameter-Efficient Fine-Tuning for Continual Learning: A Neural Tangent
@@ -123,7 +124,7 @@ class NTKCL(PEFTTemplate):
         peval_mode: str = "epoch",
         max_grad_norm: float | None = None,
         accumulation_steps: int = 1,
-        mixed_precision: MixedPrecision = "no",
+        mixed_precision: MixedPrecision = "auto",
     ) -> None:
         released = model.recipe == "released"
         contrast = ReleasedContrastPlugin if released else PrototypeContrastPlugin
@@ -216,7 +217,7 @@ def build_ntk_cl(
     eval_mb_size: MinibatchSize = 64,
     max_grad_norm: GradNorm | None = None,
     accumulation_steps: Steps = 1,
-    mixed_precision: MixedPrecision = "no",
+    mixed_precision: MixedPrecision = "auto",
 ) -> NTKCL:
     """Build :class:`NTKCL` with its network and SGD on a backbone."""
     model = NTKCLModel(

@@ -84,7 +84,8 @@ class PEGP(PEFTTemplate):
         peval_mode: As in Avalanche.
         max_grad_norm: Clip the gradient's norm.
         accumulation_steps: Minibatches a step.
-        mixed_precision: Autocast.
+        mixed_precision: Autocast, by default where the device has units for bfloat16; see
+            :class:`.PEFTTemplate`.
 
     Raises:
         ConfigError: If an argument is out of range or does not fit the recipe.
@@ -149,7 +150,7 @@ class PEGP(PEFTTemplate):
         peval_mode: str = "epoch",
         max_grad_norm: float | None = None,
         accumulation_steps: int = 1,
-        mixed_precision: MixedPrecision = "no",
+        mixed_precision: MixedPrecision = "auto",
     ) -> None:
         if recipe not in ("corrected", "released"):
             raise ConfigError(f"recipe must be corrected or released, not {recipe!r}")
@@ -332,7 +333,7 @@ def build_pegp(
     eval_mb_size: MinibatchSize = 64,
     max_grad_norm: GradNorm | None = None,
     accumulation_steps: Steps = 1,
-    mixed_precision: MixedPrecision = "no",
+    mixed_precision: MixedPrecision = "auto",
 ) -> PEGP:
     """Build :class:`PEGP` for one of four PEFT modules, or for a ``module`` with own options.
 

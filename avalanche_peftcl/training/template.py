@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from avalanche.models.dynamic_optimizers import update_optimizer
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.device import check_device as check_device
+from avalanche_peftcl.models.precision import MixedPrecision as MixedPrecision
+from avalanche_peftcl.models.precision import Precision, resolve_precision
 from avalanche_peftcl.models.weights import check_weights
 from avalanche_peftcl.training.classes import class_pairs, whole_experience
 from avalanche_peftcl.training.cursor import Cursor
 from avalanche_peftcl.training.divergence import FiniteWatch
 from avalanche_peftcl.training.model_state import Frozen
-
-MixedPrecision = Literal["no", "bf16", "fp16"]
 
 
 class PEFTTemplate(SupervisedTemplate):
@@ -34,8 +34,10 @@ class PEFTTemplate(SupervisedTemplate):
             where nothing trains.
         max_grad_norm: Clip the gradient's norm to this before each step.
         accumulation_steps: Minibatches whose gradients are averaged for one step.
-        mixed_precision: ``"bf16"`` or ``"fp16"``: run forward and loss under autocast, with a
-            gradient scaler for ``"fp16"``; logits are float32.
+        mixed_precision: ``"no"``: float32. ``"bf16"`` or ``"fp16"``: run forward and loss under
+            autocast, with a gradient scaler for ``"fp16"``; logits are float32. ``"auto"``:
+            ``"bf16"`` where the device has units for it, see
+            :func:`~avalanche_peftcl.models.native_bfloat16`, else ``"no"``.
 
     Raises:
         ConfigError: If a device is not there, or one of the three arguments is out of range.
@@ -65,8 +67,7 @@ class PEFTTemplate(SupervisedTemplate):
         accumulation_steps: int = 1,
         mixed_precision: MixedPrecision = "no",
     ) -> None:
-        if mixed_precision not in ("no", "bf16", "fp16"):
-            raise ConfigError(f"mixed_precision must be no, bf16 or fp16, not {mixed_precision!r}")
+        precision = resolve_precision(mixed_precision, device)
         if accumulation_steps < 1:
             raise ConfigError(f"accumulation_steps must be at least 1, not {accumulation_steps}")
         if max_grad_norm is not None and max_grad_norm <= 0:
@@ -89,13 +90,14 @@ class PEFTTemplate(SupervisedTemplate):
         self._stop_training: bool
         self.max_grad_norm = max_grad_norm
         self.accumulation_steps = accumulation_steps
-        self.mixed_precision: MixedPrecision = mixed_precision
+        self.mixed_precision: Precision = precision
+        """What was asked for; of ``"auto"`` what it means on the device."""
         self.mb_features: tuple[Tensor, ...] = ()
         """What :meth:`features` returned for the current minibatch."""
         self.mb_rows: Tensor | None = None
         """Head rows of the current minibatch's targets, in training."""
         kind = torch.device(self.device).type
-        self._scaler = torch.amp.GradScaler(kind, enabled=mixed_precision == "fp16")
+        self._scaler = torch.amp.GradScaler(kind, enabled=precision == "fp16")
         self.loss_share = 1.0
         """Weight of the current minibatch's loss in its step, 1 unless steps are accumulated."""
         self.current_rows: list[int] = []
