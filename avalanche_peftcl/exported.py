@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.discovery import plugin_modules
 from avalanche_peftcl.errors import CheckpointError, ConfigError, PEFTCLError
+from avalanche_peftcl.functional.finite import not_finite
 from avalanche_peftcl.isolation import ForeignError, isolated
+from avalanche_peftcl.models.allocation import AllocationLimit
 from avalanche_peftcl.models.backbone import InputConfig
 from avalanche_peftcl.models.exportable import is_exportable
 from avalanche_peftcl.models.heads import MASK_VALUE
@@ -32,6 +34,8 @@ from avalanche_peftcl.wording import join, say
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
 INFO_KEY, MODEL_PREFIX, BACKBONE_PREFIX = "avalanche_peftcl", "model.", "backbone."
+_TIMES, _SPARE = 4, 2**22  # entries that building may ask for, by those that fill the network
+_LARGEST = 2**31  # of a backbone whose weights are not in the file
 _WAY_OUT = (
     "export the run with --with-backbone where those weights are, or hand in the network: "
     "avalanche_peftcl.load(..., backbone=...)"
@@ -62,12 +66,12 @@ class ExportInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: int
-    finished: int
-    total: int
+    finished: NonNegativeInt
+    total: NonNegativeInt
     backbone: ComponentConfig
     backbone_included: bool
     weights_sha256: str
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     model: dict[str, Any]
     class_names: list[str]
     task_labels: list[int]
@@ -170,13 +174,15 @@ def load(path: str | Path, *, backbone: nn.Module | None = None) -> ExportedMode
     with torch.random.fork_rng(devices=[]):
         if backbone is None:
             backbone = build_backbone(path, info, frozen)
+        _check_sizes(path, info, backbone)
         if weights_sha256(backbone) != info.weights_sha256:
             raise CheckpointError(
                 f"{path} was trained on other weights of the backbone {info.backbone.name!r} "
                 f"(sha256 {info.weights_sha256[:12]}...) than there are here "
                 f"({weights_sha256(backbone)[:12]}...); {_WAY_OUT}"
             )
-        model = rebuild(info.model, backbone)
+        with _limited(trained | backbone.state_dict(), f"the network of {path}"):
+            model = rebuild(info.model, backbone)
     own = {k: v for k, v in model.state_dict().items() if k not in trained_keys(model, backbone)}
     try:
         model.load_state_dict(own | trained)
@@ -185,6 +191,10 @@ def load(path: str | Path, *, backbone: nn.Module | None = None) -> ExportedMode
             f"the weights in {path} do not fit the network that it describes: "
             f"{' '.join(str(error).split())}"
         ) from error
+    if names := not_finite(model.state_dict().items()):
+        raise CheckpointError(
+            f"{path} holds weights that are not finite numbers, in {join(names[:3])}: it is damaged"
+        )
     return ExportedModel(model, info)
 
 
@@ -225,6 +235,15 @@ def read_export(path: Path) -> tuple[ExportInfo, dict[str, Tensor], dict[str, Te
             f"{path} is damaged: wrong or missing {join(sorted(where))}"
         ) from error
     return info, _part(tensors, MODEL_PREFIX), _part(tensors, BACKBONE_PREFIX)
+
+
+def _check_sizes(path: Path, info: ExportInfo, backbone: nn.Module) -> None:
+    own = getattr(backbone, "input_config", info.input_config)
+    if own.img_size != info.input_config.img_size:
+        raise CheckpointError(
+            f"{path} is damaged: it says that images have {info.input_config.img_size} pixels a "
+            f"side, its backbone {info.backbone.name!r} takes {own.img_size}"
+        )
 
 
 def rebuild(spec: Mapping[str, Any], backbone: nn.Module) -> nn.Module:
@@ -304,7 +323,8 @@ def build_backbone(path: Path, info: ExportInfo, state: Mapping[str, Tensor]) ->
         }
     try:
         registry = discover(only=[package])
-        with torch.random.fork_rng(devices=[]):
+        limited = _limited(state, f"the backbone of {path}")
+        with torch.random.fork_rng(devices=[]), limited:
             torch.manual_seed(info.seed)
             backbone: nn.Module = registry.build("backbone", info.backbone.name, options)
         if state:
@@ -314,6 +334,12 @@ def build_backbone(path: Path, info: ExportInfo, state: Mapping[str, Tensor]) ->
             f"the backbone of {path} cannot be built here: {error}; {_WAY_OUT}"
         ) from error
     return backbone.requires_grad_(False).eval()
+
+
+def _limited(held: Mapping[str, Tensor], what: str) -> AllocationLimit:
+    """Return a limit to what may be allocated for ``what``, which ``held`` is to fill."""
+    entries = sum(value.numel() for value in held.values())
+    return AllocationLimit(_TIMES * entries + _SPARE if held else _LARGEST, what)
 
 
 def trained_keys(model: nn.Module, backbone: nn.Module) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from avalanche_peftcl.errors import CheckpointError
 
 Path = tuple[str, ...]
+_REACH, _SPARE = 2**12, 2**20  # entries that a tensor may lie spread over: times its own, at least
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], Any]:
@@ -52,7 +53,8 @@ def unpack(tensors: Mapping[str, Tensor], tree: Any, *, device: str | torch.devi
 
     Returns:
         The state. Mappings come back as ``dict``, in the same order; tensors as copies with the
-        strides they had, so that the same operations on them give the same bits.
+        strides they had, so that the same operations on them give the same bits; those that lay
+        spread over far more memory than their own lie close.
 
     Raises:
         CheckpointError: If the tree is none that :func:`pack` makes of these tensors.
@@ -154,6 +156,12 @@ def _unpack(tensors: Mapping[str, Tensor], tree: Any, device: torch.device) -> A
 def _unpack_tensor(value: Tensor, tree: Mapping[str, Any], device: torch.device) -> Tensor:
     there = device if tree.get("device") else torch.device("cpu")
     stride = tree.get("stride")
-    if stride is None:
+    if stride is None or not _is_near(stride, value):
         return torch.empty(value.shape, dtype=value.dtype, device=there).copy_(value)
     return torch.empty_strided(value.shape, stride, dtype=value.dtype, device=there).copy_(value)
+
+
+def _is_near(stride: list[int], value: Tensor) -> bool:
+    """Whether memory of such strides is not much more than the entries need."""
+    reach = sum(step * (size - 1) for step, size in zip(stride, value.shape, strict=True))
+    return min(stride, default=0) >= 0 and reach < max(_REACH * value.numel(), _SPARE)

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.attention import Extend, attend, is_plain
 
+MAX_SIDE = 8192
+"""Pixels a side, of the input and of the resized image that it is cut from."""
+INTERPOLATIONS = ("bicubic", "bilinear")
+_FAR = 1e6  # of channels in [0, 1]
+
 
 @dataclass(frozen=True, slots=True)
 class InputConfig:
@@ -21,6 +26,10 @@ class InputConfig:
         std: Standard deviation of each channel, divided by.
         interpolation: ``"bicubic"`` or ``"bilinear"``.
         crop_pct: Share of the resized image that the central test crop keeps, in (0, 1].
+
+    Raises:
+        ConfigError: If a number is out of range or not finite, there are not three channels, or the
+            interpolation is another one.
     """
 
     img_size: int
@@ -28,6 +37,27 @@ class InputConfig:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no image can be made by, or only in memory without end."""
+        if not 1 <= self.img_size <= MAX_SIDE:
+            raise ConfigError(f"img_size={self.img_size} is not from 1 to {MAX_SIDE:,} pixels")
+        if not 0 < self.crop_pct <= 1 or self.img_size / self.crop_pct > MAX_SIDE:
+            raise ConfigError(
+                f"crop_pct={self.crop_pct} is not in (0, 1], or resizes images of "
+                f"{self.img_size} pixels to more than {MAX_SIDE:,}"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(
+                f"interpolation={self.interpolation!r} is not one of "
+                f"{', '.join(map(repr, INTERPOLATIONS))}"
+            )
+        for name, values, least in (("mean", self.mean, -_FAR), ("std", self.std, 1 / _FAR)):
+            if len(values) != 3 or not all(least <= value <= _FAR for value in values):
+                raise ConfigError(
+                    f"{name}={values} is not three numbers from {least:g} to {_FAR:g}, one for "
+                    "each channel"
+                )
 
 
 class Backbone(nn.Module):

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.models.sites import ProjectionSite, column, ones
 
+MAX_CLASSES = 2**20
 MASK_VALUE = -1000.0  # the host's logit of a class that may not be predicted
 
 
@@ -72,8 +74,23 @@ class ClassRows(Growing):
         return torch.tensor(self.num_outputs)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over the number of columns."""
-        self.num_outputs = int(state)
+        """Take over the number of columns.
+
+        Raises:
+            CheckpointError: If it is not that of the classes, which were loaded before.
+        """
+        columns, classes = int(state), self.keys[:, 1:]
+        if self.keys.shape[1] != 2 or not 0 <= columns <= MAX_CLASSES:
+            raise CheckpointError(
+                f"a head of {columns} columns for {len(self.keys)} classes is none; there may be "
+                f"{MAX_CLASSES:,}"
+            )
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < columns:
+            raise CheckpointError(
+                f"a head of {columns} columns has classes from {int(classes.min())} to "
+                f"{int(classes.max())}"
+            )
+        self.num_outputs = columns
 
     @property
     def task_labels(self) -> list[int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import CheckpointError
+from avalanche_peftcl.functional.finite import not_finite
 
 
 class Frozen:
@@ -72,9 +73,11 @@ def load_model_state(
         missing: Names that need not be in it.
 
     Raises:
-        CheckpointError: If names are missing or unexpected, or a tensor has another shape than that
-            to which one here could grow along its first axis.
+        CheckpointError: If names are missing or unexpected, a tensor has another shape than that
+            to which one here could grow along its first axis, or a weight is no finite number.
     """
+    if bad := not_finite((k, v) for k, v in state.items() if isinstance(v, Tensor)):
+        raise CheckpointError(f"the saved weights are not finite numbers, in {', '.join(bad[:5])}")
     for name, value in state.items():
         if isinstance(value, Tensor):
             _resize(model, name, value.shape)
