@@ -17,6 +17,9 @@ from avalanche_peftcl.models.heads import MASK_VALUE
 from avalanche_peftcl.models.images import read_image
 
 _BATCH = 64
+_NO_NUMBER = (
+    "the network's outputs are not finite numbers; look at the image, or compute on another device"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,8 @@ def predict(
         task: Task label of all images, where the network needs one.
 
     Yields:
-        One prediction for each path; one with an error where it is no readable image.
+        One prediction for each path; one with an error where it is no readable image, or the
+        network's outputs are not finite numbers.
 
     Raises:
         ConfigError: If a task label is missing, unknown or not needed.
@@ -99,8 +103,10 @@ def predict(
         for path, image in zip(paths[start:], read, strict=False):
             if isinstance(image, str):
                 yield Prediction(path, error=image)
+            elif classes := next(rest):
+                yield Prediction(path, classes)
             else:
-                yield Prediction(path, next(rest))
+                yield Prediction(path, error=f"{path} has no prediction: {_NO_NUMBER}")
 
 
 def write_csv(path: Path, predictions: Iterable[Prediction], *, top: int = 1) -> None:
@@ -137,9 +143,9 @@ def predictions_csv(predictions: Iterable[Prediction], *, top: int = 1) -> str:
 def _told(
     model: ExportedModel, logits: torch.Tensor, top: int
 ) -> list[tuple[tuple[str, float], ...]]:
-    """Return the likeliest classes of each image, trained ones only."""
+    """Return the likeliest classes of each image, trained ones only; none for no numbers."""
     values, classes = logits.softmax(dim=1).topk(min(top, logits.shape[1]), dim=1)
-    trained = logits.gather(1, classes) > MASK_VALUE
+    trained = (logits.gather(1, classes) > MASK_VALUE) & values.isfinite()
     return [
         tuple(
             (model.class_names[c] if c < len(model.class_names) else str(c), float(p))

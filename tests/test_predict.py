@@ -1,4 +1,5 @@
 import csv
+import math
 import os
 from pathlib import Path
 
@@ -67,6 +68,24 @@ def test_predictions_of_the_test_images_give_the_accuracy_of_the_run(done, image
     assert [p.path for p in told] == paths
     assert len(right) == 20
     assert sum(right) / 20 == done.metrics["accuracy"]["last_accuracy"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_no_numbers_are_no_class(done, images, bad, monkeypatch):
+    """The largest of not-a-number is the first class; the image after it has its own."""
+    model = load(done.folder)
+    embed = model.model.embed
+
+    def overflow(pictures):
+        features = embed(pictures)
+        features[0] = bad
+        return features
+
+    monkeypatch.setattr(model.model, "embed", overflow)
+    first, second = predict(model, find_images([images / "test" / "one"])[:2])
+    assert first.classes == ()
+    assert f"{first.path} has no prediction: the network's outputs are not" in first.error
+    assert second.error is None
 
 
 def test_probabilities_are_those_of_the_logits_in_order(done, images):
