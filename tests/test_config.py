@@ -244,7 +244,11 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner)
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=12,
 )
 mappings = st.dictionaries(st.sampled_from(list(RunConfig.model_fields)), values)
 fuzz = settings(

@@ -1,5 +1,6 @@
 """README's commands, code and configurations are what they say."""
 
+import functools
 import re
 import runpy
 import shlex
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from avalanche_peftcl import benchmarks
 from avalanche_peftcl.config import load_config, parse_seeds
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.resolve import check_components
@@ -23,8 +25,15 @@ def test_ci_finds_its_two_commands():
     assert commands[1].endswith("pytest")
 
 
+@pytest.fixture
+def few_digits(monkeypatch) -> None:
+    """Let code that names no number of training images have 16 a class instead of all 144."""
+    fewer = functools.partial(benchmarks.digits, train_per_class=16)
+    monkeypatch.setattr(benchmarks, "digits", fewer)
+
+
 @pytest.mark.parametrize("index", range(sum(kind == "python" for kind, _ in BLOCKS)))
-def test_python_of_readme_runs(index, capsys, tmp_path, monkeypatch):
+def test_python_of_readme_runs(index, capsys, tmp_path, monkeypatch, few_digits):
     monkeypatch.chdir(tmp_path)  # a block that writes a file writes it there
     code = [text for kind, text in BLOCKS if kind == "python"][index]
     scope = {}
@@ -32,7 +41,7 @@ def test_python_of_readme_runs(index, capsys, tmp_path, monkeypatch):
     assert len(scope) > 2
 
 
-def test_python_example_runs(capsys):
+def test_python_example_runs(capsys, few_digits):
     example = runpy.run_path(str(ROOT / "examples" / "plain_python.py"))
     matrix = example["main"](train_epochs=1)
     assert matrix.summary()["last_accuracy"] > 0.3

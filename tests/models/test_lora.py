@@ -53,7 +53,8 @@ def parts(branch, index):
 @pytest.mark.parametrize("init", ["kaiming", "gaussian"])
 def test_starts_exactly_as_the_backbone(backbone, images, init):
     branch = build_lora(backbone=backbone, init=init, r=4).eval()
-    torch.testing.assert_close(run(backbone, branch, images), backbone(images), atol=1e-6, rtol=0)
+    # the written-out attention sums in another order: features of order 1, some hundred roundings
+    torch.testing.assert_close(run(backbone, branch, images), backbone(images), atol=2e-5, rtol=0)
     assert torch.equal(branch.network(backbone)(images), backbone(images))
     for index in range(3):
         down, up, scale = parts(branch, index)
