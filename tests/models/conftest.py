@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 
+from avalanche_peftcl.models import Backbone, create_backbone
 from avalanche_peftcl.models.sites import projection_sites
 from avalanche_peftcl.testing import toy_backbone
 
@@ -31,6 +32,14 @@ def span_of_features(model, run):
         right = right * (values > 1e-6 * values[:, :1])[..., None]
         spans.append((site, (right.mT @ right).float()))
     return spans
+
+
+@pytest.fixture
+def diff_backbone() -> Backbone:
+    """The toy with differential attention, which takes no further keys."""
+    size = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
+    torch.manual_seed(0)
+    return create_backbone("vit_dlittle_patch16_reg1_gap_256", **size)
 
 
 @pytest.fixture

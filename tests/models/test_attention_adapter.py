@@ -28,12 +28,12 @@ def reference(backbone, branch, images):
     x = backbone.embed(images)
     for i, block in enumerate(backbone.vit.blocks):
         y = block.norm1(x)
-        h = x + block.attn(y)
+        h = x + block.ls1(block.attn(y))
         if str(i) in branch.adapters:
             adapter = branch.adapters[str(i)]
             hidden = F.gelu(y @ adapter.down.weight.T)
             h = h + adapter.scale * (hidden @ adapter.up.weight.T)
-        x = h + block.mlp(block.norm2(h))
+        x = h + block.ls2(block.mlp(block.norm2(h)))
     return x
 
 
@@ -56,8 +56,8 @@ def test_few_queries_give_the_slice(backbone, move):
     torch.testing.assert_close(few, branch.attend(backbone, 1, tokens)[:, :3])
 
 
-def test_works_where_attention_takes_no_further_keys(make_backbone, move):
-    backbone = make_backbone(attn_layer="diff")
+def test_works_where_attention_takes_no_further_keys(diff_backbone, move):
+    backbone = diff_backbone
     branch = build_attention_adapters(backbone=backbone)
     move(branch)
     images = torch.randn(2, 3, 16, 16)

@@ -161,6 +161,6 @@ def test_sites_can_be_pickled(backbone):
         assert groups.shape == ((4, 10, 8) if site.name.endswith("keys") else (4, 8, 10))
 
 
-def test_attention_without_room_for_keys_is_refused(make_backbone):
+def test_attention_without_room_for_keys_is_refused(diff_backbone):
     with pytest.raises(ConfigError, match=r"block 0 is a DiffAttention .* use an adapter or LoRA"):
-        build_prefix(backbone=make_backbone(attn_layer="diff"))
+        build_prefix(backbone=diff_backbone)

@@ -133,9 +133,9 @@ def test_sites_can_be_pickled(backbone):
     assert [site.view(site.parameter).shape for site in again] == [(1, 10, 32), (1, 32, 10)]
 
 
-def test_what_cannot_hold_is_refused(make_backbone):
+def test_what_cannot_hold_is_refused(make_backbone, diff_backbone):
     with pytest.raises(ConfigError, match="takes no further keys"):
-        build_prompt(backbone=make_backbone(attn_layer="diff"))
+        build_prompt(backbone=diff_backbone)
     normed = make_backbone(qk_norm=True)
     with pytest.raises(ConfigError, match=r"block 0 normalises them .* use against='inputs'"):
         build_prompt(backbone=normed, against="queries")
