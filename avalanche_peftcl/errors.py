@@ -33,6 +33,10 @@ class NotFiniteError(PEFTCLError, FloatingPointError):
     """Weights, losses, features or outputs that are not finite numbers: there is no result."""
 
 
+class ResourceError(PEFTCLError, RuntimeError):
+    """The machine has too little of something: memory, open files, processes, threads."""
+
+
 class PluginLoadWarning(UserWarning):
     """A plugin package was left out; the text says which, its version and why."""
 

@@ -15,6 +15,7 @@ from avalanche_peftcl.exported import ExportedModel
 from avalanche_peftcl.files import write_file
 from avalanche_peftcl.models.heads import MASK_VALUE
 from avalanche_peftcl.models.images import read_image
+from avalanche_peftcl.resources import plain_resource_errors, shortage
 
 _BATCH = 64
 _NO_NUMBER = (
@@ -91,6 +92,7 @@ def predict(
 
     Raises:
         ConfigError: If a task label is missing, unknown or not needed.
+        ResourceError: If there is too little memory for a single image.
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     for start in range(0, len(paths), _BATCH):
@@ -98,7 +100,8 @@ def predict(
         images = [image for image in read if not isinstance(image, str)]
         told: list[tuple[tuple[str, float], ...]] = []
         if images:
-            told = _told(model, model(torch.stack(images).to(device), task), top)
+            with plain_resource_errors({"device": device}):
+                told = _told(model, _logits(model, images, task, device), top)
         rest = iter(told)
         for path, image in zip(paths[start:], read, strict=False):
             if isinstance(image, str):
@@ -107,6 +110,24 @@ def predict(
                 yield Prediction(path, classes)
             else:
                 yield Prediction(path, error=f"{path} has no prediction: {_NO_NUMBER}")
+
+
+def _logits(
+    model: ExportedModel,
+    images: Sequence[torch.Tensor],
+    task: int | None,
+    device: torch.device | None,
+) -> torch.Tensor:
+    """Return the logits of images, fewer at a time where the memory is too small for all."""
+    try:
+        logits: torch.Tensor = model(torch.stack(list(images)).to(device), task)
+        return logits
+    except (MemoryError, RuntimeError) as error:
+        if len(images) == 1 or shortage(error) != "memory":
+            raise
+    half = len(images) // 2
+    parts = [_logits(model, part, task, device) for part in (images[:half], images[half:])]
+    return torch.cat(parts)
 
 
 def write_csv(path: Path, predictions: Iterable[Prediction], *, top: int = 1) -> None:

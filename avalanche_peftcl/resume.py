@@ -11,7 +11,12 @@ from typing import Any
 import torch
 
 from avalanche_peftcl.checkpoint import next_number, read_checkpoint, write_checkpoint
-from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
+from avalanche_peftcl.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    ConfigError,
+    ResourceError,
+)
 from avalanche_peftcl.identity import check_identity, check_record
 from avalanche_peftcl.output import CHECKPOINTS, read_metrics
 from avalanche_peftcl.record import FORMAT, RunRecord
@@ -226,15 +231,26 @@ class Checkpoints:
 
     @contextmanager
     def told(self, standing: Standing, total: int) -> Iterator[None]:
-        """Add to an interrupt what is finished, and how the run can be gone on with."""
-        try:
-            yield
-        except KeyboardInterrupt as stop:
-            stop.add_note(
+        """Say where a run stops what is finished, and how it can be gone on with.
+
+        An interrupt gets a note; an error for want of memory or the like says it itself.
+        """
+
+        def finished() -> str:
+            return (
                 f"{standing.finished} of {total} experiences are finished and on disk in "
                 f"{self._output}; {self.way_on(standing)}"
             )
+
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            stop.add_note(finished())
             raise
+        except ResourceError as error:
+            raise ResourceError(
+                f"{error}. {finished()}, with the settings that it has; others begin a new run"
+            ) from error.__cause__
 
     def go_on(self, saved: SavedRun, now: str) -> Standing:
         """Bring the strategy and the random generators to a checkpoint.

@@ -64,6 +64,11 @@ from avalanche_peftcl.record import (
     weights_sha256,
 )
 from avalanche_peftcl.report import terminal_report
+from avalanche_peftcl.resources import (
+    check_open_files,
+    check_processors,
+    plain_resource_errors,
+)
 from avalanche_peftcl.resume import Checkpoints, Standing, finished_run, saved_run
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.template import check_device
@@ -155,6 +160,8 @@ def run(
         DataError: Images or a split that cannot be used.
         CheckpointError: Weights that cannot be read or do not fit; with ``resume`` a checkpoint
             that is damaged, or of another configuration, versions, weights or data.
+        ResourceError: Too little memory, or too few processes or open files; the experiences
+            finished before are on disk.
         NotFiniteError: Weights, losses, features or outputs that are not finite numbers; the
             experiences finished before are on disk.
     """
@@ -197,6 +204,8 @@ def _run(
             return done
         saved = saved_run(config.output, identity, device=device)
     threads = config.num_threads if saved is None else saved.state["threads"]
+    check_processors(threads, config.num_workers)
+    check_open_files(config.num_workers)
 
     loggers: list[Any] = []
     alone = ExitStack()
@@ -204,6 +213,7 @@ def _run(
         alone,
         controlled(config.seed, device, threads),
         plain_data_errors(),
+        plain_resource_errors(settings),
         reporter,
         closing(loggers),
     ):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from avalanche_peftcl.cli import app
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.errors import ConfigError, DataError
+from avalanche_peftcl.errors import ConfigError, DataError, ResourceError
 from avalanche_peftcl.exported import load
 from avalanche_peftcl.predict import Prediction, find_images, predict, predictions_csv, write_csv
 from avalanche_peftcl.run import run
@@ -223,3 +223,31 @@ def test_the_table_has_a_row_an_image_whatever_it_lacks(tmp_path):
     ]
     with pytest.raises(ConfigError, match="cannot write"):
         write_csv(tmp_path / "no" / "a.csv", told)
+
+
+def test_fewer_images_at_a_time_where_the_memory_is_small(done, images, monkeypatch):
+    model, paths = load(done.folder), find_images([images / "test"])
+    whole = list(predict(model, paths))
+    forward, sizes = type(model).forward, []
+
+    def short(self, batch, task=None):
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            torch.empty(2**60, dtype=torch.uint8)  # more than any machine has
+        return forward(self, batch, task)
+
+    monkeypatch.setattr(type(model), "forward", short)
+    parts = list(predict(model, paths))
+    assert [(p.path, p.classes[0][0]) for p in parts] == [(p.path, p.classes[0][0]) for p in whole]
+    assert sizes == [20, 10, 5, 2, 3, 5, 2, 3, 10, 5, 2, 3, 5, 2, 3]
+
+
+def test_no_memory_for_a_single_image_is_one_message(done, images, monkeypatch):
+    model = load(done.folder)
+
+    def short(self, batch, task=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(type(model), "forward", short)
+    with pytest.raises(ResourceError, match=r"too little memory .*; end other programs"):
+        list(predict(model, find_images([images / "test"])))
