@@ -22,7 +22,8 @@ def running_mean_(target: Iterable[Tensor], source: Iterable[Tensor], *, count: 
 
     Source:
         Liu et al., arXiv 2407.17120 ("adaptive EMA"); released code 24de712.
-        Differs: nothing for one copy; the published recursion is the plain mean.
+        Differs: nothing for one copy from the released code, whose recursion is the plain mean; the
+        paper's own, which could not be read, may be another.
 
     Example:
         >>> mean = torch.zeros(1)

@@ -14,7 +14,9 @@ def pooled_nce(features: Tensor, labels: Tensor, *, temperature: float = 0.1) ->
         \mathrm{NCE} = -\ln \sum_{i \ne j,\; y_i = y_j} e^{s_{ij}}
                        + \frac1N \sum_i \ln \sum_{j \ne i} e^{s_{ij}}
 
-    Minimising it draws features of one label together.
+    Minimising it draws features of one label nearer than others on average only: the one logarithm
+    over all pairs of a label pulls those that are closest, and the other term pushes every pair
+    apart, so that distant features of one label part further.
 
     Args:
         features: ``(N, D)``, of any length; normalised here.

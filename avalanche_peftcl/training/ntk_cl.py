@@ -43,7 +43,11 @@ from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
 
 
 class NTKCL(PEFTTemplate):
-    r"""Parameter-efficient continual learning from the neural tangent kernel.
+    r"""Parameter-efficient continual learning that was derived from the neural tangent kernel.
+
+    No kernel is computed here, no Jacobian and no bound, and none in the released code: the theory
+    is the reason that its authors give for the parts, which are adapters and prompts with running
+    means, three losses beside cross-entropy, and class means as the classifier.
 
     Works on class-, task-, domain-incremental and online streams of any Avalanche benchmark.
     A task label of a test image is used where the benchmark gives several of them, and only then.
@@ -87,11 +91,18 @@ class NTKCL(PEFTTemplate):
 
         - the generators of the patch prompts start at Kaiming and 1 instead of 0, so they train;
         - the orthogonality term is the energy inside the span of old prototypes, of their rank;
-        - the contrastive term has a plus sign: equal classes attract;
+        - the contrastive term has a plus sign, so that equal classes attract on average, though
+          not pair by pair, see :func:`~avalanche_peftcl.functional.losses.pooled_nce`;
         - the retention term holds every adapted parameter, biases too;
         - older copies of the adapters have no dropout in training;
         - the running mean takes in the last experience too, so nothing depends on knowing it;
         - the fusion has no query and key layers, whose gradient is always zero.
+
+        Of the paper only the abstract could be read, so these terms are our reading of it. What
+        ``"corrected"`` keeps of the release though nothing in the abstract asks for it: prototypes
+        of earlier classes are not moved when the modules move on; those of new classes are taken
+        with running means that training did not see; training compares whole views, prediction
+        each section by itself with fixed weights.
 
     Example:
         >>> from avalanche_peftcl.models import create_backbone

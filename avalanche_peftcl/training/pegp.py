@@ -62,8 +62,8 @@ class PEGP(PEFTTemplate):
         optimizer: Over the model's trainable parameters; its state is new in each experience, of
             recipe ``"corrected"`` in each stage.
         criterion: Classification loss, cross-entropy by default.
-        recipe: ``"corrected"``: the condition of the paper on the features; ``"released"``: the
-            mask that the released code computes, for adapters and LoRA.
+        recipe: ``"corrected"``: the project page's conditions on the features;
+            ``"released"``: the mask that the released code computes, for adapters and LoRA.
         projection: Whether updates are projected.
         threshold: Share of the old features' energy that is protected.
         where: ``"step"`` or ``"gradient"``, see :class:`.GradientProjectionPlugin`; the release
@@ -111,8 +111,12 @@ class PEGP(PEFTTemplate):
           experience steps both, so the moments of the first, projected at other weights, move
           the first steps of the second.
 
-        Merging moves the weights without projection in both recipes; old features stay exactly
-        only with ``merge_epochs=0`` and ``threshold=1``.
+        Of the paper only the abstract and the equations of its project page could be read.
+
+        Merging, the default, moves the weights without projection in both recipes. Old features
+        stay, to the rounding of the precision, only with ``merge_epochs=0`` and ``threshold=1``, of
+        the images read, and with modules whose conditions are exact: those of prompts are not by
+        default, see :class:`~avalanche_peftcl.models.PromptTokens`.
 
     Example:
         >>> from avalanche_peftcl.models import create_backbone

@@ -46,15 +46,15 @@ STREAMS = {  # configuration, and what is changed in it
 DEFAULTS = (1e-4, 1e-3)  # orthogonality, retention
 PAIRS = [
     DEFAULTS,
-    (1e-2, 1e-3),
-    (1e-4, 1e-1),
     (1e-1, 1e-3),
     (1e-4, 1.0),
-    (1e-3, 1e-3),
-    (1e-4, 1e-2),
-    (1e-2, 1e-1),
+    (1e-2, 1e-3),
+    (1e-4, 1e-1),
+    (1e-1, 1.0),
     (1.0, 1e-3),
     (1e-4, 10.0),
+    (1e-3, 1e-3),
+    (1e-4, 1e-2),
 ]
 TERMS = {
     "contrast": PrototypeContrastPlugin,
@@ -64,8 +64,10 @@ TERMS = {
 COLUMNS = ("average_incremental_accuracy", "last_accuracy", "forgetting")
 
 
-def one(output: Path, stream: str, pair: tuple[float, float], seed: int) -> Path:
-    """Run one pair of weights on one stream unless its record is complete; return its folder."""
+def one(
+    output: Path, stream: str, pair: tuple[float, float], seed: int, *, again: bool = False
+) -> None:
+    """Run one pair of weights on one stream unless its record is complete."""
     configuration, changes = STREAMS[stream]
     path = place(output, stream, pair, seed)
     overrides = [
@@ -78,10 +80,9 @@ def one(output: Path, stream: str, pair: tuple[float, float], seed: int) -> Path
         f"strategy.orthogonality_weight={pair[0]}",
         f"strategy.retention_weight={pair[1]}",
     ]
-    if not read(path):
+    if again or not read(path):
         run_from_file(configuration, overrides, True, Console(quiet=True))
         print(f"{path}: {100 * read(path)['accuracy']['last_accuracy']:.1f}", flush=True)
-    return path
 
 
 def place(output: Path, stream: str, pair: tuple[float, float], seed: int) -> Path:
@@ -126,7 +127,8 @@ def watched(norms: dict[str, list[float]]) -> Iterator[None]:
 
     def watch(name: str, original: Any) -> Any:
         def before_backward(plugin: Any, strategy: Any, **kwargs: Any) -> None:
-            old = strategy.clock.train_exp_counter > 0  # the first experience has nothing old
+            # the first experience has nothing old; a third of the steps is enough
+            old = strategy.clock.train_exp_counter > 0 and strategy.clock.train_iterations % 3 == 0
             before = strategy.loss
             if old and name == "contrast":  # the first of the terms
                 norms["cross-entropy"].append(length(before, strategy))
@@ -158,7 +160,7 @@ def main() -> None:
         for stream in arguments.streams:
             norms: dict[str, list[float]] = defaultdict(list)
             with watched(norms):
-                one(arguments.output / "shares", stream, DEFAULTS, arguments.seeds[0])
+                one(arguments.output, stream, DEFAULTS, arguments.seeds[0], again=True)
             means = {name: statistics.mean(values) for name, values in norms.items()}
             total = sum(means.values())
             shares = (f"{name} {100 * mean / total:.2f} %" for name, mean in means.items())

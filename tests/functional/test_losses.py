@@ -117,3 +117,43 @@ def test_losses_refuse_what_does_not_fit():
         pooled_nce(torch.zeros(2, 3), torch.zeros(2), temperature=0)
     with pytest.raises(ValueError, match="3 dimensions"):
         span_energy(torch.zeros(2, 3), torch.zeros(4, 1))
+
+
+def test_the_pooled_term_draws_one_close_pair_together_and_parts_a_distant_one():
+    z = torch.eye(4)
+    z[1] = torch.tensor([0.9, 0.0, 0.0, 0.19**0.5])  # of z[0]'s label; z[2] and z[3] are of another
+    z[3] = torch.tensor([0.0, 0.99**0.5, 0.1, 0.0])
+    z.requires_grad_()
+
+    def cosines(x):
+        x = F.normalize(x, dim=1)
+        return (x[0] @ x[1]).item(), (x[2] @ x[3]).item()
+
+    before = cosines(z)
+    pooled_nce(z, torch.tensor([0, 0, 1, 1])).backward()
+    after = cosines(z.detach() - 1e-3 * z.grad)
+    assert after[0] > before[0] + 1e-4
+    assert after[1] < before[1] - 1e-4
+
+
+def test_pairs_of_one_label_end_closer_than_others_on_average_only():
+    torch.manual_seed(0)
+    z, labels = torch.randn(32, 16, requires_grad=True), torch.arange(32) % 4
+    optimizer = torch.optim.SGD([z], lr=1.0)
+    same = (labels[:, None] == labels) & ~torch.eye(32, dtype=torch.bool)
+    other = labels[:, None] != labels
+
+    def cosines():
+        x = F.normalize(z.detach(), dim=1)
+        return x @ x.T
+
+    before = cosines()
+    for _ in range(200):
+        optimizer.zero_grad()
+        pooled_nce(z, labels).backward()
+        optimizer.step()
+    after = cosines()
+    margins = [(x[same].mean() - x[other].mean()).item() for x in (before, after)]
+    assert margins[1] > margins[0] + 0.02
+    assert (after[same] > 0.9).any()  # a few pairs are together
+    assert (after[same] < before[same]).float().mean() > 0.4  # and many further apart

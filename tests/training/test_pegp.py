@@ -81,6 +81,23 @@ def test_old_features_stay_and_new_ones_change(sharp, small_benchmark, make_pegp
         assert any(site["size"] < site["dim"] for site in sites)
 
 
+@pytest.mark.parametrize(
+    ("branch", "merge_epochs"),
+    [("adapter", 1), ("lora", 1), (lambda b: build_prompt(backbone=b, init_bound=0.5), 0)],
+    ids=["adapter-merged", "lora-merged", "default-prompts"],
+)
+def test_what_moves_old_features_in_spite_of_projection(
+    sharp, small_benchmark, make_pegp, branch, merge_epochs
+):
+    """The second stage is not projected; prompts have the paper's condition, which is not exact."""
+    strategy = make_pegp(sharp, branch, lr=0.05, merge_epochs=merge_epochs)
+    first, second, _ = small_benchmark().train_stream
+    strategy.train(first)
+    old = features(strategy, first)
+    strategy.train(second)
+    assert (features(strategy, first) - old).abs().max() > 1e-3
+
+
 def test_prompts_keep_the_products_of_the_paper(sharp, small_benchmark, make_pegp):
     strategy = make_pegp(sharp, lambda b: build_prompt(backbone=b, length=8, init_bound=0.5))
     tokens, block = strategy.model.branch.extensions["0"].tokens, sharp.blocks[0]

@@ -36,8 +36,10 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
     .. math:: \Delta W' = \Delta W - (\Delta W\, V) V^\top
 
     With ``where="step"`` and ``threshold=1`` the old features of all sites stay as they are to
-    rounding, and what the network computes of them too, whatever the optimizer. That leaves room
-    to learn where the old features do not span everything; a smaller threshold gives up some of
+    rounding, and what the network computes of them too, whatever the optimizer: of the images that
+    were read, where the sites' conditions are exact (those of prompts by default are not, see
+    :class:`~avalanche_peftcl.models.PromptTokens`) and nothing else trains. Something can be learnt
+    then only where the old features do not span everything; a smaller threshold gives up some of
     the protection for it.
 
     Works with any Avalanche strategy, for every module that states its sites, see

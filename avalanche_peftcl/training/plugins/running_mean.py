@@ -29,7 +29,8 @@ class RunningMeanPlugin(SupervisedPlugin, supports_distributed=False):  # type: 
 
     Source:
         Liu et al., arXiv 2407.17120 ("adaptive EMA"); released code 24de712.
-        Differs: every experience counts, the last one too; copies of several segments are means
+        Differs: the plain mean, as in the release, where the paper speaks of an exponential one;
+        every experience counts, the last one too; copies of several segments are means
         of their own segment. :class:`ReleasedRunningMeanPlugin` does as the release.
     """
 
