@@ -102,8 +102,9 @@ def _message(strategy: Any, step: int | None, *, in_weights: bool) -> str:
     else:
         told = f"the loss is not a finite number from minibatch {step} on"
         told += ", nor are the weights" * in_weights
-    # before the first update nothing but what goes in can be at fault
-    untouched = step == 1 and int(strategy.clock.train_exp_epochs) == 0
+    # before the first update of all nothing but what goes in can be at fault
+    clock = strategy.clock
+    untouched = step == 1 and clock.train_iterations == clock.train_epoch_iterations
     ways = _ways(strategy, untouched=untouched)
     return f"training diverged in {_where(strategy)}: {told}; {ways}"
 
@@ -122,7 +123,7 @@ def _ways(strategy: Any, *, untouched: bool = False) -> str:
     if strategy.mixed_precision != "no":
         ways.append(f"compute with mixed_precision no instead of {strategy.mixed_precision}")
     if untouched:
-        ways.append("look at the images: no step of this experience was taken before")
+        ways.append("look at the images: no step was taken before")
     else:
         rates = [float(group["lr"]) for group in strategy.optimizer.param_groups]
         ways.append(f"lower lr (now {max(rates):g})")

@@ -84,6 +84,10 @@ def test_a_loss_that_is_none_before_any_step_is_no_matter_of_lr(backbone):
     with pytest.raises(NotFiniteError, match="or look at the images") as caught:
         strategy.train(make_benchmark().train_stream[0])
     assert "lr" not in str(caught.value)
+    strategy = make_strategy(backbone, plugins=[Spoil(math.nan, experience=1)])
+    strategy.train(make_benchmark().train_stream[0])
+    with pytest.raises(NotFiniteError, match=r"from minibatch 1 on, .*, or lower lr \(now 0.1\)$"):
+        strategy.train(make_benchmark().train_stream[1])
 
 
 @pytest.mark.filterwarnings("ignore::avalanche_peftcl.errors.DivergenceWarning")
