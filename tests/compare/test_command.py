@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -93,14 +94,17 @@ def test_bad_input_is_one_message(peftcl, study, tmp_path, words, said):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_a_full_disk_leaves_the_earlier_report(peftcl, study, tmp_path, monkeypatch):
+    def full(number, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     report = tmp_path / "report.csv"
     report.write_text("earlier")
-    (tmp_path / ".report.csv.part").symlink_to("/dev/full")
+    monkeypatch.setattr("avalanche_peftcl.files._write", full)
     result = peftcl(study, "--csv", report)
     assert result.exit_code == 2
     assert result.stderr == f"error: cannot write {report}: No space left on device\n"
+    assert [path.name for path in tmp_path.glob("*report*")] == ["report.csv"]
     assert report.read_text() == "earlier"
 
 
