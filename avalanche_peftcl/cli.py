@@ -266,6 +266,15 @@ def plugins() -> None:
     standard_console().print(table)
 
 
+_Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FILE", help="The frozen network's weights."),
+]
+_Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Let the frozen network's weights be downloaded.")
+]
+
+
 @app.command("export")
 def export_network(
     folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run.")],
@@ -276,11 +285,20 @@ def export_network(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is there.")
     ] = False,
+    checkpoint: _Checkpoint = None,
+    pretrained: _Pretrained = False,
 ) -> None:
     """Write the trained network of a run to one file, for use without Avalanche."""
     from avalanche_peftcl.export import export_run
 
-    info = export_run(folder, file, with_backbone=with_backbone, overwrite=overwrite)
+    info = export_run(
+        folder,
+        file,
+        with_backbone=with_backbone,
+        overwrite=overwrite,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+    )
     say = f"{file}: {info.strategy['name']} after {info.finished} of {info.total} experiences, "
     whose = "with" if info.backbone_included else "without"
     standard_console().print(
@@ -307,6 +325,8 @@ def predict_images(
         typer.Option("--task", metavar="N", help="Task label, for a network that needs one."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where to compute.")] = "cpu",
+    checkpoint: _Checkpoint = None,
+    pretrained: _Pretrained = False,
 ) -> None:
     """Predict the class of images with a trained network.
 
@@ -321,7 +341,8 @@ def predict_images(
     if csv is not None:
         check_writable(csv)
     predictions, console = [], standard_console()
-    for prediction in predict(load(export).to(where), images, top=top, task=task):
+    model = load(export, checkpoint=checkpoint, pretrained=pretrained).to(where)
+    for prediction in predict(model, images, top=top, task=task):
         predictions.append(prediction)
         if prediction.error is not None:
             complain("unreadable", prediction.error, "red")

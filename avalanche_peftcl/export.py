@@ -6,25 +6,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError, PEFTCLError
-from avalanche_peftcl.exported import (
+from avalanche_peftcl.exported import assemble, builders, load, trained_keys
+from avalanche_peftcl.exported_backbone import build_backbone, needs_weights
+from avalanche_peftcl.exported_file import (
     BACKBONE_PREFIX,
     FORMAT,
     INFO_KEY,
     MODEL_FILE,
     MODEL_PREFIX,
     ExportInfo,
-    build_backbone,
-    builders,
-    load,
+    names_a_place,
     read_export,
-    trained_keys,
 )
 from avalanche_peftcl.files import check_writable, write_file
-from avalanche_peftcl.models.exportable import export_spec
+from avalanche_peftcl.models.exportable import export_spec, places
 from avalanche_peftcl.models.weights import weights_sha256
 from avalanche_peftcl.wording import join
 
@@ -32,9 +32,12 @@ from avalanche_peftcl.wording import join
 def not_exported(model: nn.Module) -> str | None:
     """Return why ``model`` cannot be written to a file, ``None`` if it can."""
     try:
-        list(builders(export_spec(model).to_json()))
+        spec = export_spec(model).to_json()
+        list(builders(spec))
     except PEFTCLError as error:
         return str(error)
+    if names_a_place(spec):
+        return "an option of it names a file, an address or a repository, which no export may"
     odd = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
     return f"its state dict holds what is no tensor: {join(odd)}" if odd else None
 
@@ -66,13 +69,17 @@ def write_model(
         for c, name in zip(experience["classes"], experience["class_names"], strict=True)
     }
     entry = next(c for c in metrics["components"] if c["kind"] == "backbone")
+    options = dict(config["backbone"])
+    left_out = [name for name in places(options) if name != "name"]
     digest = weights_sha256(backbone)
     changed = digest != metrics["weights_sha256"]
     info = ExportInfo(
         format=FORMAT,
         finished=metrics["experiences"]["finished"],
         total=metrics["experiences"]["total"],
-        backbone=config["backbone"] | {"name": f"{entry['provider']}/{entry['name']}"},
+        backbone={k: v for k, v in options.items() if k not in left_out}
+        | {"name": f"{entry['provider']}/{entry['name']}"},
+        left_out=left_out,
         backbone_included=changed,
         weights_sha256=digest,
         seed=metrics["seed"],
@@ -91,7 +98,13 @@ def write_model(
 
 
 def export_run(
-    folder: Path, path: Path, *, with_backbone: bool = False, overwrite: bool = False
+    folder: Path,
+    path: Path,
+    *,
+    with_backbone: bool = False,
+    overwrite: bool = False,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
 ) -> ExportInfo:
     """Check the network of a run and write it to a file of its own.
 
@@ -100,6 +113,8 @@ def export_run(
         path: The new file.
         with_backbone: Whether the backbone's weights go into it.
         overwrite: Whether a file that is there is replaced.
+        checkpoint: The backbone's weights, if they have to go into the file and are not bundled.
+        pretrained: Whether they may be downloaded, instead.
 
     Raises:
         ConfigError: The folder holds no network, or the file cannot be written.
@@ -111,11 +126,16 @@ def export_run(
     source = folder / MODEL_FILE
     if not source.is_file():
         raise ConfigError(_why_missing(folder))
-    load(source)  # refuses what could not be loaded later
     info, trained, frozen = read_export(source)
+    allowed = {"checkpoint": checkpoint, "pretrained": pretrained}
+    if with_backbone or checkpoint or pretrained or not needs_weights(info):
+        load(source, checkpoint=checkpoint, pretrained=pretrained)  # refuses what cannot be loaded
+    else:
+        with torch.random.fork_rng(devices=[]):  # all but the backbone's weights, not needed here
+            assemble(source, info, trained, build_backbone(source, info, frozen))
     if with_backbone and not frozen:
         info = info.model_copy(update={"backbone_included": True})
-        frozen = build_backbone(source, info, {}).state_dict()
+        frozen = build_backbone(source, info, {}, allowed).state_dict()
     write_file(path, _encode(info, trained, frozen))
     return info
 

@@ -4,82 +4,27 @@ The file is a safetensors file: tensors ``model.*`` (all but the frozen backbone
 ``backbone.*`` if the backbone travels along, and one JSON text that says how both are built.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.discovery import plugin_modules
-from avalanche_peftcl.errors import CheckpointError, ConfigError, PEFTCLError
+from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.exported_backbone import WAY_OUT, build_backbone, limited
+from avalanche_peftcl.exported_file import MODEL_FILE, ExportInfo, is_spec, read_export
 from avalanche_peftcl.functional.finite import not_finite
 from avalanche_peftcl.isolation import ForeignError, isolated
-from avalanche_peftcl.models.allocation import AllocationLimit
-from avalanche_peftcl.models.backbone import InputConfig
 from avalanche_peftcl.models.exportable import is_exportable
 from avalanche_peftcl.models.heads import MASK_VALUE
 from avalanche_peftcl.models.images import eval_transform
 from avalanche_peftcl.models.weights import weights_sha256
 from avalanche_peftcl.options import Schema
-from avalanche_peftcl.registry import discover
 from avalanche_peftcl.wording import join, say
-
-FORMAT = 1
-MODEL_FILE = "model.safetensors"
-INFO_KEY, MODEL_PREFIX, BACKBONE_PREFIX = "avalanche_peftcl", "model.", "backbone."
-_TIMES, _SPARE = 4, 2**22  # entries that building may ask for, by those that fill the network
-_LARGEST = 2**31  # of a backbone whose weights are not in the file
-_WAY_OUT = (
-    "export the run with --with-backbone where those weights are, or hand in the network: "
-    "avalanche_peftcl.load(..., backbone=...)"
-)
-
-
-class ExportInfo(BaseModel):
-    """What the file says beside its tensors.
-
-    Args:
-        format: Version of the layout.
-        finished: Experiences that the network was trained on.
-        total: Experiences of the run.
-        backbone: Name, ``"package/name"``, and options of the frozen network.
-        backbone_included: Whether its weights are in the file.
-        weights_sha256: Hash of its weights.
-        seed: The run's seed, from which a backbone without weights of its own is drawn.
-        model: How the network is built around it, see :class:`~.models.BuildSpec`.
-        class_names: Name of each class id.
-        task_labels: Task labels, of which a prediction needs one; empty if it needs none.
-        input_config: What the backbone expects of an image.
-        mixed_precision: As in the evaluation of the run.
-        strategy: Name and options of the method.
-        module: Name and options of the PEFT module, if the run named one.
-        versions: Versions of Python and the packages.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    format: int
-    finished: NonNegativeInt
-    total: NonNegativeInt
-    backbone: ComponentConfig
-    backbone_included: bool
-    weights_sha256: str
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-    model: dict[str, Any]
-    class_names: list[str]
-    task_labels: list[int]
-    input_config: InputConfig
-    mixed_precision: Literal["no", "bf16", "fp16"]
-    strategy: dict[str, Any]
-    module: dict[str, Any] | None
-    versions: dict[str, str]
 
 
 class ExportedModel(nn.Module):
@@ -145,16 +90,24 @@ class ExportedModel(nn.Module):
         return tasks
 
 
-def load(path: str | Path, *, backbone: nn.Module | None = None) -> ExportedModel:
+def load(
+    path: str | Path,
+    *,
+    backbone: nn.Module | None = None,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+) -> ExportedModel:
     """Load a trained network, ready to predict.
 
-    Nothing in the file is executed; only builders that an installed plugin package offers with
-    :func:`~avalanche_peftcl.models.exportable` are called. torch's random generator stays as
-    it is.
+    Nothing in the file is executed, and nothing that it names is opened or fetched; only builders
+    that an installed plugin package offers with :func:`~avalanche_peftcl.models.exportable` are
+    called. torch's random generator stays as it is.
 
     Args:
         path: A file of ``peftcl export``, or the folder of a run.
         backbone: The frozen network; ``None`` builds it as the file says.
+        checkpoint: The weights of the backbone, where they are not in the file.
+        pretrained: Whether the backbone's builder may download them, by the name of its model.
 
     Returns:
         The network in eval mode, on the CPU.
@@ -173,19 +126,31 @@ def load(path: str | Path, *, backbone: nn.Module | None = None) -> ExportedMode
     info, trained, frozen = read_export(path)
     with torch.random.fork_rng(devices=[]):
         if backbone is None:
-            backbone = build_backbone(path, info, frozen)
+            allowed = {"checkpoint": checkpoint, "pretrained": pretrained}
+            backbone = build_backbone(path, info, frozen, allowed)
         _check_sizes(path, info, backbone)
         if weights_sha256(backbone) != info.weights_sha256:
             raise CheckpointError(
                 f"{path} was trained on other weights of the backbone {info.backbone.name!r} "
                 f"(sha256 {info.weights_sha256[:12]}...) than there are here "
-                f"({weights_sha256(backbone)[:12]}...); {_WAY_OUT}"
+                f"({weights_sha256(backbone)[:12]}...); {WAY_OUT}"
             )
-        with _limited(trained | backbone.state_dict(), f"the network of {path}"):
-            model = rebuild(info.model, backbone)
+        return assemble(path, info, trained, backbone)
+
+
+def assemble(
+    path: Path, info: ExportInfo, trained: Mapping[str, Tensor], backbone: nn.Module
+) -> ExportedModel:
+    """Build the network around ``backbone`` and give it its trained weights.
+
+    Raises:
+        CheckpointError: If it cannot be built, or the weights do not fit.
+    """
+    with limited({**trained, **backbone.state_dict()}, f"the network of {path}"):
+        model = rebuild(info.model, backbone)
     own = {k: v for k, v in model.state_dict().items() if k not in trained_keys(model, backbone)}
     try:
-        model.load_state_dict(own | trained)
+        model.load_state_dict(own | dict(trained))
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights in {path} do not fit the network that it describes: "
@@ -196,45 +161,6 @@ def load(path: str | Path, *, backbone: nn.Module | None = None) -> ExportedMode
             f"{path} holds weights that are not finite numbers, in {join(names[:3])}: it is damaged"
         )
     return ExportedModel(model, info)
-
-
-def read_export(path: Path) -> tuple[ExportInfo, dict[str, Tensor], dict[str, Tensor]]:
-    """Read a file without building anything.
-
-    Returns:
-        What it says, the trained tensors and the backbone's, each by its name in the state dict.
-
-    Raises:
-        CheckpointError: The file is missing, unreadable, no export, or of another version.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            told = (file.metadata() or {}).get(INFO_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
-    try:
-        said = json.loads(told or "")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is no exported network: it does not say how it is built"
-        ) from error
-    version = said.get("format") if isinstance(said, dict) else None
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version!r}, this version of avalanche-peftcl reads {FORMAT}; "
-            "export it again with this version, or load it with the one that wrote it"
-        )
-    try:
-        info = ExportInfo.model_validate(said)
-    except ValidationError as error:
-        where = {".".join(map(str, details["loc"])) for details in error.errors()}
-        raise CheckpointError(
-            f"{path} is damaged: wrong or missing {join(sorted(where))}"
-        ) from error
-    return info, _part(tensors, MODEL_PREFIX), _part(tensors, BACKBONE_PREFIX)
 
 
 def _check_sizes(path: Path, info: ExportInfo, backbone: nn.Module) -> None:
@@ -259,7 +185,7 @@ def rebuild(spec: Mapping[str, Any], backbone: nn.Module) -> nn.Module:
     offered = dict(builders(spec))
 
     def build(spec: Mapping[str, Any]) -> nn.Module:
-        options = {k: build(v) if _is_spec(v) else v for k, v in spec["options"].items()}
+        options = {k: build(v) if is_spec(v) else v for k, v in spec["options"].items()}
         target = offered[spec["build"]]
         schema = Schema.of(target, given=frozenset({"backbone"}), title=spec["build"])
         network: nn.Module = target(backbone=backbone, **schema.check(options))
@@ -276,7 +202,7 @@ def rebuild(spec: Mapping[str, Any], backbone: nn.Module) -> nn.Module:
 
 def builders(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the builder of ``spec`` and of each network in it, if it may be called."""
-    if not _is_spec(spec):
+    if not is_spec(spec):
         raise CheckpointError(f"{str(spec)[:80]} does not say how a network is built")
     path: str = spec["build"]
     module, _, name = path.partition(":")
@@ -294,52 +220,8 @@ def builders(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         raise CheckpointError(f"{path} is not marked as exportable in the installed version")
     yield path, target
     for value in spec["options"].values():
-        if _is_spec(value):
+        if is_spec(value):
             yield from builders(value)
-
-
-def _is_spec(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and value.keys() == {"build", "options"}
-        and isinstance(value["build"], str)
-        and isinstance(value["options"], Mapping)
-    )
-
-
-def build_backbone(path: Path, info: ExportInfo, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build the backbone; ``state`` are its weights if the file has them.
-
-    The options ``pretrained`` and ``checkpoint``, if it has them, then count as not given.
-
-    Raises:
-        CheckpointError: If it cannot be built here.
-    """
-    package, _, _ = info.backbone.name.rpartition("/")
-    options = info.backbone.options
-    if state:
-        options |= {
-            k: v for k, v in {"pretrained": False, "checkpoint": None}.items() if k in options
-        }
-    try:
-        registry = discover(only=[package])
-        limited = _limited(state, f"the backbone of {path}")
-        with torch.random.fork_rng(devices=[]), limited:
-            torch.manual_seed(info.seed)
-            backbone: nn.Module = registry.build("backbone", info.backbone.name, options)
-        if state:
-            backbone.load_state_dict(dict(state))
-    except (PEFTCLError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the backbone of {path} cannot be built here: {error}; {_WAY_OUT}"
-        ) from error
-    return backbone.requires_grad_(False).eval()
-
-
-def _limited(held: Mapping[str, Tensor], what: str) -> AllocationLimit:
-    """Return a limit to what may be allocated for ``what``, which ``held`` is to fill."""
-    entries = sum(value.numel() for value in held.values())
-    return AllocationLimit(_TIMES * entries + _SPARE if held else _LARGEST, what)
 
 
 def trained_keys(model: nn.Module, backbone: nn.Module) -> list[str]:
@@ -348,7 +230,3 @@ def trained_keys(model: nn.Module, backbone: nn.Module) -> list[str]:
         f"{name}." for name, m in model.named_modules(remove_duplicate=False) if m is backbone
     )
     return [key for key in model.state_dict() if not key.startswith(prefixes)]
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

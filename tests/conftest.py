@@ -23,10 +23,12 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.timeout(3600))
 
 
-@pytest.fixture(autouse=True)
-def float32_by_default(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")  # fixtures of a module run before a test's own
+def float32_by_default():
     """Let ``mixed_precision: auto`` be float32, so that a test is the same on every processor."""
-    monkeypatch.setattr("avalanche_peftcl.models.precision.native_bfloat16", lambda device: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("avalanche_peftcl.models.precision.native_bfloat16", lambda device: False)
+        yield
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from avalanche_peftcl import record
 from avalanche_peftcl.checkpoint import strangers
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import CheckpointError, ConfigError
-from avalanche_peftcl.exported import read_export
+from avalanche_peftcl.exported_file import read_export
 from avalanche_peftcl.output import CHECKPOINTS, FILES, check_output, read_metrics
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.run import resume_from_folder, run

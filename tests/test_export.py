@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -18,7 +19,8 @@ from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.discovery import Entry, Provider
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.export import export_run
-from avalanche_peftcl.exported import ExportInfo, load, read_export
+from avalanche_peftcl.exported import load
+from avalanche_peftcl.exported_file import INFO_KEY, ExportInfo, read_export
 from avalanche_peftcl.models import ClassRows, LinearHead, create_backbone, exportable
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.run import run
@@ -122,10 +124,10 @@ def done(tmp_path_factory, registry) -> Path:
 
 def rewrite(path: Path, source: Path, **changed) -> Path:
     """Write a copy of a network's file that says something else."""
-    with exported.safe_open(source, "pt") as file:
-        told = json.loads(file.metadata()[exported.INFO_KEY])
+    with safe_open(source, "pt") as file:
+        told = json.loads(file.metadata()[INFO_KEY])
     told = {k: v for k, v in (told | changed).items() if v != "left out"}
-    save_file(load_file(source), path, {exported.INFO_KEY: json.dumps(told)})
+    save_file(load_file(source), path, {INFO_KEY: json.dumps(told)})
     return path
 
 
@@ -313,12 +315,18 @@ def test_missing_weights_are_named_and_can_be_put_into_the_file(registry, tmp_pa
     settings = BACKBONE | {"checkpoint": str(checkpoint)}
     folder = run(tiny(tmp_path / "run", backbone=settings), registry=registry).folder
     images, _, logits = SEEN[-1]
-    export_run(folder, tmp_path / "whole.safetensors", with_backbone=True)
+    export_run(folder, tmp_path / "whole.safetensors", with_backbone=True, checkpoint=checkpoint)
+    assert torch.equal(load(folder, checkpoint=checkpoint)(images), logits)
     checkpoint.unlink()
     with pytest.raises(CheckpointError, match=r"cannot be built here: no weights.*vit\.pt.*--with"):
+        load(folder, checkpoint=checkpoint)
+    with pytest.raises(CheckpointError, match=r"those of a file, where the run was; give the file"):
         load(folder)
+    export_run(folder, tmp_path / "small.safetensors")  # needs no weights of the backbone
+    for file in (folder / "model.safetensors", tmp_path / "small.safetensors"):
+        assert str(tmp_path).encode() not in file.read_bytes().partition(b"strategy")[0]
+        assert torch.equal(load(file, backbone=backbone)(images), logits)
     assert torch.equal(load(tmp_path / "whole.safetensors")(images), logits)
-    assert torch.equal(load(folder, backbone=backbone)(images), logits)
 
 
 def test_a_backbone_of_a_package_that_is_not_there(done, tmp_path):
@@ -352,7 +360,7 @@ SPEC = {"build": "avalanche_peftcl.models.peft_model:PrototypeModel", "options":
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"format": 2}, "has format 2, this version of avalanche-peftcl reads 1"),
+        ({"format": 1}, "has format 1, this version of avalanche-peftcl reads 2"),
         ({"weights_sha256": "left out"}, "is damaged: wrong or missing weights_sha256"),
         ({"class_names": 3}, "is damaged: wrong or missing class_names"),
         ({"input_config": {}}, "is damaged: wrong or missing input_config"),

@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from avalanche_peftcl import exported
+from avalanche_peftcl import exported_backbone
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.exported import load
+from avalanche_peftcl.exported_file import INFO_KEY
 from avalanche_peftcl.models import ClassRows, InputConfig
 from avalanche_peftcl.models.allocation import AllocationLimit
 from avalanche_peftcl.packing import pack, unpack
@@ -37,11 +39,11 @@ def rewrite(file, tmp_path):
     """Write a copy of the file that says something else, or holds other tensors."""
 
     def write(change, tensors=None):
-        with exported.safe_open(file, "pt") as source:
-            told = json.loads(source.metadata()[exported.INFO_KEY])
+        with safe_open(file, "pt") as source:
+            told = json.loads(source.metadata()[INFO_KEY])
         change(told)
         path = tmp_path / "a.safetensors"
-        save_file(load_file(file) | (tensors or {}), path, {exported.INFO_KEY: json.dumps(told)})
+        save_file(load_file(file) | (tensors or {}), path, {INFO_KEY: json.dumps(told)})
         return path
 
     return write
@@ -115,7 +117,7 @@ def test_a_module_out_of_range_is_not_built(rewrite):
 
 
 def test_a_module_larger_than_the_file_is_not_built(rewrite, monkeypatch):
-    monkeypatch.setattr(exported, "_SPARE", 2**16)  # the file is tiny
+    monkeypatch.setattr(exported_backbone, "_SPARE", 2**16)  # the file is tiny
     path = rewrite(lambda told: find(told["model"], "r").update(r=4096))
     with pytest.raises(CheckpointError, match=r"asks for a tensor of 98,304 entries"):
         load(path)

@@ -73,6 +73,8 @@ class Backbone(nn.Module):
             a pooling: then the passes here would not be the network's own.
 
     Example:
+        >>> import torch
+        >>> from avalanche_peftcl.models import create_backbone
         >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
         >>> backbone(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 192])

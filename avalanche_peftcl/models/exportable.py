@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,10 @@ from avalanche_peftcl.errors import ConfigError
 _SAYS_NOT = (
     "does not say how it is built again; decorate its class or builder with "
     "@avalanche_peftcl.models.exportable"
+)
+# a scheme, a separator of folders, a home folder, an ending of files that hold weights
+_PLACE = re.compile(
+    r"^[a-z][a-z0-9+._-]*:|[/\\\\]|^~|\.(pth?|bin|ckpt|pkl|npz|npy|safetensors)$", re.IGNORECASE
 )
 _Build = TypeVar("_Build", bound=Callable[..., Any])
 
@@ -150,3 +155,39 @@ def _spec_or_value(value: Any) -> Any:
         return value
     spec = getattr(value, "export_spec", None)
     return spec if isinstance(spec, BuildSpec) else type(value)
+
+
+def places(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of options that say where weights come from, which no file may choose.
+
+    They are those named ``pretrained...`` or ``checkpoint...`` that are set, and text that is an
+    address, a path, the name of a file of weights or of a repository (``"owner/name"``).
+
+    Args:
+        options: Options of a backbone.
+
+    Example:
+        >>> places({"pretrained": True, "checkpoint": None, "depth": 2, "url": "hf-hub:a/b"})
+        ['pretrained', 'url']
+        >>> places({"pretrained": False, "model_name": "vit_tiny_patch16_224.augreg_in21k"})
+        []
+    """
+    return [
+        name
+        for name, value in options.items()
+        if (name.startswith(("pretrained", "checkpoint")) and value) or is_place(value)
+    ]
+
+
+def is_place(value: Any) -> bool:
+    """Return whether a text, or one in a list or dictionary, names a file, address or repository.
+
+    Example:
+        >>> is_place("weights.pt"), is_place({"a": ["~/b"]}), is_place("attn.qkv")
+        (True, True, False)
+    """
+    if isinstance(value, Mapping):
+        return any(is_place(each) for pair in value.items() for each in pair)
+    if isinstance(value, list | tuple):
+        return any(map(is_place, value))
+    return isinstance(value, str) and _PLACE.search(value) is not None

@@ -20,6 +20,9 @@ from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.sites import ProjectionSite
 from avalanche_peftcl.models.tuner_sites import tuner_sites
 
+# options of peft's that import a module by its name or read a file
+_REACHING_OUT = {"megatron_config", "megatron_core", "arrow_config", "corda_config"}
+_REACHING_OUT |= {"eva_config", "loftq_config", "lora_ga_config", "runtime_config"}
 _OTHER_TARGETS = ("target_parameters", "modules_to_save", "trainable_token_indices")
 
 
@@ -224,7 +227,13 @@ def build_peft_tuner(
             "use_dora=True, use_rslora=True and init_lora_weights='pissa'"
         )
     config_class = known[tuner.lower()]
-    ours = {"target_modules", "layers_to_transform", "layers_pattern", *_OTHER_TARGETS}
+    ours = {
+        "target_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        *_OTHER_TARGETS,
+        *_REACHING_OUT,
+    }
     ours |= {f.name for f in fields(peft.PeftConfig)}
     allowed = sorted({f.name for f in fields(config_class) if f.init} - ours)
     wrong = sorted(options.keys() - set(allowed))
