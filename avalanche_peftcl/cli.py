@@ -16,6 +16,7 @@ from avalanche_peftcl.errors import (
     BackboneWarning,
     CheckpointWarning,
     ConfigError,
+    ConfigWarning,
     DivergenceWarning,
     PEFTCLError,
     PluginLoadWarning,
@@ -25,7 +26,13 @@ from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.signals import Terminated, termination_raised
 from avalanche_peftcl.wording import clip
 
-_PLAIN = (PluginLoadWarning, CheckpointWarning, DivergenceWarning, BackboneWarning)  # one line each
+_PLAIN = (  # told in one line
+    PluginLoadWarning,
+    CheckpointWarning,
+    ConfigWarning,
+    DivergenceWarning,
+    BackboneWarning,
+)
 _LONGEST = 20_000  # letters of a message
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
 

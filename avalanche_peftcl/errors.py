@@ -9,6 +9,10 @@ class ConfigError(PEFTCLError, ValueError):
     """A setting that cannot be used: unknown key or option, wrong type, out of range."""
 
 
+class ConfigWarning(UserWarning):
+    """A setting that does nothing or harm; the text says which and the way out."""
+
+
 class UnknownComponentError(PEFTCLError, LookupError):
     """A component name that no loaded package offers."""
 

@@ -92,7 +92,7 @@ def test_settings_of_ntk_cl(name: str) -> None:
         "contrast_prototypes": None,
         "orthogonality_weight": 1e-4,
         "retention_weight": 1e-3,
-        "anneal": True,
+        "anneal": None,
         "train_mb_size": batch,
         "train_epochs": epochs,
         "eval_mb_size": 64,

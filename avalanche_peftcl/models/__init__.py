@@ -4,6 +4,7 @@ from avalanche_peftcl.models.adapter import Adapter, AdapterBranch
 from avalanche_peftcl.models.attention_adapter import AttentionAdapter, AttentionAdapterBranch
 from avalanche_peftcl.models.backbone import Backbone, InputConfig
 from avalanche_peftcl.models.branch import Branch, forward_branches, forward_tokens
+from avalanche_peftcl.models.dynamic import DynamicModel
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
 from avalanche_peftcl.models.glyph import vit_glyph
 from avalanche_peftcl.models.heads import ClassRows, CosineHead, LinearHead, PrototypeHead
@@ -28,6 +29,7 @@ __all__ = [
     "BuildSpec",
     "ClassRows",
     "CosineHead",
+    "DynamicModel",
     "Fusion",
     "InputConfig",
     "LinearHead",

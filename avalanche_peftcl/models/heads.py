@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.functional.precision import in_double
+from avalanche_peftcl.models.class_means import RunningClassMeans
 from avalanche_peftcl.models.sites import ProjectionSite, column, ones
 
 MAX_CLASSES = 2**20
@@ -144,7 +145,7 @@ class ClassRows(Growing):
 
     def _tasks(self, task_labels: Tensor | None, batch: int) -> Tensor:
         if task_labels is not None:
-            return task_labels
+            return task_labels.to(self.keys.device)  # the host leaves those of a memory behind
         labels = self.task_labels or [0]
         if len(labels) > 1:
             raise ValueError(f"task_labels are needed: rows belong to task labels {labels}")
@@ -221,7 +222,11 @@ class PrototypeHead(Growing):
 
     Source:
         Liu et al., arXiv 2407.17120; released code 24de712.
-        Differs: a class met again moves its mean on over all its images instead of losing it.
+        Differs: a class met again moves its mean on over all its images instead of losing it; in
+        training a class has a mean already, see :meth:`begin`.
+
+    Attributes:
+        running: Means of the classes in training, ``None`` between experiences.
 
     Example:
         >>> head = PrototypeHead(2)
@@ -241,10 +246,31 @@ class PrototypeHead(Growing):
         self.register_buffer("prototypes", torch.zeros(0, in_features))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
         self.register_buffer("section_weights", torch.tensor(section_weights), persistent=False)
+        self.running: RunningClassMeans | None = None
+
+    def begin(self, rows: Sequence[int], counts: Sequence[int]) -> RunningClassMeans:
+        """Start an experience with ``counts`` images of the classes of ``rows``.
+
+        Until :meth:`add` ends it, the means returned here, which are to be kept up to date, stand
+        for what it will add: logits in training are on the scale of those after it.
+        """
+        self.running = RunningClassMeans(
+            rows,
+            counts,
+            n_rows=len(self.counts),
+            dim=self.prototypes.shape[1],
+            device=self.counts.device,
+        )
+        return self.running
+
+    def grow(self, n_rows: int) -> None:
+        """Lengthen to ``n_rows`` for another experience."""
+        super().grow(n_rows)
+        self.running = None
 
     @torch.no_grad()
     def add(self, rows: Sequence[int], sums: Tensor, counts: Tensor) -> None:
-        """Add images to the means of ``rows``.
+        """Add images to the means of ``rows``; they are those of an experience that has ended.
 
         Args:
             rows: ``K`` row numbers.
@@ -258,11 +284,25 @@ class PrototypeHead(Growing):
         mean = (means * old[:, None] + sums.to(means.device)) / total
         self.prototypes[index] = mean.to(self.prototypes)
         self.counts[index] = (old + new).to(self.counts)
+        self.running = None
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Return the class means, ``(R, D)``, and which rows have one, ``(R,)``."""
+        prototypes, known = self.prototypes, self.counts > 0
+        if (running := self.running) is None:
+            return prototypes, known
+        prototypes, known, index = prototypes.clone(), known.clone(), running.rows
+        old, new = self.counts[index], running.counts * (running.seen > 0)
+        sums = prototypes[index] * old[:, None] + running.means * new[:, None]
+        prototypes[index] = sums / (old + new).clamp_min(1)[:, None]
+        known[index] = (old + new) > 0
+        return prototypes, known
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, D)`` to ``(B, R)``; -1000 for rows without an image yet."""
+        prototypes, known = self.means()
         sections = len(self.section_weights), features.shape[1] // len(self.section_weights)
         z = F.normalize(features.float().reshape(-1, *sections), dim=2)  # (B, S, D / S)
-        w = F.normalize(self.prototypes.reshape(-1, *sections), dim=2)  # (R, S, D / S)
+        w = F.normalize(prototypes.reshape(-1, *sections), dim=2)  # (R, S, D / S)
         logits = z.flatten(1) @ (w * self.section_weights[:, None]).flatten(1).T
-        return logits.masked_fill(self.counts == 0, MASK_VALUE)
+        return logits.masked_fill(~known, MASK_VALUE)

@@ -16,6 +16,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.adapter import AdapterBranch
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch, forward_branches
+from avalanche_peftcl.models.dynamic import DynamicModel
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads import ClassRows, CosineHead, PrototypeHead
 from avalanche_peftcl.models.prompt import PatchPromptBranch
@@ -71,7 +72,7 @@ class ReleasedFusion(Fusion):
 
 
 @exportable
-class NTKCLModel(nn.Module):
+class NTKCLModel(DynamicModel):
     r"""NTK-CL's network on a frozen backbone.
 
     Args:
@@ -190,13 +191,16 @@ class NTKCLModel(nn.Module):
         return self.views(images).fused
 
     def classify(self, fused: Tensor) -> Tensor:
-        """Return a logit a row: from the proxies in training, from the prototypes in evaluation."""
-        logits: Tensor = (self.proxies if self.training else self.prototypes)(fused)
-        return logits
+        """Return a logit a row: from the proxies in training, from the prototypes in evaluation.
 
-    def forward(self, images: Tensor, task_labels: Tensor | None = None) -> Tensor:
-        """Return logits by class: ``(B, 3, H, W)`` to ``(B, C)``."""
-        return self.classes.scatter(self.classify(self.embed(images)), task_labels)
+        Where no class has a prototype, because no :class:`.PrototypePlugin` takes them (Avalanche's
+        own strategies), the proxies predict in evaluation too.
+        """
+        by_proxy: Tensor = self.proxies(fused)
+        if self.training:
+            return by_proxy
+        _, known = self.prototypes.means()
+        return torch.where(known.any(), self.prototypes(fused), by_proxy)
 
 
 def _copies(branch: Branch, n_copies: int) -> nn.ModuleList:

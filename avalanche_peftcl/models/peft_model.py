@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_peftcl.models.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch, forward_branches
+from avalanche_peftcl.models.dynamic import DynamicModel
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads import ClassRows, LinearHead, PrototypeHead
 
 
 @exportable
-class PEFTModel(nn.Module):
+class PEFTModel(DynamicModel):
     """A frozen backbone, one :class:`Branch` through it, and a linear head.
 
     Args:
@@ -49,13 +50,9 @@ class PEFTModel(nn.Module):
         logits: Tensor = self.head(features)
         return logits
 
-    def forward(self, images: Tensor, task_labels: Tensor | None = None) -> Tensor:
-        """Return logits by class: ``(B, 3, H, W)`` to ``(B, C)``."""
-        return self.classes.scatter(self.classify(self.embed(images)), task_labels)
-
 
 @exportable
-class PrototypeModel(nn.Module):
+class PrototypeModel(DynamicModel):
     """A frozen backbone and the mean feature of each class; nothing trains.
 
     Args:
@@ -85,7 +82,3 @@ class PrototypeModel(nn.Module):
         """Return a logit a row: ``(B, D)`` to ``(B, R)``."""
         logits: Tensor = self.prototypes(features)
         return logits
-
-    def forward(self, images: Tensor, task_labels: Tensor | None = None) -> Tensor:
-        """Return logits by class: ``(B, 3, H, W)`` to ``(B, C)``."""
-        return self.classes.scatter(self.classify(self.embed(images)), task_labels)

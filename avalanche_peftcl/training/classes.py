@@ -4,18 +4,8 @@ from typing import Any
 
 from avalanche.training.utils import _at_task_boundary
 
-
-def class_pairs(experience: Any) -> list[tuple[int, int]]:
-    """Return the ``(task label, class)`` pairs of an experience's images, sorted.
-
-    They are read from the dataset, so that streams without ``classes_in_this_experience`` or
-    without task labels (then 0) work too.
-    """
-    dataset = experience.dataset
-    targets = [int(y) for y in dataset.targets]
-    labels = getattr(dataset, "targets_task_labels", None)
-    tasks = [0] * len(targets) if labels is None else [int(t) for t in labels]
-    return sorted(set(zip(tasks, targets, strict=True)))
+from avalanche_peftcl.models.dynamic import class_counts as class_counts
+from avalanche_peftcl.models.dynamic import class_pairs as class_pairs
 
 
 def whole_experience(experience: Any) -> Any:

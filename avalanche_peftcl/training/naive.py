@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from avalanche.training.plugins import LRSchedulerPlugin
-
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel
 from avalanche_peftcl.models.adapter import build_adapters
 from avalanche_peftcl.ranges import (
@@ -17,7 +14,7 @@ from avalanche_peftcl.ranges import (
     Steps,
     WeightDecay,
 )
-from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
+from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
 from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
 
 
@@ -32,7 +29,7 @@ def build_naive(
     lr: LearningRate = 0.025,
     momentum: Momentum = 0.9,
     weight_decay: WeightDecay = 5e-4,
-    anneal: bool = True,
+    anneal: bool | None = None,
     train_mb_size: MinibatchSize = 16,
     train_epochs: Epochs = 20,
     eval_mb_size: MinibatchSize = 64,
@@ -43,14 +40,12 @@ def build_naive(
     """Build Avalanche's naive strategy for a PEFT module (adapters by default) and a linear head.
 
     The loss is cross-entropy over all classes seen so far (of the image's task label), as
-    in ``avalanche.training.Naive`` with a growing head.
+    in ``avalanche.training.Naive`` with a growing head. ``anneal=None`` lets the learning rate fall
+    as a cosine unless a plugin schedules it.
     """
     model = PEFTModel(backbone, module or build_adapters(backbone=backbone))
     chosen = make_optimizer(optimizer, model, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    plugins = list(plugins)
-    if anneal:
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(chosen, T_max=train_epochs)
-        plugins.append(LRSchedulerPlugin(schedule, reset_scheduler=True, reset_lr=True))
+    schedule = annealing(chosen, plugins, anneal=anneal, train_epochs=train_epochs)
     return PEFTTemplate(
         model=model,
         optimizer=chosen,
@@ -58,7 +53,7 @@ def build_naive(
         train_epochs=train_epochs,
         eval_mb_size=eval_mb_size,
         device=device,
-        plugins=plugins,
+        plugins=[*plugins, *schedule],
         evaluator=evaluator,
         max_grad_norm=max_grad_norm,
         accumulation_steps=accumulation_steps,

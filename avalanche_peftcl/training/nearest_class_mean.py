@@ -26,7 +26,7 @@ def build_nearest_class_mean(
         train_epochs=0,
         eval_mb_size=eval_mb_size,
         device=device,
-        plugins=[*plugins, PrototypePlugin()],
+        plugins=[PrototypePlugin(), *plugins],  # nothing trains: the others see every class
         evaluator=evaluator,
         mixed_precision=mixed_precision,
     )

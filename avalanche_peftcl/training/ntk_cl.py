@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
-from avalanche.training.plugins import LRSchedulerPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
 from pydantic import Field
 from torch import Tensor
@@ -29,6 +28,8 @@ from avalanche_peftcl.ranges import (
     WeightDecay,
     Width,
 )
+from avalanche_peftcl.training.local_loss import LossOver
+from avalanche_peftcl.training.optimizers import annealing
 from avalanche_peftcl.training.plugins import (
     PrototypeContrastPlugin,
     PrototypePlugin,
@@ -61,7 +62,8 @@ class NTKCL(PEFTTemplate):
         contrast_prototypes: Prototypes that it draws in each step; ``None`` is ``train_mb_size``.
         orthogonality_weight: :math:`\upsilon`, of the orthogonality term.
         retention_weight: :math:`\lambda`, of the distance from the start of the experience.
-        anneal: Let the learning rate fall to 0 as a cosine over each experience's epochs.
+        anneal: Let the learning rate fall to 0 as a cosine over each experience's epochs;
+            ``None``: unless one of ``plugins`` schedules it.
         train_mb_size: Images a training minibatch.
         train_epochs: Epochs an experience.
         eval_mb_size: Images a test minibatch.
@@ -113,6 +115,12 @@ class NTKCL(PEFTTemplate):
         'corrected'
     """
 
+    loss_over: LossOver = "local"
+    one_class_advice = (
+        "the contrastive and the orthogonality term still act; give an experience several classes, "
+        "or replay images of earlier ones"
+    )
+
     def __init__(
         self,
         *,
@@ -124,7 +132,7 @@ class NTKCL(PEFTTemplate):
         contrast_prototypes: int | None = None,
         orthogonality_weight: float = 1e-4,
         retention_weight: float = 1e-3,
-        anneal: bool = True,
+        anneal: bool | None = None,
         train_mb_size: int = 16,
         train_epochs: int = 20,
         eval_mb_size: int | None = 64,
@@ -150,9 +158,7 @@ class NTKCL(PEFTTemplate):
             mean("patch", [f"patch_copies.{i}" for i in copies]),
             PrototypePlugin(),
         ]
-        if anneal and train_epochs > 0:
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=train_epochs)
-            own.append(LRSchedulerPlugin(schedule, reset_scheduler=True, reset_lr=True))
+        own += annealing(optimizer, plugins or (), anneal=anneal, train_epochs=train_epochs)
         super().__init__(
             model=model,
             optimizer=optimizer,
@@ -222,7 +228,7 @@ def build_ntk_cl(
     contrast_prototypes: Draws | None = None,
     orthogonality_weight: Weight = 1e-4,
     retention_weight: Weight = 1e-3,
-    anneal: bool = True,
+    anneal: bool | None = None,
     train_mb_size: MinibatchSize = 16,
     train_epochs: Epochs = 20,
     eval_mb_size: MinibatchSize = 64,

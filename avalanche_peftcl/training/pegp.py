@@ -34,6 +34,7 @@ from avalanche_peftcl.ranges import (
     Width,
 )
 from avalanche_peftcl.training.classes import ends_experience
+from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.plugins import (
     GradientProjectionPlugin,
@@ -49,9 +50,8 @@ Recipe = Literal["corrected", "released"]
 class PEGP(PEFTTemplate):
     """Gradient projection for continual parameter-efficient tuning.
 
-    Works on class-, task-, domain-incremental and online streams of any Avalanche benchmark. The
-    loss is cross-entropy over the classes of the experience. A task label of a test image is used
-    where the benchmark gives several of them, and only then.
+    Works on class-, task-, domain-incremental and online streams of any Avalanche benchmark. A
+    task label of a test image is used where the benchmark gives several of them, and only then.
 
     Head-only epochs, projection and merging can each be switched off. Of an online stream every
     image is seen once: it has no head-only epochs and no second stage, and is projected from
@@ -62,6 +62,8 @@ class PEGP(PEFTTemplate):
         optimizer: Over the model's trainable parameters; its state is new in each experience, of
             recipe ``"corrected"`` in each stage.
         criterion: Classification loss, cross-entropy by default.
+        loss: Classes that the loss compares: ``"local"``, those of the experience, as published;
+            ``"seen"``, all so far, without which one class an experience teaches nothing.
         recipe: ``"corrected"``: the project page's conditions on the features;
             ``"released"``: the mask that the released code computes, for adapters and LoRA.
         projection: Whether updates are projected.
@@ -129,12 +131,15 @@ class PEGP(PEFTTemplate):
         'step'
     """
 
+    one_class_advice = 'take loss="seen", or give an experience several classes'
+
     def __init__(
         self,
         *,
         model: PEFTModel,
         optimizer: torch.optim.Optimizer,
         criterion: Callable[..., Tensor] | None = None,
+        loss: LossOver = "local",
         recipe: Recipe = "corrected",
         projection: bool = True,
         threshold: float = 0.99,
@@ -158,6 +163,8 @@ class PEGP(PEFTTemplate):
     ) -> None:
         if recipe not in ("corrected", "released"):
             raise ConfigError(f"recipe must be corrected or released, not {recipe!r}")
+        if loss not in ("local", "seen"):
+            raise ConfigError(f"loss must be local or seen, not {loss!r}")
         if recipe == "released" and (where == "step" or project_head):
             raise ConfigError(
                 'recipe="released" projects the gradients of adapters and LoRA; leave out '
@@ -171,7 +178,7 @@ class PEGP(PEFTTemplate):
             raise ConfigError(
                 f"merge_epochs={merge_epochs} and merge_offset={merge_offset} must not be negative"
             )
-        self.recipe = recipe
+        self.recipe, self.loss_over = recipe, loss
         self.merge_epochs, self.merge_offset = merge_epochs, merge_offset
         self.projection: GradientProjectionPlugin | None = None
         if projection and recipe == "released":
@@ -229,11 +236,14 @@ class PEGP(PEFTTemplate):
         return (backbone.pool(tokens),)
 
     def criterion(self) -> Tensor:
-        """Return the loss over the classes at hand; in evaluation that of the logits by class."""
+        """Return the loss over the classes it compares; in evaluation over all."""
         if not self.is_training:
             return super().criterion()
         with self.autocast():
-            loss = self.local_loss(self.model.classify(self.mb_features[-1]))
+            if self.loss_over == "seen":
+                loss = super().criterion()
+            else:
+                loss = self.local_loss(self.model.classify(self.mb_features[-1]))
             return loss if self._distance is None else loss + self._distance
 
     # --- checkpoints ---------------------------------------------------------------------------
@@ -315,6 +325,7 @@ def build_pegp(
     device: str = "cpu",
     plugins: Sequence[Any] = (),
     evaluator: Any = None,
+    loss: LossOver = "local",
     peft: Kind = "adapter",
     r: Width = 5,
     length: Width = 10,
@@ -354,6 +365,7 @@ def build_pegp(
         optimizer=make_optimizer(
             optimizer, model, lr=lr, momentum=momentum, weight_decay=weight_decay
         ),
+        loss=loss,
         recipe=recipe,
         projection=projection,
         threshold=threshold,

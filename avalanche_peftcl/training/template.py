@@ -18,10 +18,12 @@ from avalanche_peftcl.models.weights import check_weights
 from avalanche_peftcl.training.classes import class_pairs, whole_experience
 from avalanche_peftcl.training.cursor import Cursor
 from avalanche_peftcl.training.divergence import FiniteWatch
+from avalanche_peftcl.training.local_loss import LocalLoss
 from avalanche_peftcl.training.model_state import Frozen
+from avalanche_peftcl.training.validation import UndisturbedTraining
 
 
-class PEFTTemplate(SupervisedTemplate):
+class PEFTTemplate(LocalLoss, UndisturbedTraining, SupervisedTemplate):
     """Avalanche's supervised template for a model of which few parameters train.
 
     Beside Avalanche's arguments, which keep their names:
@@ -46,7 +48,8 @@ class PEFTTemplate(SupervisedTemplate):
 
     Differs:
         from ``SupervisedTemplate``: only parameters with ``requires_grad`` are in the optimizer,
-        in any number of groups; growing heads are followed by name; three arguments more.
+        in any number of groups; growing heads are followed by name; an evaluation inside training
+        changes nothing of it, the random generators neither; three arguments more.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class PEFTTemplate(SupervisedTemplate):
         """What was asked for; of ``"auto"`` what it means on the device."""
         self.mb_features: tuple[Tensor, ...] = ()
         """What :meth:`features` returned for the current minibatch."""
+        self.mb_row_logits: Tensor | None = None
+        """Logits of the current minibatch by head row, ``(B, R)``."""
         self.mb_rows: Tensor | None = None
         """Head rows of the current minibatch's targets, in training."""
         kind = torch.device(self.device).type
@@ -173,31 +178,20 @@ class PEFTTemplate(SupervisedTemplate):
                 logits: Tensor = super().forward()
                 return logits.float() if torch.is_tensor(logits) else logits
             self.mb_features = self.features(self.mb_x)
-            row_logits = self.model.classify(self.mb_features[-1])
-        task_labels = self.mbatch[-1] if len(self.mbatch) > 2 else None
+            self.mb_row_logits = self.model.classify(self.mb_features[-1]).float()
         if self.is_training:
-            self.mb_rows = self.model.classes.index(self.mb_y, task_labels)
-        by_class: Tensor = self.model.classes.scatter(row_logits.float(), task_labels)
+            self.mb_rows = self.model.classes.index(self.mb_y, self._task_labels())
+        by_class: Tensor = self.model.classes.scatter(self.mb_row_logits, self._task_labels())
         return by_class
+
+    def _task_labels(self) -> Tensor | None:
+        return self.mbatch[-1] if len(self.mbatch) > 2 else None
 
     def criterion(self) -> Tensor:
         """Return the loss of the logits by class."""
         with self.autocast():
             loss: Tensor = super().criterion()
             return loss
-
-    def local_loss(self, row_logits: Tensor) -> Tensor:
-        """Return the loss over the classes at hand: those of the experience and of the minibatch.
-
-        Args:
-            row_logits: ``(B, R)``, a logit a head row.
-        """
-        present = torch.zeros(row_logits.shape[1], dtype=torch.bool, device=row_logits.device)
-        present[self.current_rows] = True
-        present[self.mb_rows] = True
-        place = present.cumsum(0) - 1  # where a present row stands among them
-        loss: Tensor = self._criterion(row_logits[:, present].float(), place[self.mb_rows])
-        return loss
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs."""
@@ -248,6 +242,7 @@ class PEFTTemplate(SupervisedTemplate):
                 self._before_update(**kwargs)
                 self.optimizer_step()
                 self._after_update(**kwargs)
+            self._show_compared()
             self._after_training_iteration(**kwargs)
             done = i + 1
             if self.cursor.due(stepped=stepped):  # a checkpoint of what diverged helps nobody
@@ -308,8 +303,11 @@ class PEFTTemplate(SupervisedTemplate):
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
-        self.mb_features, self.mb_rows = (), None
+        self._forget_minibatch()
 
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()
-        self.mb_features, self.mb_rows = (), None
+        self._forget_minibatch()
+
+    def _forget_minibatch(self) -> None:
+        self.mb_features, self.mb_row_logits, self.mb_rows = (), None, None

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.precision import in_double
-from avalanche_peftcl.training.classes import whole_experience
+from avalanche_peftcl.models.class_means import RunningClassMeans
+from avalanche_peftcl.training.classes import class_counts, whole_experience
 
 
 class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
@@ -20,6 +21,10 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
     online streams) keeps the mean over all its images; earlier images keep the features of the
     adapters of their time.
 
+    While an experience trains, running means of the minibatches' features stand for those that
+    the pass will take, so that what is predicted meanwhile (validation, early stopping) is on the
+    scale of the prototypes and near what the experience ends with.
+
     The model has ``embed(images)``, ``classes`` and ``prototypes`` (a
     :class:`~avalanche_peftcl.models.PrototypeHead`).
 
@@ -28,15 +33,44 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
 
     Source:
         Liu et al., arXiv 2407.17120; released code 24de712 (``replace_fc``).
-        Differs: repeated classes accumulate; sums are in float64.
+        Differs: repeated classes accumulate; sums are in float64; the release cannot predict
+        classes in training.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: RunningClassMeans | None = None
+
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing; the means are in the model."""
-        return {}
+        """Return the running means of an experience; prototypes are in the model."""
+        if self.running is None:
+            return {}
+        return {"seen": self.running.seen.clone(), "means": self.running.means.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over nothing."""
+        """Take over what :meth:`state_dict` returned."""
+        if self.running is not None and state:
+            self.running.seen.copy_(state["seen"])
+            self.running.means.copy_(state["means"])
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Begin the running means of the experience's classes."""
+        counts = class_counts(strategy.experience)
+        rows = strategy.model.classes.add(counts)
+        self.running = strategy.model.prototypes.begin(rows, list(counts.values()))
+
+    @torch.no_grad()
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Take in the minibatch's features."""
+        if self.running is None:
+            return
+        if (views := getattr(strategy, "mb_features", None)) is not None:
+            self.running.update(views[-1].detach(), strategy.mb_rows)
+        elif (features := getattr(strategy.model, "last_features", None)) is not None:
+            # one of the host's own strategies
+            labels = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
+            rows = strategy.model.classes.index(strategy.mb_y, labels)
+            self.running.update(features, rows)
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -65,3 +99,4 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         check_finite([sums], f"the class means of experience {number}")
         seen = counts.nonzero()[:, 0].tolist()
         head.add(seen, sums[seen], counts[seen])
+        self.running = None
