@@ -563,7 +563,7 @@ def test_a_checkpoint_that_belongs_elsewhere_is_refused(stopped, registry):
 def test_a_checkpoint_whose_state_does_not_fit_is_refused(stopped, registry):
     folder = stopped.output / "checkpoint"
     _, state = read_checkpoint(folder)
-    state["strategy"]["plugins"][0]["class"] = "Other"
+    state["strategy"]["plugins"][1]["class"] = "Other"
     checkpoint.write_checkpoint(folder, state, number=2)
     with pytest.raises(CheckpointError, match="a Stop stands where a Other stood"):
         run(stopped, registry=registry, resume=True)
