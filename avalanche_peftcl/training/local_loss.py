@@ -26,6 +26,7 @@ class LocalLoss:
     loss_over: LossOver = "seen"
     one_class_advice = "give an experience several classes"
     _told_of_one_class = False
+    _present: Tensor | None = None  # rows at hand in the current minibatch
 
     # of the strategy
     model: Any
@@ -41,7 +42,7 @@ class LocalLoss:
         Args:
             row_logits: ``(B, R)``, a logit a head row.
         """
-        present = self._at_hand(row_logits)
+        present = self._present = self._at_hand(row_logits)
         place = present.cumsum(0) - 1  # where a present row stands among them
         compared = row_logits[:, present].float()  # (B, those at hand)
         if compared.shape[1] == 1 and not self._told_of_one_class:
@@ -69,5 +70,7 @@ class LocalLoss:
         """
         if self.loss_over == "local" and self.mb_row_logits is not None:
             rows = self.mb_row_logits.detach()
-            rows = rows.masked_fill(~self._at_hand(rows), MASK_VALUE)
+            present = self._at_hand(rows) if self._present is None else self._present
+            rows = rows.masked_fill(~present, MASK_VALUE)
             self.mb_output = self.model.classes.scatter(rows, self._task_labels())
+            self._present = None

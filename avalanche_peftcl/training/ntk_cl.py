@@ -87,7 +87,10 @@ class NTKCL(PEFTTemplate):
         - one SVD an experience for the orthogonality term, none in evaluation;
         - what all branches share is computed once; the fusion's attention is its closed form;
         - a class met again moves its prototype on instead of losing it;
-        - replayed images of other classes bring their classes into the loss.
+        - replayed images of other classes bring their classes into the loss;
+        - classes in training can be predicted, by running means of their features on the scale of
+          the prototypes (proxies are of no common scale with these: their loss leaves free what all
+          of them share); nothing of it is left when the experience has ended.
 
         Recipe ``"corrected"``, beside those:
 
