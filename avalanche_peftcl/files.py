@@ -92,6 +92,40 @@ def part_of(name: str) -> str | None:
     return found and found[1]
 
 
+def append_to_file(path: Path, content: bytes, *, at: int) -> None:
+    """Write at the end of a file, and wait until it is on the disk.
+
+    Args:
+        path: The file, there already.
+        content: What is added.
+        at: Bytes of it that count; what lies behind them is cut off.
+
+    Raises:
+        OSError: If it cannot be written, is shorter, or is a link, one name of several, or no file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a.txt"
+        ...     path.write_bytes(b"one, tw")
+        ...     append_to_file(path, b"two", at=5)
+        ...     path.read_bytes()
+        7
+        b'one, two'
+    """
+    number = os.open(path, os.O_WRONLY | _PLAIN)
+    try:
+        there = os.fstat(number)
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1 or there.st_size < at:
+            raise OSError(errno.EINVAL, "it is not the file that was written")
+        os.ftruncate(number, at)
+        os.lseek(number, at, os.SEEK_SET)
+        _write(number, content)
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def write_file(path: Path, content: bytes, *, parents: bool = False) -> None:
     """Write what a user asked for, in one step.
 

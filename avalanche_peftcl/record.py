@@ -1,11 +1,11 @@
 """The run record: one folder that holds all that a run was and gave, rewritten as it goes."""
 
-import csv
 import io
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,12 +18,14 @@ from matplotlib.figure import Figure
 from avalanche_peftcl.discovery import Entry
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import replace_file
+from avalanche_peftcl.matrix_file import MatrixFile
 from avalanche_peftcl.models.weights import weights_sha256 as weights_sha256
 from avalanche_peftcl.output import RECORD
 from avalanche_peftcl.report import curve_figure, markdown_report, matrix_figure
 from avalanche_peftcl.settings import dump_settings
 
-FORMAT = 1
+FORMAT = 2  # 1 had the accuracy matrix in metrics.json
+_DRAWINGS = 50  # a long run draws its figures so many times only
 _PACKAGES = (
     "avalanche-peftcl",
     "avalanche-lib",
@@ -42,7 +44,8 @@ class RunRecord:
     Args:
         folder: Where the files are.
         metrics: Everything there is to know: ``accuracy_matrix`` (rows of fractions, ``None``
-            where not evaluated), ``accuracy`` and ``cost`` (derived numbers), ``protocol``,
+            where not evaluated; on disk in a file of its own, see :class:`.MatrixFile`),
+            ``accuracy`` and ``cost`` (derived numbers), ``protocol``,
             ``components``, ``versions``, ``config``, ``complete`` and so on.
     """
 
@@ -57,11 +60,16 @@ class RunRecord:
         """
         self._replace({RECORD: self._json()})
 
-    def write(self) -> None:
+    def write(self, matrix_file: MatrixFile | None = None) -> None:
         """Write every file, the figures once an experience is finished.
 
-        Each file is replaced in one step, so that a stop leaves no half file; ``metrics.json``
-        comes last, so that what it says is there.
+        Each file is replaced in one step, so that a stop leaves no half file, and to the accuracy
+        matrix the rows that it lacks are added; ``metrics.json`` comes last, so that what it says
+        is there. A run of more than 50 experiences draws its figures
+        50 times, the last time in the end.
+
+        Args:
+            matrix_file: What this run has written of the matrix; ``None`` writes all of it.
 
         Raises:
             ConfigError: If the folder cannot be written to.
@@ -69,22 +77,31 @@ class RunRecord:
         metrics = self.metrics
         contents = {
             "config.yaml": dump_settings(metrics["config"]).encode(),
-            "accuracy_matrix.csv": matrix_csv(metrics["accuracy_matrix"]).encode(),
             "summary.md": markdown_report(metrics).encode(),
         }
-        if metrics["experiences"]["finished"]:
+        finished, total = metrics["experiences"]["finished"], metrics["experiences"]["total"]
+        if finished and (finished == total or finished % (1 + (total - 1) // _DRAWINGS) == 0):
             contents["accuracy_matrix.png"] = _png(matrix_figure(metrics))
             contents["accuracy_curve.png"] = _png(curve_figure(metrics))
+        matrix = metrics["accuracy_matrix"]
+        matrix_file = matrix_file or MatrixFile(self.folder, len(matrix))
+        with self._writing():
+            matrix_file.write(matrix, finished)
         self._replace(contents | {RECORD: self._json()})
 
     def _json(self) -> bytes:
-        return json.dumps(_plain(self.metrics), indent=1, allow_nan=False).encode() + b"\n"
+        return metrics_json(self.metrics).encode()
 
     def _replace(self, contents: Mapping[str, bytes]) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._writing():
             for name, content in contents.items():
                 replace_file(self.folder / name, content)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield
         except OSError as error:
             raise ConfigError(f"cannot write the run record to {self.folder}: {error}") from error
 
@@ -143,21 +160,19 @@ def describe_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-def matrix_csv(matrix: Sequence[Sequence[float | None]]) -> str:
-    """Return the matrix as CSV: fractions, empty where not evaluated, experiences from 1.
+def metrics_json(metrics: Mapping[str, Any]) -> str:
+    """Return the content of ``metrics.json``: a line a key, without the accuracy matrix.
 
     Example:
-        >>> print(matrix_csv([[0.5, None], [0.25, 1.0]]), end="")
-        trained_up_to,tested_on_1,tested_on_2
-        1,0.5,
-        2,0.25,1.0
+        >>> print(metrics_json({"seed": 3, "accuracy_matrix": [[0.5]], "curve": [0.5]}), end="")
+        {
+        "seed": 3,
+        "curve": [0.5]
+        }
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trained_up_to", *(f"tested_on_{i + 1}" for i in range(len(matrix)))])
-    for t, row in enumerate(matrix, start=1):
-        writer.writerow([t, *row])
-    return text.getvalue()
+    kept = _plain({key: value for key, value in metrics.items() if key != "accuracy_matrix"})
+    lines = [f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in kept.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def now() -> str:

@@ -32,6 +32,8 @@ _INDEPENDENCE: dict[Any, str] = {
     "not stated": "unknown whether it depends on its minibatch",
 }
 _MOST = 20  # experiences whose matrix is printed cell by cell
+_FEW = 10  # of more experiences, how many are printed
+_DRAWN = 200  # experiences whose matrix is drawn cell by cell; of more, as many
 
 
 def percent(value: float | None, *, sign: str = " %") -> str:
@@ -87,6 +89,7 @@ def markdown_report(metrics: Metrics) -> str:
     """
     protocol, count = metrics["protocol"], metrics["experiences"]
     matrix = metrics["accuracy_matrix"]
+    shown = spread(len(matrix), _FEW) if len(matrix) > _MOST else range(len(matrix))
     state = "" if metrics["complete"] else f" ({count['finished']} of {count['total']} experiences)"
     lines = [
         f"# {markdown(_name(metrics))}{state}",
@@ -99,13 +102,18 @@ def markdown_report(metrics: Metrics) -> str:
         "",
         "## Accuracy matrix",
         "",
-        "In percent; rows: after training on that experience, columns: on the test images of it.",
+        "In percent; rows: after training on that experience, columns: on the test images of it."
+        + (
+            ""
+            if len(matrix) <= _MOST
+            else f" Here are {_FEW} of {len(matrix)} experiences; accuracy_matrix.csv has all."
+        ),
         "",
         *_table(
-            ["", *(str(i) for i in range(1, len(matrix) + 1))],
+            ["", *(str(i + 1) for i in shown)],
             [
-                (str(t), *(percent(value, sign="") for value in row))
-                for t, row in enumerate(matrix, start=1)
+                (str(t + 1), *(percent(row[i], sign="") for i in shown))
+                for t, row in ((t, matrix[t]) for t in shown)
             ],
         ),
         "",
@@ -191,10 +199,26 @@ def _notes(metrics: Metrics) -> list[str]:
     return ["## Notes", "", *lines, ""] if lines else []
 
 
+def spread(size: int, most: int) -> list[int]:
+    """Return the numbers from 0 up to ``size``, or ``most`` of them from first to last.
+
+    Example:
+        >>> spread(3, 5), spread(1000, 5)
+        ([0, 1, 2], [0, 250, 500, 749, 999])
+    """
+    if size <= most:
+        return list(range(size))
+    return [round(i * (size - 1) / (most - 1)) for i in range(most)]
+
+
 def matrix_figure(metrics: Metrics) -> Figure:
-    """Draw the accuracy matrix as a heat map; grey where nothing was evaluated."""
-    matrix = _array(metrics["accuracy_matrix"])
-    size = len(matrix)
+    """Draw the accuracy matrix as a heat map; grey where nothing was evaluated.
+
+    Of more than 200 experiences 200 are drawn, evenly spread.
+    """
+    whole = metrics["accuracy_matrix"]
+    size, drawn = len(whole), spread(len(whole), _DRAWN)
+    matrix = _array([[row[i] for i in drawn] for row in (whole[t] for t in drawn)])
     side = min(10.0, 3.0 + 0.45 * size)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     FigureCanvasAgg(figure)
@@ -249,7 +273,9 @@ def _array(values: Sequence[Any]) -> np.ndarray:
 
 
 def _title(metrics: Metrics) -> str:
-    return f"{_name(metrics)}, seed {metrics['seed']}"
+    count = metrics["experiences"]
+    so_far = "" if metrics["complete"] else f", {count['finished']} of {count['total']} experiences"
+    return f"{_name(metrics)}, seed {metrics['seed']}{so_far}"
 
 
 def _name(metrics: Metrics) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: write them as it goes, and go on from the last one."""
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,13 @@ from avalanche_peftcl.errors import (
     ResourceError,
 )
 from avalanche_peftcl.identity import check_identity, check_record
+from avalanche_peftcl.matrix_file import MATRIX_FILE, read_matrix
 from avalanche_peftcl.output import CHECKPOINTS, read_metrics
 from avalanche_peftcl.record import FORMAT, RunRecord
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.state import StrategyState
 
-_NEEDED = {"config", "protocol", "accuracy", "accuracy_matrix", "cost"}  # of a record
+_NEEDED = {"config", "protocol", "accuracy", "cost"}  # of a record
 _PARTS = {"identity", "threads", "standing", "position", "strategy", "random"}
 
 
@@ -31,20 +33,25 @@ def finished_run(output: Path, identity: Mapping[str, Any]) -> RunRecord | None:
     """Return the record of the run in a folder if all of it is finished.
 
     Raises:
-        CheckpointError: If it is a run of another configuration, or a record of another version.
+        CheckpointError: If it is a run of another configuration, a record of another version, or
+            one without its accuracy matrix.
     """
     metrics = read_metrics(output)
     if metrics is None:
         return None
-    if (version := metrics.get("format")) != FORMAT:
+    done = metrics.get("complete") is True and metrics.keys() >= _NEEDED
+    version = metrics.get("format")
+    if version != FORMAT and not (done and version == 1 and "accuracy_matrix" in metrics):
         raise CheckpointError(
             f"the record in {output} has format {version!r:.40}, this version of avalanche-peftcl "
             f"writes {FORMAT}; go on with the one that wrote it, or start anew (--overwrite; in "
             "Python, overwrite=True)"
         )
-    if metrics.get("complete") is not True or not metrics.keys() >= _NEEDED:
+    if not done:
         return None
     check_record(metrics, identity["settings"], output)
+    if version == FORMAT:
+        metrics["accuracy_matrix"] = _read_matrix(output, metrics["experiences"]["total"])
     return RunRecord(output, metrics)
 
 
@@ -101,6 +108,33 @@ def _of_an_earlier_run(state: Mapping[str, Any], metrics: Mapping[str, Any] | No
     return bool(metrics.get("started_at") != state["standing"].get("started_at"))
 
 
+def kept_rows(output: Path, saved: SavedRun) -> torch.Tensor:
+    """Return the rows of the accuracy matrix that a checkpoint leaves to the record, ``(N, T)``.
+
+    Raises:
+        CheckpointError: If they are no longer there as they were.
+    """
+    kept = saved.state["standing"].get("matrix")
+    if kept is None:
+        raise CheckpointError(f"the checkpoint in {output / CHECKPOINTS} is of an earlier version")
+    if not kept["rows"]:
+        return torch.empty(0, 0, dtype=torch.float64)
+    rows = _read_matrix(output, kept["rows"], kept["sha256"])
+    numbers = [[math.nan if value is None else value for value in row] for row in rows]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def _read_matrix(output: Path, count: int, sha256: str | None = None) -> list[list[float | None]]:
+    try:
+        return read_matrix(output, count, sha256=sha256)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the accuracies of the finished experiences cannot be read from "
+            f"{output / MATRIX_FILE}: {error}; put it back as it was, or start anew (--overwrite; "
+            "in Python, overwrite=True)"
+        ) from error
+
+
 @dataclass
 class Standing:
     """How far a run is, beside what its strategy remembers.
@@ -113,6 +147,7 @@ class Standing:
         further: Numbers of metrics beyond the accuracy matrix and the cost.
         notes: What plugins said after each experience.
         trainable: Name and shape of every parameter that trained in the last experience.
+        matrix: How many rows of the accuracy matrix are in its file, and that file's hash.
     """
 
     started_at: str
@@ -122,6 +157,7 @@ class Standing:
     further: dict[str, float] = field(default_factory=dict)
     notes: list[list[str]] = field(default_factory=list)
     trainable: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    matrix: dict[str, Any] = field(default_factory=lambda: {"rows": 0, "sha256": None})
 
 
 class Checkpoints:

@@ -28,8 +28,10 @@ with warnings.catch_warnings():
     from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
+from avalanche_peftcl.evaluation.running_matrix import MatrixRows
 from avalanche_peftcl.export import not_exported, write_model
 from avalanche_peftcl.logging import closing
+from avalanche_peftcl.matrix_file import MatrixFile
 from avalanche_peftcl.models.weights import check_weights
 from avalanche_peftcl.output import (
     CHECKPOINTS,
@@ -69,7 +71,7 @@ from avalanche_peftcl.resources import (
     check_processors,
     plain_resource_errors,
 )
-from avalanche_peftcl.resume import Checkpoints, Standing, finished_run, saved_run
+from avalanche_peftcl.resume import Checkpoints, Standing, finished_run, kept_rows, saved_run
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.template import check_device
 
@@ -265,7 +267,7 @@ def _run(
             "versions": describe_versions(),
             "resume_obstacles": checkpoints.obstacles,
         }
-        at = Standing(started_at=now())
+        at, matrix_file = Standing(started_at=now()), MatrixFile(config.output, total)
 
         def record() -> RunRecord:
             return RunRecord(
@@ -288,7 +290,7 @@ def _run(
                     "not_exported": not_exported(strategy.model),
                     "test_images": accuracy.counts.tolist(),
                     "baseline": fractions(accuracy.baseline),
-                    "accuracy_matrix": fractions(accuracy.matrix),
+                    "accuracy_matrix": MatrixRows(accuracy.matrix),
                 },
             )
 
@@ -298,12 +300,14 @@ def _run(
                 if at.finished and network_too:  # first: a complete record has its network
                     network = {"strategy": strategy, "backbone": backbone}
                     write_model(config.output, written.metrics, **network)
-                written.write()
+                written.write(matrix_file)
             except ConfigError as error:
                 if not at.finished or checkpoints.obstacles:
                     raise
                 further = f"once it can be, {checkpoints.way_on(at)}"
                 raise ConfigError(f"{error}; {further}") from error
+            accuracy.keep_elsewhere(matrix_file.rows)  # no checkpoint needs to hold them
+            at.matrix = {"rows": matrix_file.rows, "sha256": matrix_file.sha256}
             return written
 
         reporter.say(
@@ -333,6 +337,7 @@ def _run(
             record().claim()
             clear_output(config.output)
         else:
+            accuracy.keep_elsewhere(kept_rows(config.output, saved))
             at, saved = checkpoints.go_on(saved, now()), None
             reporter.say(f"goes on from its checkpoint, {at.finished} experiences finished")
         checkpoints.begin(at)
@@ -366,6 +371,8 @@ def _run(
                 row=result.metrics["accuracy_matrix"][at.finished - 1][: at.finished],
                 notes=at.notes[-1],
             )
+        rows = list(result.metrics["accuracy_matrix"])
+        result = RunRecord(config.output, result.metrics | {"accuracy_matrix": rows})
         reporter.console.print(terminal_report(result.metrics, str(config.output)))
     return result
 

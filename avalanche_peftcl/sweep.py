@@ -216,7 +216,10 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(_spoilt(folder, str(error))) from error
     version = metrics.get("format") if isinstance(metrics, dict) else None
-    if version is not None and version != FORMAT:
+    finished_before = (
+        version == 1 and metrics.get("complete") is True
+    )  # numbers are where they were
+    if version is not None and version != FORMAT and not finished_before:
         raise ConfigError(
             f"{path} is of format {version!r}, this version of avalanche-peftcl writes {FORMAT}"
         )

@@ -63,7 +63,7 @@ def other_checkpoint(tmp_path: Path) -> dict:
 
 def earlier_run(tmp_path: Path) -> dict:
     (tmp_path / "earlier").mkdir()
-    record = '{"format": 1, "complete": false, "config": {}, "experiences": {"finished": 1}}'
+    record = '{"format": 2, "complete": false, "config": {}, "experiences": {"finished": 1}}'
     (tmp_path / "earlier" / "metrics.json").write_text(record)
     return {"output": str(tmp_path / "earlier")}
 

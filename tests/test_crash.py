@@ -1,8 +1,6 @@
 """A run that dies, or whose disk fails, at each of its file operations."""
 
-import csv
 import errno
-import io
 import json
 import os
 import shutil
@@ -18,6 +16,7 @@ from avalanche_peftcl.checkpoint import strangers
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.exported_file import read_export
+from avalanche_peftcl.matrix_file import read_matrix
 from avalanche_peftcl.output import CHECKPOINTS, FILES, check_output, read_metrics
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.run import resume_from_folder, run
@@ -112,7 +111,7 @@ def whole(registry, pictures_that_can_be_read, tmp_path_factory) -> dict[int, Pa
 
 
 def matrix(folder: Path) -> Any:
-    return json.loads((folder / "metrics.json").read_text())["accuracy_matrix"]
+    return read_matrix(folder, 2)
 
 
 def check_whole(folder: Path) -> None:
@@ -131,9 +130,10 @@ def check_whole(folder: Path) -> None:
     for name in "accuracy_matrix.png", "accuracy_curve.png":
         assert (folder / name).read_text() == "2"
     assert " of 2 experiences)" not in (folder / "summary.md").read_text()
-    rows = list(csv.reader(io.StringIO((folder / "accuracy_matrix.csv").read_text())))
-    cells = [[float(cell) if cell else None for cell in row[1:]] for row in rows[1:]]
-    assert cells == metrics["accuracy_matrix"]
+    first, last = read_matrix(folder, 2)
+    assert first[0] == metrics["accuracy"]["accuracy_curve"][0]
+    assert last == metrics["accuracy"]["per_task"]
+    assert len((folder / "accuracy_matrix.csv").read_text().splitlines()) == 3
 
 
 def names(folder: Path) -> list[str]:

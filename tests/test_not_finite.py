@@ -105,7 +105,7 @@ def test_a_weight_of_1e300_keeps_the_experience_before(tmp_path, registry):
     kept = record(folder)
     assert kept["complete"] is False
     assert kept["experiences"] == {"total": 5, "finished": 1}
-    assert [row[0] is not None for row in kept["accuracy_matrix"]] == [True, *[False] * 4]
+    assert len((folder / "accuracy_matrix.csv").read_text().splitlines()) == 1 + 1
     with pytest.raises(NotFiniteError, match="experience 2"):  # and goes on from there
         run(
             RunConfig.model_validate(SETTINGS | {"output": folder, "plugins": EWC}),

@@ -14,6 +14,7 @@ from avalanche_peftcl.checkpoint import write_checkpoint
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import CheckpointWarning, ConfigError
 from avalanche_peftcl.files import held
+from avalanche_peftcl.matrix_file import read_matrix
 from avalanche_peftcl.output import CHECKPOINTS, FILES, check_output, clear_output, listed_files
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.registry import Registry, discover
@@ -22,7 +23,7 @@ from avalanche_peftcl.run import run
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 DIGITS = {"name": "digits", "n_experiences": 2, "train_per_class": 1, "validation_per_class": 1}
-RECORD = {"format": 1, "complete": False, "config": {}, "experiences": {"finished": 1}}
+RECORD = {"format": 2, "complete": False, "config": {}, "experiences": {"finished": 1}}
 HOW = [{}, {"overwrite": True}, {"resume": True}, {"resume": True, "overwrite": True}]
 
 
@@ -246,6 +247,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_kept(
     kept = json.loads((config.output / "metrics.json").read_text())
     assert kept["complete"]
     assert len(kept["resumed_at"]) == begun
+    kept["accuracy_matrix"] = read_matrix(config.output, 2)
     assert run(config, registry=registry, resume=True).metrics == kept
 
 

@@ -1,12 +1,13 @@
 import copy
 import io
+import re
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from avalanche_peftcl.record import matrix_csv
+from avalanche_peftcl.matrix_file import MatrixFile
 from avalanche_peftcl.report import (
     curve_figure,
     headlines,
@@ -139,6 +140,26 @@ def test_figures_are_drawn_and_show_every_value_of_a_small_matrix(size, finished
         assert buffer.getvalue().startswith(b"\x89PNG")
 
 
-def test_the_csv_leaves_empty_what_was_not_evaluated():
-    assert matrix_csv([]) == "trained_up_to\n"
-    assert matrix_csv([[0.1, None], [None, None]]).splitlines()[1:] == ["1,0.1,", "2,,"]
+def test_of_a_thousand_experiences_few_are_printed_and_200_drawn():
+    size = 1000
+    rows = [[t / size if i <= t else None for i in range(size)] for t in range(size)]
+    metrics = metrics_of(3, 3) | {"accuracy_matrix": rows}
+    text = markdown_report(metrics)
+    assert "Here are 10 of 1000 experiences; accuracy_matrix.csv has all." in text
+    table = text.split("## Accuracy matrix")[1].split("![")[0]
+    assert len(re.findall(r"^\|", table, re.MULTILINE)) == 12
+    assert "| 1000 | 99.9 | 99.9 |" in table
+    axes = matrix_figure(metrics).axes[0]
+    drawn = axes.images[0].get_array().filled(np.nan)
+    assert drawn.shape == (200, 200)
+    assert np.isfinite(drawn).sum() == 200 * 201 // 2
+    assert axes.images[0].get_extent() == [0.5, 1000.5, 1000.5, 0.5]
+    assert drawn[-1, 0] == pytest.approx(99.9)
+
+
+def test_the_csv_leaves_empty_what_was_not_evaluated(tmp_path):
+    path = tmp_path / "accuracy_matrix.csv"
+    MatrixFile(tmp_path, 0).write([], 0)
+    assert path.read_text() == "trained_up_to\n"
+    MatrixFile(tmp_path, 2).write([[0.1, None], [None, None]], 2)
+    assert path.read_text().splitlines()[1:] == ["1,0.1,", "2,,"]

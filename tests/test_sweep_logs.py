@@ -14,7 +14,7 @@ from avalanche_peftcl.files import held_log
 from avalanche_peftcl.sweep_local import Event, Task, last_words, run_processes
 from avalanche_peftcl.sweep_ray import work_on
 
-RECORD = {"format": 1, "complete": False, "config": {}, "experiences": {"finished": 1}}
+RECORD = {"format": 2, "complete": False, "config": {}, "experiences": {"finished": 1}}
 HOLD = """
 import sys
 from avalanche_peftcl.files import Path, held_log

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.matrix_file import MATRIX_FILE, read_matrix
 
-FORMAT = 1  # of the records that can be read
+FORMATS = (1, 2)  # of the records that can be read; 1 has the accuracy matrix in this file
 FILE = "metrics.json"
 
 _DEEP = 50
@@ -210,11 +211,21 @@ def read_record(folder: Path) -> Run | LeftOut:
         return LeftOut(folder, f"{FILE} is not valid JSON: {' '.join(str(error).split())}")
     if not isinstance(content, dict) or "format" not in content:
         return LeftOut(folder, f"{FILE} is not that of a run: it has no key 'format'")
-    if content["format"] != FORMAT:
+    if content["format"] not in FORMATS:
         return LeftOut(
             folder,
-            f"the record has format {content['format']!r:.40}; this version reads format {FORMAT}",
+            f"the record has format {content['format']!r:.40}; this version reads formats "
+            f"{' and '.join(map(str, FORMATS))}",
         )
+    try:
+        if content["format"] != 1:
+            content["accuracy_matrix"] = read_matrix(folder, content["experiences"]["finished"])
+    except OSError as error:
+        return LeftOut(folder, f"{MATRIX_FILE} cannot be read: {error.strerror or error}")
+    except ValueError as error:
+        return LeftOut(folder, str(error))
+    except (LookupError, TypeError) as error:
+        return LeftOut(folder, f"{FILE} is not as it should be: {error!r}")
     try:
         return Run(folder, Metrics.model_validate(content))
     except ValidationError as error:

@@ -93,6 +93,8 @@ class AccuracyMatrix(PluginMetric[Summary]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned; rows kept elsewhere stay as they are."""
+        if self.kept_elsewhere < state["first"]:
+            raise ValueError(f"the first {state['first']} rows of the accuracy matrix are missing")
         earlier = self.matrix[: state["first"]].clone()
         self._running = RunningMatrix()
         self._running.grow(state["size"])

@@ -1,6 +1,8 @@
 """An accuracy matrix that is filled entry by entry; what follows from it is kept up to date."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,3 +128,33 @@ class RunningMatrix:
         if self._folded > max(self.trained - 1, 0):
             self._folded = 0
             self._best.fill_(-math.inf)
+
+
+class MatrixRows(Sequence[list[float | None]]):
+    """A matrix as rows of fractions, ``None`` for nan; a row is made when it is asked for.
+
+    Args:
+        matrix: ``(T, T)``.
+
+    Example:
+        >>> rows = MatrixRows(torch.tensor([[0.5, torch.nan], [0.25, 1.0]]))
+        >>> rows[0], len(rows), rows == [[0.5, None], [0.25, 1.0]]
+        ([0.5, None], 2, True)
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self._matrix = matrix
+
+    def __len__(self) -> int:
+        return len(self._matrix)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row: list[float] = self._matrix[index].tolist()
+        return [None if math.isnan(value) else value for value in row]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # compares by what is in it, as a list does

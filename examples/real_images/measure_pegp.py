@@ -98,10 +98,7 @@ def spread(values: list[float]) -> str:
 
 def row(runs: list[dict]) -> tuple[str, str, str]:
     """Return average accuracy, forgetting and accuracy when just learnt, over seeds."""
-    learnt = [
-        statistics.mean(run["accuracy_matrix"][t][t] for t in range(len(run["accuracy_matrix"])))
-        for run in runs
-    ]
+    learnt = [run["accuracy"]["learning_accuracy"] for run in runs]
     average, forgetting = ([run["accuracy"][key] for run in runs] for key in COLUMNS)
     return spread(average), spread(forgetting), spread(learnt)
 

@@ -1,15 +1,17 @@
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from avalanche_peftcl import record
-from avalanche_peftcl.compare.records import FORMAT, LeftOut, Run, find_records, read_record
+from avalanche_peftcl.compare.records import FORMATS, LeftOut, Run, find_records, read_record
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.matrix_file import MatrixFile
 
 
 def test_the_format_is_the_one_that_is_written():
-    assert record.FORMAT == FORMAT
+    assert max(FORMATS) == record.FORMAT
 
 
 def test_records_are_found_at_any_depth_each_once_and_sorted(write, tmp_path):
@@ -80,7 +82,7 @@ def text_of(path: Path, text: str | bytes) -> Path:
         ("{}", "metrics.json is not that of a run: it has no key 'format'"),
         (
             '{"format": 7}',
-            "the record has format 7; this version reads format 1",
+            "the record has format 7; this version reads formats 1 and 2",
         ),
         ('{"format": 1}', "metrics.json is not as it should be: the key 'seed' is missing"),
     ],
@@ -144,3 +146,58 @@ def test_a_folder_in_the_place_of_the_file(write):
     (folder / "metrics.json").unlink()
     (folder / "metrics.json").mkdir()
     assert read_record(folder) == LeftOut(folder, "metrics.json cannot be read: Is a directory")
+
+
+def modern(folder: Path, **changes) -> Path:
+    """Write a record as it is written today: the matrix in a file of its own."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    rows = metrics.pop("accuracy_matrix")
+    finished = changes.get("experiences", metrics["experiences"])["finished"]
+    MatrixFile(folder, len(rows)).write(rows, finished)
+    text_of(folder, json.dumps(metrics | {"format": 2} | changes))
+    return folder
+
+
+def test_old_and_new_records_say_the_same(write):
+    old, new = read_record(write("old")), read_record(modern(write("new")))
+    assert isinstance(new, Run)
+    assert new.metrics == old.metrics
+
+
+def test_of_an_unfinished_record_the_finished_rows_count(write):
+    part = {"complete": False, "experiences": {"total": 3, "finished": 2}}
+    folder = modern(write(), **part)
+    with (folder / "accuracy_matrix.csv").open("a") as file:
+        file.write("3,0.5,0.")  # a process was killed here
+    run = read_record(folder)
+    assert len(run.metrics.accuracy_matrix) == 2
+    assert run.metrics.accuracy_matrix == read_record(write("old")).metrics.accuracy_matrix[:2]
+
+
+SPOILT = {
+    "gone": (lambda p: p.unlink(), "accuracy_matrix.csv cannot be read: No such file or directory"),
+    "cut off": (lambda p: p.write_bytes(p.read_bytes()[:-2]), "fewer than 3 rows, it was cut off"),
+    "a row short": (
+        lambda p: p.write_text("".join(p.read_text().splitlines(keepends=True)[:-1])),
+        "fewer than 3 rows, it was cut off",
+    ),
+    "another order": (
+        lambda p: p.write_text(p.read_text().replace("\n2,", "\n3,")),
+        "row 2 of accuracy_matrix.csv is none of 3 experiences",
+    ),
+    "percent": (lambda p: p.write_text(p.read_text().replace("0.9", "90%")), "convert string"),
+    "out of range": (lambda p: p.write_text(p.read_text().replace("0.9", "9")), "less than or"),
+    "nan": (lambda p: p.write_text(p.read_text().replace("0.9", "nan")), "finite number"),
+    "no text": (lambda p: p.write_bytes(b"\xff\n" * 4), "codec can't decode"),
+    "empty lines": (lambda p: p.write_bytes(b"\n" * 4), "is none of an accuracy matrix"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_matrix_that_cannot_be_read_has_a_reason(write, kind):
+    folder = modern(write())
+    spoil, said = SPOILT[kind]
+    spoil(folder / "accuracy_matrix.csv")
+    found = read_record(folder)
+    assert isinstance(found, LeftOut)
+    assert said in found.reason
