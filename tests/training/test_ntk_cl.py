@@ -97,7 +97,10 @@ def test_released_recipe_is_the_released_training(backbone):
         ours = dict(strategy.model.named_parameters())
         for name, p in model.named_parameters():
             if not name.startswith(("channel_copies", "patch_copies", "backbone")):
-                torch.testing.assert_close(ours[name], p, atol=2e-6, rtol=1e-4, msg=name)
+                # a dozen steps of at most 0.1, each with a gradient of order 1 that is a sum of
+                # some hundred float32 terms in another order
+                atol = 12 * 0.1 * 100 * torch.finfo(torch.float32).eps
+                torch.testing.assert_close(ours[name], p, atol=atol, rtol=1e-4, msg=name)
                 compared += 1
     assert [len(x) for x, _ in record.batches[2]] == [7, 3] * 2
     assert compared > 90
