@@ -159,6 +159,7 @@ def _identity(strategy: Any, left_out: Any, benchmark: Any, trained: list[Any]) 
         "strategy": type(strategy).__name__,
         "model": type(strategy.model).__name__,
         "optimizer": type(strategy.optimizer).__name__,
+        "precision": getattr(strategy, "mixed_precision", None),
         "plugins": [type(plugin).__name__ for plugin in strategy.plugins],
         "metrics": [type(metric).__name__ for metric in metrics],
         "frozen": {"names": names, "sha256": weights_sha256(strategy.model, only=set(kept))},
@@ -185,6 +186,11 @@ def _check(path: Path, was: Any, now: Any) -> None:
     for kind in ("strategy", "model", "optimizer"):
         if was[kind] != now[kind]:
             raise CheckpointError(f"{here} is that of {kind} {was[kind]}, not {now[kind]}")
+    if was["precision"] != now["precision"]:  # auto is not the same on every device
+        raise CheckpointError(
+            f"{here} was saved with mixed_precision={was['precision']!r}, this strategy has "
+            f"{now['precision']!r}; build it with mixed_precision={was['precision']!r}"
+        )
     for kind in ("plugins", "metrics"):
         if was[kind] == now[kind]:
             continue

@@ -14,6 +14,7 @@ from avalanche.training import EWC, Cumulative, Naive
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
 from torch import nn
 
+from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.evaluation import AccuracyMatrix
 from avalanche_peftcl.models import NTKCLModel, PEFTModel
 from avalanche_peftcl.models.lora import build_lora
@@ -192,6 +193,18 @@ def test_the_frozen_backbone_is_left_out_until_it_changes(tmp_path):
     new, _ = maybe_load_checkpoint(ntk_cl(), path, benchmark=benchmark)
     changed = new.model.backbone.blocks[0].mlp.fc1.weight
     assert torch.equal(changed, strategy.model.backbone.blocks[0].mlp.fc1.weight)
+
+
+def test_auto_does_not_go_on_in_another_precision(tmp_path, monkeypatch):
+    native, path = "avalanche_peftcl.models.precision.native_bfloat16", tmp_path / "checkpoint"
+    benchmark = toy_benchmark()
+    monkeypatch.setattr(native, lambda device: True)
+    save_checkpoint(ntk_cl(), path, benchmark=benchmark)
+    assert maybe_load_checkpoint(ntk_cl(), path, benchmark=benchmark)[1] == 0
+    monkeypatch.setattr(native, lambda device: False)
+    words = "was saved with mixed_precision='bf16', this strategy has 'no'; build it with"
+    with pytest.raises(CheckpointError, match=words):
+        maybe_load_checkpoint(ntk_cl(), path, benchmark=benchmark)
 
 
 SCRIPT = """
