@@ -162,7 +162,7 @@ def run(
             "--resume goes on with one run; several seeds go on by the command that began them"
         )
     if resume is not None:
-        from avalanche_peftcl.run import resume_from_folder
+        from avalanche_peftcl.from_file import resume_from_folder
 
         resume_from_folder(resume, config, overrides or [], overwrite, standard_console())
         return
@@ -185,7 +185,7 @@ def run(
     if jobs != 1 or ray is not None:
         raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
 
-    from avalanche_peftcl.run import run_from_file
+    from avalanche_peftcl.from_file import run_from_file
 
     run_from_file(config, overrides or [], overwrite, standard_console())
 

@@ -26,6 +26,7 @@ from avalanche_peftcl.exported_file import (
 from avalanche_peftcl.files import check_writable, write_file
 from avalanche_peftcl.models.exportable import export_spec, places
 from avalanche_peftcl.models.weights import weights_sha256
+from avalanche_peftcl.output import RECORD
 from avalanche_peftcl.wording import join
 
 
@@ -157,12 +158,13 @@ def _task_labels(model: Any) -> list[int]:
 
 def _why_missing(folder: Path) -> str:
     """Say why a run's folder holds no network."""
+    path = folder / RECORD
+    if not path.is_file():
+        return f"{folder} holds no run record; give the folder of a run"
     try:
-        metrics = json.loads((folder / "metrics.json").read_bytes())
+        metrics = json.loads(path.read_bytes())
         finished, reason = metrics["experiences"]["finished"], metrics.get("not_exported")
         method = metrics["config"]["strategy"]["name"]
-    except FileNotFoundError:
-        return f"{folder} holds no run record; give the folder of a run"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"the run record in {folder} cannot be read: {error}"
     if reason:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections.abc import Collection
 from contextlib import suppress
@@ -25,6 +26,7 @@ FILES = (
 CHECKPOINTS = "checkpoint"  # the folder beside them
 LOG = "run.log"  # a sweep's; written at its end, never removed
 LOGGERS = ("tensorboard", "wandb")  # folders; what is in them stays unless a record lists them
+_SEED = re.compile(r"seed[0-9]+")  # folder of a run of a sweep, which no other run touches
 _MOST = 5  # names that one message lists
 
 Stamp = tuple[int, int, int]
@@ -151,7 +153,9 @@ def is_record(metrics: Any) -> bool:
 def _others(names: Collection[str], known: Collection[str]) -> list[str]:
     """Return those of ``names`` that are not known, and not ours in any folder."""
     spared = {LOCK, LOG, *known}
-    return sorted(n for n in names if n not in spared and part_of(n) not in FILES)
+    return sorted(
+        n for n in names if n not in spared and not _SEED.fullmatch(n) and part_of(n) not in FILES
+    )
 
 
 def _mistaken(folder: Path, name: str, listed: Collection[str]) -> str | None:

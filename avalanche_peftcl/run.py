@@ -1,15 +1,11 @@
 """One run, read from top to bottom: from a configuration to the run record."""
 
 import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
+from avalanche_peftcl.config import ComponentConfig, RunConfig
 from avalanche_peftcl.control import (
     controlled,
     how_to_stop,
@@ -36,14 +32,11 @@ from avalanche_peftcl.models.weights import check_weights
 from avalanche_peftcl.output import (
     CHECKPOINTS,
     FILES,
-    RECORD,
     Stamp,
     check_output,
     clear_output,
     further_files,
-    is_record,
     listed_files,
-    read_metrics,
     remove_parts,
 )
 from avalanche_peftcl.progress import RunProgress
@@ -76,57 +69,6 @@ from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.template import check_device
 
 
-def run_from_file(
-    path: str | Path, overrides: Sequence[str], overwrite: bool, console: Console
-) -> None:
-    """Run the configuration in a file and show it on ``console``.
-
-    Args:
-        path: YAML file.
-        overrides: Settings that replace the file's, such as ``"strategy.lr=0.1"``.
-        overwrite: Whether an earlier run in the output folder is replaced.
-        console: Where progress and result are shown.
-
-    Raises:
-        PEFTCLError: As :func:`run`; :class:`ConfigError` also if the file cannot be used.
-    """
-    run(load_config(path, overrides), overwrite=overwrite, reporter=RunProgress(console))
-
-
-def resume_from_folder(
-    folder: Path,
-    path: str | Path | None,
-    overrides: Sequence[str],
-    overwrite: bool,
-    console: Console,
-) -> None:
-    """Go on with the unfinished run in a folder and show it on ``console``.
-
-    Args:
-        folder: The run's output folder, wherever it is now.
-        path: YAML file to compare with; ``None`` takes the folder's own.
-        overrides: Settings that replace the file's.
-        overwrite: Whether the run is begun anew if it cannot go on.
-        console: Where progress and result are shown.
-
-    Raises:
-        PEFTCLError: As :func:`run`; :class:`ConfigError` also if there is no run in the folder.
-    """
-    settings = None
-    if path is None:
-        path, metrics = folder / "config.yaml", read_metrics(folder)
-        if metrics is not None and is_record(metrics):
-            path, settings = folder / RECORD, metrics["config"]
-        elif not path.is_file():
-            raise ConfigError(
-                f"{folder} holds no run to go on with: there is no {path}; start one by "
-                "peftcl run CONFIG"
-            )
-    config = load_config(path, overrides, settings=settings)
-    config = config.model_copy(update={"output": folder})
-    run(config, resume=True, overwrite=overwrite, reporter=RunProgress(console))
-
-
 def run(
     config: RunConfig,
     *,
@@ -156,7 +98,8 @@ def run(
 
     Raises:
         ConfigError: A setting or option that cannot be used, a device that is not there, an output
-            folder that cannot be used, holds a run or is in use by another process.
+            folder that cannot be used, holds a run or what is of none, or is in use by another
+            process.
         UnknownComponentError: A component that nobody offers.
         AmbiguousComponentError: A component that several packages offer.
         DataError: Images or a split that cannot be used.

@@ -23,7 +23,7 @@ def peftcl(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch):
     """Put a stand-in in the place of a run; ``calls.error`` is what it raises."""
-    module = types.ModuleType("avalanche_peftcl.run")
+    module = types.ModuleType("avalanche_peftcl.from_file")
     seen = types.SimpleNamespace(error=None, arguments=[])
 
     def run_from_file(path, overrides, overwrite, console):
@@ -40,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch):
 
     module.run_from_file = run_from_file  # type: ignore[attr-defined]
     module.resume_from_folder = resume_from_folder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "avalanche_peftcl.run", module)
+    monkeypatch.setitem(sys.modules, "avalanche_peftcl.from_file", module)
     return seen
 
 

@@ -14,12 +14,13 @@ from rich.console import Console
 from avalanche_peftcl import record
 from avalanche_peftcl.checkpoint import strangers
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.exported_file import read_export
+from avalanche_peftcl.from_file import resume_from_folder
 from avalanche_peftcl.matrix_file import read_matrix
 from avalanche_peftcl.output import CHECKPOINTS, FILES, check_output, read_metrics
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.run import resume_from_folder, run
+from avalanche_peftcl.run import run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
@@ -99,7 +100,8 @@ def disk(monkeypatch, tmp_path) -> Disk:
 
 def tiny(output: Path, seed: int = 0) -> RunConfig:
     settings = {"output": output, "num_threads": 1, "seed": seed, "backbone": BACKBONE}
-    settings |= {"benchmark": DIGITS, "strategy": {"name": "nearest_class_mean"}}
+    strategy = {"name": "nearest_class_mean", "mixed_precision": "no"}
+    settings |= {"benchmark": DIGITS, "strategy": strategy}
     return RunConfig.model_validate(settings)
 
 
@@ -226,8 +228,6 @@ def test_a_disk_that_fails_costs_nothing_that_was_promised(
             run(config, registry=registry, resume=True)
         elif "begin anew" in said:
             told.add("begins anew")
-            with pytest.raises(CheckpointError, match="left no checkpoint"):
-                run(config, registry=registry, resume=True)
             run(config, registry=registry, resume=True, overwrite=True)
         else:
             run(config, registry=registry, resume=True)

@@ -12,7 +12,7 @@ from avalanche_peftcl import record
 from avalanche_peftcl import run as run_module
 from avalanche_peftcl.checkpoint import write_checkpoint
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.errors import CheckpointWarning, ConfigError
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import held
 from avalanche_peftcl.matrix_file import read_matrix
 from avalanche_peftcl.output import CHECKPOINTS, FILES, check_output, clear_output, listed_files
@@ -75,6 +75,17 @@ def test_what_no_record_lists_is_refused_and_stays(tmp_path, registry, name, how
     with pytest.raises(ConfigError, match=rf"holds what is not of a run.*: {told}\. Choose anoth"):
         run(tiny(tmp_path / "run"), registry=registry, **how)
     assert contents(tmp_path / "run") == {name: b"{}"}
+
+
+def test_the_runs_of_a_sweep_are_in_no_other_runs_way(recorded):
+    (recorded / "seed3").mkdir()
+    (recorded / "seed3" / "summary.md").write_text("of another run")
+    check_output(recorded, overwrite=True)
+    clear_output(recorded)
+    assert (recorded / "seed3" / "summary.md").read_text() == "of another run"
+    (recorded / "seeds").mkdir()
+    with pytest.raises(ConfigError, match=r"might be lost: seeds\. Choose"):
+        check_output(recorded, overwrite=True)
 
 
 def test_many_names_are_counted(tmp_path):
@@ -249,32 +260,3 @@ def test_a_run_that_another_process_finished_meanwhile_is_kept(
     assert len(kept["resumed_at"]) == begun
     kept["accuracy_matrix"] = read_matrix(config.output, 2)
     assert run(config, registry=registry, resume=True).metrics == kept
-
-
-# --- a full disk ---------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_that_could_not_be_written_is_tried_again_before_training_goes_on(
-    tmp_path, registry, monkeypatch
-):
-    config, failed = tiny(tmp_path / "run"), []
-    real = os.open
-
-    def full(path, *more, **named):
-        if f"/{CHECKPOINTS}/" in str(path) and not failed:
-            failed.append(path)
-            raise OSError(28, "No space left on device")
-        return real(path, *more, **named)
-
-    monkeypatch.setattr(os, "open", full)
-    with (
-        pytest.warns(CheckpointWarning, match=r"before one is written, it has to begin anew \("),
-        pytest.raises(KeyboardInterrupt) as stopped,
-    ):
-        run(config, registry=registry, reporter=Stops())
-    assert len(failed) == 1
-    assert stopped.value.__notes__ == [
-        f"1 of 2 experiences are finished and on disk in {config.output}; peftcl run --resume "
-        f"{config.output} goes on with it"
-    ]
-    assert run(config, registry=registry, resume=True).metrics["complete"]

@@ -27,9 +27,10 @@ from avalanche_peftcl.cli import app
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.discovery import Entry, Provider
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
+from avalanche_peftcl.from_file import resume_from_folder
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.run import resume_from_folder, run
+from avalanche_peftcl.run import run
 from avalanche_peftcl.settings import dump_settings
 
 TIMES = re.compile("Seconds|Memory")

@@ -16,10 +16,11 @@ from avalanche_peftcl import Component, files, output, record
 from avalanche_peftcl.config import RunConfig, load_config
 from avalanche_peftcl.discovery import Entry, Provider
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.from_file import run_from_file
 from avalanche_peftcl.matrix_file import read_matrix
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.run import check_device, run, run_from_file
+from avalanche_peftcl.run import check_device, run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}

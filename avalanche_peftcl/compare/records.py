@@ -193,8 +193,11 @@ def read_record(folder: Path) -> Run | LeftOut:
     Returns:
         The run, complete or not; with its reason, what cannot be read.
     """
+    path = folder / FILE
+    if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        return LeftOut(folder, f"{FILE} is no file")
     try:
-        text = (folder / FILE).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         content = json.loads(text, parse_constant=_refuse)
         _check_plain(content)
     except UnicodeError:

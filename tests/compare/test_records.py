@@ -201,3 +201,8 @@ def test_a_matrix_that_cannot_be_read_has_a_reason(write, kind):
     found = read_record(folder)
     assert isinstance(found, LeftOut)
     assert said in found.reason
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.json")
+    assert read_record(tmp_path) == LeftOut(tmp_path, "metrics.json is no file")
