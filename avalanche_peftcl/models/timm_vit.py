@@ -136,7 +136,8 @@ def _create(model_name: str, architecture: Mapping[str, Any]) -> VisionTransform
     try:
         vit = timm.create_model(model_name, num_classes=0, **architecture)
     except Exception as error:  # assertions, wrong arguments, a division by zero, memory, ...
-        raise ConfigError(f"timm cannot build {model_name!r} with {told}: {say(error)}") from error
+        said = say(error) if str(error) else "these options do not go together"
+        raise ConfigError(f"timm cannot build {model_name!r} with {told}: {said}") from error
     if reason := not_plain(vit):
         raise ConfigError(
             f"{model_name!r} is a {type(vit).__name__}, not a plain vision transformer: {reason}"

@@ -203,7 +203,11 @@ def test_files_are_read_as_timm_reads_them(name, tmp_path):
     theirs = timm.create_model(
         name,
         pretrained=True,
-        pretrained_cfg_overlay={"file": str(tmp_path / "weights.pt"), "hf_hub_id": None},
+        pretrained_cfg_overlay={
+            "file": str(tmp_path / "weights.pt"),
+            "hf_hub_id": None,
+            "custom_load": False,
+        },
         num_classes=0,
         **small,
     )

@@ -89,8 +89,10 @@ def test_upstream_still_puts_everything_in_the_optimizer():
 def test_a_backbone_stays_in_eval_mode(make_backbone):
     seen = []
 
-    strategy = make_strategy(make_backbone(proj_drop_rate=0.5, drop_path_rate=0.5))
+    strategy = make_strategy(make_backbone())
     dropouts = [m for m in strategy.model.backbone.modules() if isinstance(m, nn.Dropout)]
+    for each in dropouts:
+        each.p = 0.5
     dropouts[0].register_forward_hook(lambda module, *_: seen.append(module.training))
     strategy.train(make_benchmark().train_stream[0])
     assert seen
