@@ -23,6 +23,7 @@ from avalanche_peftcl.errors import (
 )
 from avalanche_peftcl.escaping import visible
 from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.resources import check_home
 from avalanche_peftcl.signals import Terminated, termination_raised
 from avalanche_peftcl.wording import clip
 
@@ -161,6 +162,7 @@ def run(
         raise ConfigError(
             "--resume goes on with one run; several seeds go on by the command that began them"
         )
+    check_home()
     if resume is not None:
         from avalanche_peftcl.from_file import resume_from_folder
 
@@ -232,6 +234,7 @@ def manifest(
     ] = False,
 ) -> None:
     """Write the names and hashes of all images of a run's benchmark, for its option manifest."""
+    check_home()
     from avalanche_peftcl.listing import manifest_from_file
 
     manifest_from_file(config, file, overrides or [], overwrite, standard_console())
@@ -296,6 +299,7 @@ def export_network(
     pretrained: _Pretrained = False,
 ) -> None:
     """Write the trained network of a run to one file, for use without Avalanche."""
+    check_home()
     from avalanche_peftcl.export import export_run
 
     info = export_run(

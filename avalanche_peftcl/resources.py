@@ -1,6 +1,7 @@
 """What a machine may have too little of: memory, open files, processes; said with the way out."""
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -175,3 +176,31 @@ def check_processors(num_threads: int | None, num_workers: int) -> None:
                 f"{name}={number} is more than {most}, four times the {processors} processors of "
                 f"this machine or 64, whichever is more; choose fewer, such as {name}={processors}"
             )
+
+
+def check_home() -> None:
+    """Refuse a home folder in which Avalanche, which makes a file there when imported, cannot.
+
+    Raises:
+        ConfigError: With the environment variable to set, or the file that is damaged.
+    """
+    folder = os.path.expanduser("~/.avalanche")
+    file = os.path.join(folder, "config.json")
+    try:
+        if os.path.exists(file):
+            with open(file, encoding="utf-8") as opened:
+                json.load(opened)["dataset_location"]
+            return
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "no right to write there")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"Avalanche's settings {file} are damaged ({say(error)}); delete that file, Avalanche "
+            "makes it anew"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"Avalanche keeps its settings in {folder}, where it cannot ({error.strerror}); set "
+            "the environment variable HOME to a folder that can be written, such as HOME=/tmp"
+        ) from error

@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
+from typer.testing import CliRunner
 
 from avalanche_peftcl import Component, resources
+from avalanche_peftcl.cli import app
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.discovery import Entry, Provider
 from avalanche_peftcl.errors import ConfigError, ResourceError
 from avalanche_peftcl.matrix_file import read_matrix
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.resources import (
+    check_home,
     check_open_files,
     check_processors,
     plain_resource_errors,
@@ -269,3 +272,24 @@ def test_a_run_with_too_many_threads_is_refused_before_it_begins(tmp_path, monke
     with pytest.raises(ConfigError, match="num_threads=1024 is more than 64"):
         run(config(tmp_path / "run", num_threads=1024), registry=registry("nothing"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_home_in_which_nothing_can_be_written_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    for words in (["run", "a.yaml"], ["manifest", "a.yaml", "b"], ["export", "a", "b.safetensors"]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2
+        assert f"keeps its settings in {tmp_path}/file/.avalanche, where it cannot" in result.stderr
+        assert "the environment variable HOME to a folder" in result.stderr
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
+def test_damaged_settings_of_avalanche_are_told(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_home()
+    (tmp_path / ".avalanche" / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json are damaged .* delete that file"):
+        check_home()
+    (tmp_path / ".avalanche" / "config.json").write_text('{"dataset_location": "x"}')
+    check_home()
