@@ -244,7 +244,7 @@ def _type(annotation: Any) -> str:
     if origin is Annotated:
         metadata = [m for a in arguments[1:] for m in (getattr(a, "metadata", None) or [a])]
         limits = [
-            f"{sign} {value}"
+            f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}"
             for m in metadata
             for key, sign in _SIGNS.items()
             if (value := getattr(m, key, None)) is not None

@@ -39,6 +39,7 @@ from avalanche_peftcl.output import (
     listed_files,
     remove_parts,
 )
+from avalanche_peftcl.parts import check_part
 from avalanche_peftcl.progress import RunProgress
 from avalanche_peftcl.protocol import (
     describe_prediction,
@@ -321,4 +322,6 @@ def _run(
 
 
 def _build(registry: Registry, kind: str, component: ComponentConfig, **given: Any) -> Any:
-    return registry.build(kind, component.name, component.options, given)
+    part = registry.build(kind, component.name, component.options, given)
+    check_part(kind, part, registry.schema(kind, component.name).title)
+    return part

@@ -68,7 +68,7 @@ def test_list_one_component_shows_its_options(peftcl):
     result = peftcl("list", "strategy_plugin", "lwf")
     assert result.exit_code == 0, result.stderr
     rows = [[c.strip() for c in r.split("│")[1:-1]] for r in result.stdout.splitlines() if "│" in r]
-    assert ["temperature", "float (> 0)", "2.0"] in rows
+    assert ["temperature", "float (>= 0.001, <= 1000)", "2.0"] in rows
 
 
 def test_list_unknown_kind(peftcl):
