@@ -69,6 +69,7 @@ def train(name, model, benchmark, *, epochs=10, optimizer=None, lr=0.003):
     return strategy, [results[key] for key in sorted(results)]
 
 
+EPOCHS = {"AGEM": 20, "FromScratchTraining": 25}  # those that learn a new experience slowly
 SLOW = pytest.mark.slow
 QUICK = {
     "class": ("JointTraining", "Replay", "AGEM", "SynapticIntelligence", "MAS"),
@@ -88,7 +89,8 @@ CASES = [
 def test_the_head_grows_and_what_is_frozen_stays(name, build, scenario):
     torch.manual_seed(0)
     benchmark = toy_benchmark(scenario, classes_per_experience=(2, 2), per_class=10)
-    strategy, accuracies = train(name, build(), benchmark, lr=0.003 if build is peft else 0.01)
+    options = {"lr": 0.003 if build is peft else 0.01, "epochs": EPOCHS.get(name, 10)}
+    strategy, accuracies = train(name, build(), benchmark, **options)
     model = strategy.model  # some of the host's strategies replace it
     assert len(model.classes) == 4
     head = model.head.weight if build is peft else model.proxies.weight
