@@ -81,8 +81,8 @@ def test_a_run_that_is_terminated_says_what_is_finished_and_how_to_go_on(
 ):
     folder, write = tmp_path / "run", record.RunRecord.write
 
-    def end(self):
-        write(self)
+    def end(self, *given):
+        write(self, *given)
         if self.metrics["experiences"]["finished"] == 1:
             signal.raise_signal(number)
 
@@ -101,7 +101,7 @@ def test_a_run_that_is_terminated_says_what_is_finished_and_how_to_go_on(
 
 
 def test_what_is_terminated_before_anything_is_finished_says_so(file, tmp_path, monkeypatch):
-    def end(self):
+    def end(self, *given):
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(record.RunRecord, "write", end)
