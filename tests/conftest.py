@@ -1,3 +1,4 @@
+import os
 import socket
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from avalanche_peftcl.testing import toy_backbone
 # a loaded machine is no error: properties are checked, not times
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# of toys a second thread takes longer than it saves, many times so on a busy machine
+if "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
