@@ -35,6 +35,16 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.fixture
+def heard():
+    """Signals end a process, also where the tests themselves run under nohup."""
+    earlier = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_request_to_terminate_is_raised_and_handlers_are_put_back(number):
     before = [signal.getsignal(each) for each in NUMBERS]
@@ -75,6 +85,7 @@ def file(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_run_that_is_terminated_says_what_is_finished_and_how_to_go_on(
     file, tmp_path, monkeypatch, number
@@ -100,6 +111,7 @@ def test_a_run_that_is_terminated_says_what_is_finished_and_how_to_go_on(
     assert json.loads((folder / "metrics.json").read_text())["complete"]
 
 
+@pytest.mark.usefixtures("heard")
 def test_what_is_terminated_before_anything_is_finished_says_so(file, tmp_path, monkeypatch):
     def end(self, *given):
         signal.raise_signal(signal.SIGTERM)

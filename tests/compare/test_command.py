@@ -47,7 +47,7 @@ def test_an_unreadable_record_among_many_is_told_and_the_status_is_not_zero(peft
     assert result.exit_code == 1
     assert result.stderr == "error: 1 of the records could not be read, see above\n"
     assert "unreadable: " in result.stdout
-    assert "this version reads format 1" in result.stdout
+    assert "this version reads formats 1 and 2" in result.stdout
     assert "61.7 ± 2.1" in report.read_text()
 
 
