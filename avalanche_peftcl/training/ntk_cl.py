@@ -108,8 +108,8 @@ class NTKCL(PEFTTemplate):
         of earlier classes are not moved when the modules move on; those of new classes are taken
         with running means that training did not see; training compares whole views, prediction
         each section by itself with fixed weights; and the weights of the orthogonality and the
-        retention term, which belonged to other terms. They do not act: the two make up at most
-        0.5 and 0.05 % of the gradient. Larger ones were tried on held-out images of three streams:
+        retention term, which belonged to other terms. They do not act: each makes up at most
+        0.5 % of the gradient. Larger ones were tried on held-out images of three streams:
         none gained on all, so none is the default, and a retention term that acts cost accuracy
         (few images; see ``examples/real_images/loss_weights.md``).
 
