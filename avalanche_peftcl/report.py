@@ -128,7 +128,11 @@ def markdown_report(metrics: Metrics) -> str:
         f"- class order: {markdown(_words(protocol['class_order']))}",
         *(f"- {name}: {markdown(value)}" for name, value in protocol_rules(protocol)),
         f"- input: {markdown(_pairs(protocol['normalisation']))}",
-        *([f"- backbone: {markdown(name)}"] if (name := metrics.get("model_name")) else []),
+        *(
+            [f"- timm's name of the backbone: {markdown(name)}"]
+            if (name := metrics.get("model_name"))
+            else []
+        ),
         f"- weights of the backbone: sha256 {metrics['weights_sha256']}",
         "",
         *_table(

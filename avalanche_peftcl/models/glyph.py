@@ -42,7 +42,7 @@ def vit_glyph(
             f"give a positive multiple of {PATCH_SIZE}, 32 is what it was trained at"
         )
     with as_file(files("avalanche_peftcl") / "assets" / "vit_glyph.safetensors") as weights:
-        return create_backbone(
+        backbone = create_backbone(
             "vit_tiny_patch16_224.augreg_in21k",  # for mean and standard deviation
             checkpoint=weights if pretrained else None,
             img_size=img_size,
@@ -53,3 +53,5 @@ def vit_glyph(
             num_heads=3,
             crop_pct=1.0,
         )
+    backbone.model_name = None  # timm has no such network
+    return backbone

@@ -55,6 +55,10 @@ def pretrained(digits) -> float:
     return nearest_class_mean(vit_glyph(), digits)
 
 
+def test_it_passes_for_no_network_of_timm():
+    assert vit_glyph().model_name is None
+
+
 def test_it_is_pretrained(digits, pretrained):
     at_random = nearest_class_mean(random_init(0), digits)
     assert pretrained > 0.94, f"nearest class mean on digits: {pretrained:.3f}"
