@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import dedent
 
@@ -12,6 +13,35 @@ from avalanche_peftcl.errors import PluginLoadWarning
 from avalanche_peftcl.registry import discover
 
 HOST = "avalanche-peftcl"
+GOOD = """
+    from avalanche_peftcl import Component, hookimpl
+
+    def build(*, size: int = 3):
+        return "{name}", size
+
+    @hookimpl
+    def peftcl_strategies():
+        return [Component("{component}", build, source="a paper")]
+"""
+
+
+@pytest.fixture
+def good() -> str:
+    """The source of a package that offers one strategy."""
+    return GOOD
+
+
+@pytest.fixture
+def left_out():
+    """Write what is said of a package that is left out."""
+
+    def write(package: str, cause: str, point: str = "plugin") -> str:
+        ours = f"{HOST} {version(HOST)}"
+        return (
+            f"plugin package {package} (entry point {point!r}, with {ours}) was left out: {cause}"
+        )
+
+    return write
 
 
 @pytest.fixture
@@ -27,7 +57,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(discovery.SWITCH, raising=False)
     before = set(sys.modules)
 
-    def put(name, source="", *, release="1.0", requires=(), points=None, component="good", **files):
+    def put(
+        name, source=GOOD, *, release="1.0", requires=(), points=None, component="good", **files
+    ):
         module = name.replace("-", "_")
         source = dedent(source.replace("{name}", name).replace("{component}", component))
         (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")

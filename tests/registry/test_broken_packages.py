@@ -9,20 +9,6 @@ from avalanche_peftcl.registry import discover
 
 HOST = "avalanche-peftcl"
 OURS = f"{HOST} {version(HOST)}"
-GOOD = """
-    from avalanche_peftcl import Component, hookimpl
-
-    def build(*, size: int = 3):
-        return "{name}", size
-
-    @hookimpl
-    def peftcl_strategies():
-        return [Component("{component}", build, source="a paper")]
-"""
-
-
-def left_out(package: str, cause: str, point: str = "plugin") -> str:
-    return f"plugin package {package} (entry point {point!r}, with {OURS}) was left out: {cause}"
 
 
 BROKEN = {
@@ -38,63 +24,65 @@ BROKEN = {
         "Odd",
     ),
     "None": (
-        GOOD.replace("return [", "return None and ["),
+        lambda good: good.replace("return [", "return None and ["),
         "hook peftcl_strategies must return an iterable of Component, not None",
     ),
     "text": (
-        GOOD.replace("return [", "return 'good' or ["),
+        lambda good: good.replace("return [", "return 'good' or ["),
         "hook peftcl_strategies must return an iterable of Component, not 'good'",
     ),
     "without end": (
-        GOOD.replace("return [", "i = iter(int, 1)\n        return (")
+        lambda good: good.replace("return [", "i = iter(int, 1)\n        return (")
         .replace("a paper\")]", "a paper\") for _ in i)")
         .replace("\"{component}\"", "f\"a{next(n)}\"")
         .replace("def build", "import itertools\n    n = itertools.count()\n    def build"),
         "hook peftcl_strategies offers more than 10000 components",
     ),
     "arguments": (
-        GOOD.replace("peftcl_strategies()", "peftcl_strategies(x)"),
+        lambda good: good.replace("peftcl_strategies()", "peftcl_strategies(x)"),
         None,
     ),
     "source": (
-        GOOD.replace("\"a paper\"", "None"),
+        lambda good: good.replace("\"a paper\"", "None"),
         "component 'good': source=None is no text; name the paper or code that it follows",
     ),
     "build": (
-        GOOD.replace("build, ", "7, "),
+        lambda good: good.replace("build, ", "7, "),
         "component 'good': build=7 is neither a callable nor an import path",
     ),
     "path": (
-        GOOD.replace("build, ", "'a b:c', "),
+        lambda good: good.replace("build, ", "'a b:c', "),
         "component 'good': build='a b:c' is not an import path of the form "
         "\"package.module:attribute\"",
     ),
     "no name": (
-        GOOD.replace("\"{component}\"", "None"),
+        lambda good: good.replace("\"{component}\"", "None"),
         "component name None is not lower_snake_case (letters, digits and single underscores, "
         "starting with a letter)",
     ),
     "a subclass that checks nothing": (
-        GOOD.replace("Component(", "Lax(").replace("a paper\"", "a\" and None").replace(
+        lambda good: good.replace("Component(", "Lax(")
+        .replace("a paper\"", "a\" and None")
+        .replace(
             "def build",
             "class Lax(Component):\n        def __post_init__(self): pass\n\n    def build"
         ),
         "component 'good': source=None is no text; name the paper or code that it follows",
     ),
     "misspelt": (
-        GOOD.replace("peftcl_strategies", "peftcl_strategys"),
+        lambda good: good.replace("peftcl_strategies", "peftcl_strategys"),
         "unknown hook 'peftcl_strategys' (did you mean 'peftcl_strategies'?); the hooks are "
         "peftcl_backbones, peftcl_modules, peftcl_benchmarks, peftcl_strategies, "
         "peftcl_strategy_plugins, peftcl_metrics, peftcl_loggers",
     ),
     "no hook": ("x = 1", "it has no hook; decorate a function with @avalanche_peftcl.hookimpl"),
     "name": (
-        GOOD.replace("{component}", "Bad-Name"),
+        lambda good: good.replace("{component}", "Bad-Name"),
         "component name 'Bad-Name' is not lower_snake_case (letters, digits and single "
         "underscores, starting with a letter)",
     ),
     "raises": (
-        GOOD + """
+        lambda good: good + """
     @hookimpl
     def peftcl_metrics():
         raise RuntimeError('no\\n luck')
@@ -102,30 +90,32 @@ BROKEN = {
         "RuntimeError: no luck",
     ),
     "generator raises": (
-        GOOD.replace("return [", "yield from [") + "        1 / 0\n",
+        lambda good: good.replace("return [", "yield from [") + "        1 / 0\n",
         "ZeroDivisionError: division by zero",
     ),
     "not a list": (
-        GOOD.replace("return [Component", "return Component").replace("paper\")]", "paper\")"),
+        lambda good: good.replace("return [Component", "return Component")
+        .replace("paper\")]", "paper\")"),
         None,
     ),
     "not a component": (
-        GOOD.replace("return [", "return ['good'] or ["),
+        lambda good: good.replace("return [", "return ['good'] or ["),
         "hook peftcl_strategies must offer Component, not 'good'",
     ),
     "twice": (
-        GOOD.replace("a paper\")]", "a paper\")] * 2"),
+        lambda good: good.replace("a paper\")]", "a paper\")] * 2"),
         "it offers strategy 'good' twice",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_package_is_left_out_alone(install, discover_with_warnings, case):
+def test_a_broken_package_is_left_out_alone(install, discover_with_warnings, case, left_out, good):
     source, cause = BROKEN[case]
+    source = source(good) if callable(source) else source
     install("broken", source, release="0.3")
-    install("a-good-one", GOOD, component="first")
-    install("z-good-one", GOOD, component="last")
+    install("a-good-one", component="first")
+    install("z-good-one", component="last")
     registry, said = discover_with_warnings()
     names = registry.names("strategy")
     assert "first" in names
@@ -151,7 +141,7 @@ def test_a_broken_package_is_left_out_alone(install, discover_with_warnings, cas
     ],
 )
 def test_a_package_for_another_version_is_left_out_before_it_is_imported(
-    install, discover_with_warnings, requires, cause
+    install, discover_with_warnings, requires, cause, left_out
 ):
     install("other-age", "raise RuntimeError('imported')", requires=requires)
     registry, said = discover_with_warnings()
@@ -169,14 +159,14 @@ def test_a_package_for_another_version_is_left_out_before_it_is_imported(
     ],
 )
 def test_a_package_for_this_version_is_loaded(install, discover_with_warnings, requires):
-    install("good-pkg", GOOD, requires=[requires])
+    install("good-pkg", requires=[requires])
     registry, said = discover_with_warnings()
     assert said == []
     assert "good" in registry.names("strategy")
 
 
-def test_one_entry_point_of_a_package_may_fail(install, discover_with_warnings, tmp_path):
-    install("two-points", GOOD, points=["bad = nowhere_at_all", "good = two_points"])
+def test_one_entry_point_of_a_package_may_fail(install, discover_with_warnings, tmp_path, left_out):
+    install("two-points", points=["bad = nowhere_at_all", "good = two_points"])
     registry, said = discover_with_warnings()
     cause = "ModuleNotFoundError: No module named 'nowhere_at_all'"
     assert said == [left_out("two-points 1.0", cause, "bad")]
@@ -187,8 +177,10 @@ def test_one_entry_point_of_a_package_may_fail(install, discover_with_warnings, 
     assert "good" in registry.names("strategy")
 
 
-def test_one_package_cannot_offer_a_name_from_two_entry_points(install, discover_with_warnings):
-    install("two-points", GOOD, points=["a = two_points", "b = two_points"])
+def test_one_package_cannot_offer_a_name_from_two_entry_points(
+    install, discover_with_warnings, left_out
+):
+    install("two-points", points=["a = two_points", "b = two_points"])
     registry, said = discover_with_warnings()
     assert said == [left_out("two-points 1.0", "it offers strategy 'good' twice", "b")]
     assert registry.get("strategy", "good").provider.name == "two-points"

@@ -7,18 +7,6 @@ from avalanche_peftcl.cli import app
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.registry import discover
 
-GOOD = """
-    from avalanche_peftcl import Component, hookimpl
-
-    def build(*, size: int = 3):
-        return "{name}", size
-
-    @hookimpl
-    def peftcl_strategies():
-        return [Component("{component}", build, source="a paper")]
-"""
-
-
 LAZY = """
     from avalanche_peftcl import Component, hookimpl
 
@@ -63,7 +51,7 @@ def test_a_builder_that_cannot_be_imported(install, discover_with_warnings, name
 
 
 def test_wrong_options_name_kind_name_option_and_what_there_is(install):
-    install("good-pkg", GOOD)
+    install("good-pkg")
     with pytest.raises(ConfigError) as raised:
         discover().build("strategy", "good", {"sise": 3, "size": "big"})
     assert str(raised.value) == (

@@ -11,20 +11,6 @@ from avalanche_peftcl import discovery, installed
 from avalanche_peftcl.registry import discover
 
 OURS = f"avalanche-peftcl {version('avalanche-peftcl')}"
-GOOD = """
-    from avalanche_peftcl import Component, hookimpl
-
-    def build(*, size: int = 3):
-        return "{name}", size
-
-    @hookimpl
-    def peftcl_strategies():
-        return [Component("{component}", build, source="a paper")]
-"""
-
-
-def left_out(package: str, cause: str, point: str = "plugin") -> str:
-    return f"plugin package {package} (entry point {point!r}, with {OURS}) was left out: {cause}"
 
 
 NAMELESS = "its METADATA is missing or has no Name; install it again"
@@ -77,10 +63,12 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_package_with_damaged_files_is_left_out_alone(install, discover_with_warnings, case):
+def test_a_package_with_damaged_files_is_left_out_alone(
+    install, discover_with_warnings, case, left_out
+):
     files, package, cause = DAMAGED[case]
-    install("bad", GOOD, **files)
-    install("z-good-one", GOOD, component="last")
+    install("bad", **files)
+    install("z-good-one", component="last")
     registry, said = discover_with_warnings()
     assert "last" in registry.names("strategy")
     assert "good" not in registry.names("strategy")
@@ -144,7 +132,7 @@ _contents = st.none() | st.binary(max_size=60) | st.lists(_words, max_size=20).m
 @example(metadata=None, points=b"[avalanche_peftcl]\nx = os\n")
 @example(metadata=b"Name: bad\nVersion: 1\n", points=b"[avalanche_peftcl]\nx = os\ny = \n=z\n")
 def test_whatever_dist_info_holds_discovery_lists_what_it_left_out(
-    tmp_path, monkeypatch, metadata, points
+    tmp_path, monkeypatch, metadata, points, left_out
 ):
     info = tmp_path / "bad-1.0.dist-info"
     info.mkdir(exist_ok=True)

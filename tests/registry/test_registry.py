@@ -17,16 +17,6 @@ from avalanche_peftcl.registry import Provider, discover
 
 HOST = "avalanche-peftcl"
 OURS = f"{HOST} {version(HOST)}"
-GOOD = """
-    from avalanche_peftcl import Component, hookimpl
-
-    def build(*, size: int = 3):
-        return "{name}", size
-
-    @hookimpl
-    def peftcl_strategies():
-        return [Component("{component}", build, source="a paper")]
-"""
 
 
 def test_only_the_built_in(install, discover_with_warnings):
@@ -46,7 +36,7 @@ def test_only_the_built_in(install, discover_with_warnings):
 
 
 def test_good_package(install, discover_with_warnings):
-    install("good-pkg", GOOD)
+    install("good-pkg")
     registry, said = discover_with_warnings()
     assert said == []
     entry = registry.get("strategy", "good")
@@ -57,16 +47,16 @@ def test_good_package(install, discover_with_warnings):
 
 
 def test_same_entry_point_name_in_two_distributions(install):
-    install("pkg-a", GOOD, component="one")
-    install("pkg-b", GOOD, component="two")
+    install("pkg-a", component="one")
+    install("pkg-b", component="two")
     registry = discover()
     assert registry.build("strategy", "one") == ("pkg-a", 3)
     assert registry.build("strategy", "two") == ("pkg-b", 3)
 
 
 def test_clash_nobody_wins(install, discover_with_warnings):
-    install("pkg-b", GOOD, release="2.0")
-    install("pkg-a", GOOD)
+    install("pkg-b", release="2.0")
+    install("pkg-a")
     registry, said = discover_with_warnings()
     assert said == []
     with pytest.raises(AmbiguousComponentError) as raised:
@@ -83,7 +73,7 @@ def test_clash_nobody_wins(install, discover_with_warnings):
 
 
 def test_a_built_in_keeps_its_bare_name(install, discover_with_warnings):
-    install("a-pkg", GOOD, component="ntk_cl")
+    install("a-pkg", component="ntk_cl")
     registry, said = discover_with_warnings()
     assert said == []
     assert registry.get("strategy", "ntk_cl").provider.name == HOST
@@ -99,17 +89,17 @@ def test_a_built_in_keeps_its_bare_name(install, discover_with_warnings):
 
 
 def test_two_strangers_beside_a_built_in(install):
-    install("pkg-a", GOOD, component="pegp")
-    install("pkg-b", GOOD, component="pegp")
+    install("pkg-a", component="pegp")
+    install("pkg-b", component="pegp")
     registry = discover()
     assert registry.get("strategy", "pegp").provider.name == HOST
     assert {"pkg-a/pegp", "pkg-b/pegp", "pegp"} <= set(registry.names("strategy"))
 
 
 def test_the_command_line_says_who_must_be_written_in_full(install):
-    install("pkg-a", GOOD, component="ntk_cl")
-    install("pkg-b", GOOD)
-    install("pkg-c", GOOD)
+    install("pkg-a", component="ntk_cl")
+    install("pkg-b")
+    install("pkg-c")
     listed = CliRunner().invoke(app, ["list", "strategy"]).stdout
     cells = [[cell.strip() for cell in line.split("│")[1:4]] for line in listed.splitlines()[3:-1]]
     assert ["strategy", "ntk_cl", HOST] in cells
@@ -121,7 +111,7 @@ def test_the_command_line_says_who_must_be_written_in_full(install):
 
 
 def test_same_name_in_two_kinds_is_no_clash(install):
-    install("pkg-a", GOOD, component="ewc")
+    install("pkg-a", component="ewc")
     registry = discover()
     assert registry.get("strategy", "ewc").provider.name == "pkg-a"
     assert registry.get("strategy_plugin", "ewc").provider.name == HOST
@@ -165,8 +155,8 @@ def test_unknown_kind(install):
 def test_switch_unset_loads_all_empty_none_and_a_list_those(
     install, discover_with_warnings, monkeypatch
 ):
-    install("pkg-a", GOOD, component="one")
-    install("pkg-b", GOOD, component="two")
+    install("pkg-a", component="one")
+    install("pkg-b", component="two")
 
     def loaded():
         registry, said = discover_with_warnings()
@@ -185,7 +175,7 @@ def test_switch_unset_loads_all_empty_none_and_a_list_those(
 
 
 def test_switch_names_what_is_not_installed(install, discover_with_warnings, monkeypatch):
-    install("pkg-a", GOOD)
+    install("pkg-a")
     monkeypatch.setenv(discovery.SWITCH, "pkg-a,pkg-x")
     registry, said = discover_with_warnings()
     assert said == [
