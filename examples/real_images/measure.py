@@ -47,6 +47,17 @@ def read(path: Path) -> dict | None:
     return metrics if metrics and metrics["complete"] else None
 
 
+def spread(values: list[float]) -> str:
+    """Return mean and standard deviation of fractions, in percent."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def cells(runs: list[dict]) -> list[str]:
+    """Return mean and standard deviation over runs of each of the columns."""
+    return [spread([run["accuracy"][column] for run in runs]) for column in COLUMNS]
+
+
 def table(output: Path, streams: list[str], seeds: list[int]) -> str:
     """Return mean and spread of every cell as Markdown."""
     lines = [
@@ -60,14 +71,9 @@ def table(output: Path, streams: list[str], seeds: list[int]) -> str:
             if not runs:
                 lines.append(f"| {stream} | {method} | - | - | - | 0 | - | - |")
                 continue
-            cells = []
-            for column in COLUMNS:
-                values = [100 * run["accuracy"][column] for run in runs]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.1f}{spread}")
             minutes = statistics.mean(sum(run["cost"]["training_seconds"]) for run in runs) / 60
             passes = runs[0]["cost"]["forward_passes"]
-            numbers = " | ".join(cells)
+            numbers = " | ".join(cells(runs))
             lines.append(
                 f"| {stream} | {method} | {numbers} | {len(runs)} | {minutes:.1f} | {passes} |"
             )

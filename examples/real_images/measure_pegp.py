@@ -9,10 +9,9 @@ precision is that of the device's units.
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
-from measure import HELD_OUT, folder, read, run
+from measure import HELD_OUT, folder, read, run, spread
 
 KINDS = ("head alone", "adapter", "lora", "prefix", "prompt")
 STREAMS = {  # name in the tables: configuration and what is changed in it
@@ -88,12 +87,6 @@ def cells(streams: list[str], kinds: list[str]) -> list[tuple[str, str, str, str
 def place(output: Path, kind: str, stream: str, variant: str, seed: int) -> Path:
     """Return the folder of one run's record."""
     return folder(output, stream, f"{kind} {variant}", seed)
-
-
-def spread(values: list[float]) -> str:
-    """Return mean and standard deviation of fractions, in percent."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def row(runs: list[dict]) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import HERE, folder, read
+from measure import HERE, cells, folder, read
 from rich.console import Console
 
 from avalanche_peftcl.from_file import run_from_file
@@ -75,7 +75,6 @@ TERMS = {
     "orthogonality": TaskOrthogonalityPlugin,
     "retention": RetentionPlugin,
 }
-COLUMNS = ("average_incremental_accuracy", "last_accuracy", "forgetting")
 
 
 def one(
@@ -116,12 +115,7 @@ def table(output: Path, seeds: list[int]) -> str:
             runs = [metrics for metrics in found if metrics]
             if not runs:
                 continue
-            cells = []
-            for column in COLUMNS:
-                values = [100 * metrics["accuracy"][column] for metrics in runs]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.1f}{spread}")
-            numbers = " | ".join(cells)
+            numbers = " | ".join(cells(runs))
             lines.append(f"| {stream} | {pair[0]:g} | {pair[1]:g} | {numbers} | {len(runs)} |")
     return "\n".join(lines)
 
