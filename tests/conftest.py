@@ -1,5 +1,6 @@
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,22 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the folder of real images and weights is not beside the repository")
     return SHARED_DATA
+
+
+@pytest.fixture
+def gone():
+    """Say whether a process has ended, or does so within a minute."""
+
+    def ended(pid: int) -> bool:
+        for _ in range(6000):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.01)
+        return False
+
+    return ended
 
 
 @pytest.fixture

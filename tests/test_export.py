@@ -9,7 +9,6 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 from typer.testing import CliRunner
 
 import avalanche_peftcl
@@ -21,7 +20,13 @@ from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.export import export_run
 from avalanche_peftcl.exported import load
 from avalanche_peftcl.exported_file import INFO_KEY, ExportInfo, read_export
-from avalanche_peftcl.models import ClassRows, LinearHead, create_backbone, exportable
+from avalanche_peftcl.models import (
+    ClassRows,
+    DynamicModel,
+    LinearHead,
+    create_backbone,
+    exportable,
+)
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.run import run
 from avalanche_peftcl.training import PEFTTemplate
@@ -57,7 +62,7 @@ class Thaw(SupervisedPlugin):
 
 
 @exportable
-class Probe(nn.Module):
+class Probe(DynamicModel):
     """A network of another package: whatever the class, one row for each."""
 
     def __init__(self, backbone, *, scale=2.0):
@@ -74,9 +79,6 @@ class Probe(nn.Module):
 
     def classify(self, features):
         return self.head(features)
-
-    def forward(self, images, task_labels=None):
-        return self.classes.scatter(self.classify(self.embed(images)), task_labels)
 
 
 def build_probe(*, backbone, plugins, evaluator, mute: bool = False):

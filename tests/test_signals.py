@@ -1,7 +1,6 @@
 """A request to terminate says what is finished; what a killed process started ends with it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,17 +21,6 @@ BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 DIGITS = {"name": "digits", "n_experiences": 2, "train_per_class": 1, "validation_per_class": 1}
 SETTINGS = {"num_threads": 1, "backbone": BACKBONE, "benchmark": DIGITS}
 NUMBERS = [signal.SIGTERM, signal.SIGHUP]
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, or does so within a minute."""
-    for _ in range(6000):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.fixture
@@ -156,7 +144,7 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_runs_of_a_sweep_end_with_it_and_the_same_command_goes_on(file, tmp_path, number):
+def test_the_runs_of_a_sweep_end_with_it_and_the_same_command_goes_on(file, tmp_path, number, gone):
     settings = {"output": str(tmp_path / "o"), "checkpoint_every": 1}
     settings |= {"strategy": {"name": "ntk_cl", "train_epochs": 10_000}}
     file.write_text(dump_settings(SETTINGS | settings))

@@ -413,17 +413,6 @@ def test_the_last_words_of_a_run(tmp_path):
 # --- being stopped -------------------------------------------------------------------------------
 
 
-def gone(pid: int) -> bool:
-    """Whether the process has ended, or does so within ten seconds."""
-    for _ in range(1000):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.01)
-    return False
-
-
 @pytest.fixture
 def set_signal():
     """Set what signals do, until the test ends."""
@@ -450,7 +439,9 @@ def act_when_seed_1_waits(stage, monkeypatch, act) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_stopping_stops_the_runs_and_says_what_is_finished(stage, monkeypatch, set_signal, name):
+def test_stopping_stops_the_runs_and_says_what_is_finished(
+    stage, monkeypatch, set_signal, name, gone
+):
     # where the tests themselves are a background job, interrupts are ignored
     set_signal(signal.SIGINT, signal.default_int_handler)
     config, number = stage.config([0, 1, 2]), getattr(signal, name)
@@ -467,7 +458,7 @@ def test_stopping_stops_the_runs_and_says_what_is_finished(stage, monkeypatch, s
 
 
 def test_what_is_ignored_when_a_sweep_begins_stays_so_and_another_way_is_told(
-    stage, monkeypatch, set_signal
+    stage, monkeypatch, set_signal, gone
 ):
     def act():
         for each in deaf:
@@ -636,7 +627,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, agai
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_the_command_ends_its_runs(file, tmp_path):
+def test_an_interrupt_of_the_command_ends_its_runs(file, tmp_path, gone):
     settings = {"name": "ntk_cl", "train_epochs": 10_000}
     file.write_text(dump_settings(SETTINGS | {"strategy": settings, "output": str(tmp_path / "o")}))
     command = [sys.executable, "-m", "avalanche_peftcl", "run", str(file), "--seeds", "0,1"]

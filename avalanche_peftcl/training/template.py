@@ -11,6 +11,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import DynamicModel
 from avalanche_peftcl.models.device import check_device as check_device
 from avalanche_peftcl.models.precision import MixedPrecision as MixedPrecision
 from avalanche_peftcl.models.precision import Precision, resolve_precision
@@ -29,9 +30,8 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SupervisedTemplate):
     Beside Avalanche's arguments, which keep their names:
 
     Args:
-        model: Network. If it has ``start_experience(pairs, fresh=)`` and ``classes`` (a
-            :class:`~avalanche_peftcl.models.ClassRows`), its heads grow with the stream; any other
-            model is adapted as Avalanche does.
+        model: Network. If it is a :class:`~avalanche_peftcl.models.DynamicModel`, its heads grow
+            with the stream; any other model is adapted as Avalanche does.
         optimizer: Over any of the model's parameters; it is kept to those that train. ``None``
             where nothing trains.
         max_grad_norm: Clip the gradient's norm to this before each step.
@@ -118,8 +118,8 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SupervisedTemplate):
 
     @property
     def grows(self) -> bool:
-        """Whether the model's heads grow through ``start_experience``."""
-        return hasattr(self.model, "start_experience")
+        """Whether the model's heads grow with the stream."""
+        return isinstance(self.model, DynamicModel)
 
     @property
     def task_label_at_test(self) -> bool:
@@ -129,16 +129,12 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SupervisedTemplate):
     def model_adaptation(self, model: Any = None) -> nn.Module:
         """Grow the heads for the current experience, then adapt as Avalanche does."""
         model = self.model if model is None else model
-        if hasattr(model, "start_experience"):
-            if self.is_training:
-                pairs = class_pairs(whole_experience(self.experience))
-                online = hasattr(self.experience, "access_task_boundaries")
-                known_boundary = not online or self.experience.access_task_boundaries
-                model.start_experience(pairs, fresh=known_boundary)
-                self.current_rows = model.classes.add(pairs)
-            else:
-                pairs = class_pairs(self.experience)
-                model.classes.widen(1 + max(c for _, c in pairs))
+        if isinstance(model, DynamicModel) and self.is_training:
+            pairs = class_pairs(whole_experience(self.experience))
+            online = hasattr(self.experience, "access_task_boundaries")
+            known_boundary = not online or self.experience.access_task_boundaries
+            model.start_experience(pairs, fresh=known_boundary)
+            self.current_rows = model.classes.add(pairs)
         adapted: nn.Module = super().model_adaptation(model)
         return adapted
 

@@ -12,7 +12,7 @@ from avalanche_peftcl.predict import find_images
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 9 9
-(/tmp/ran) (w) file closefile
+(ran) (w) file closefile
 %%EOF
 """
 

@@ -68,7 +68,7 @@ def test_every_name_in_timms_registry_is_taken():
     [
         "hf-hub:timm/vit_tiny_patch16_224.augreg_in21k",
         "hf_hub:timm/vit_tiny_patch16_224.augreg_in21k",
-        "local-dir:/tmp/model",
+        "local-dir:/some/model",
         "timm/vit_tiny_patch16_224",
         "https://example.org/vit_tiny_patch16_224",
         "../vit_tiny_patch16_224",

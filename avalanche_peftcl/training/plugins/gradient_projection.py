@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.subspace import extend_basis, gram
+from avalanche_peftcl.models.dynamic import DynamicModel
 from avalanche_peftcl.models.projection import SiteBatch, batch_sites, listen
 from avalanche_peftcl.models.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.ranges import Count, Seed, Share
@@ -230,7 +231,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
     def _run(self, strategy: Any, dataset: Any, num_workers: int) -> None:
         """Pass the images through the model in eval mode and in full precision."""
         model = strategy.model
-        grows = hasattr(model, "start_experience")  # one of this package's
+        grows = isinstance(model, DynamicModel)
         was_training = model.training
         model.eval()
         loader = DataLoader(
