@@ -236,15 +236,11 @@ class PEGP(PEFTTemplate):
         return (backbone.pool(tokens),)
 
     def criterion(self) -> Tensor:
-        """Return the loss over the classes it compares; in evaluation over all."""
-        if not self.is_training:
-            return super().criterion()
-        with self.autocast():
-            if self.loss_over == "seen":
-                loss = super().criterion()
-            else:
-                loss = self.local_loss(self.model.classify(self.mb_features[-1]))
-            return loss if self._distance is None else loss + self._distance
+        """Return the classification loss; in the second stage add how far the tokens moved."""
+        loss = super().criterion()
+        if self._distance is None or not self.is_training:
+            return loss
+        return loss + self._distance
 
     # --- checkpoints ---------------------------------------------------------------------------
 

@@ -184,8 +184,10 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SupervisedTemplate):
         return self.mbatch[-1] if len(self.mbatch) > 2 else None
 
     def criterion(self) -> Tensor:
-        """Return the loss of the logits by class."""
+        """Return the loss over the classes that :attr:`loss_over` says; in evaluation over all."""
         with self.autocast():
+            if self.is_training and self.loss_over == "local" and self.mb_row_logits is not None:
+                return self.local_loss(self.mb_row_logits)
             loss: Tensor = super().criterion()
             return loss
 
