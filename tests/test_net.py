@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
+from safetensors.torch import load_file
 
 from avalanche_peftcl.config import load_config
 from avalanche_peftcl.evaluation import AccuracyMatrix
@@ -70,14 +71,9 @@ def results() -> Iterator[tuple[str, dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(QUICKSTART, [f"output={folder}/run"])
         record = run(config, registry=registry)
-        network = (Path(folder) / "run" / "model.safetensors").read_bytes()
-        yield (
-            "quickstart",
-            {
-                "matrix": record.metrics["accuracy_matrix"],
-                "sha256": hashlib.sha256(network).hexdigest(),
-            },
-        )
+        network = load_file(Path(folder) / "run" / "model.safetensors")
+        matrix = record.metrics["accuracy_matrix"]
+        yield "quickstart", {"matrix": matrix, "sha256": _sha256(network)}
 
 
 def _toy_run(registry: Registry, method: str, scenario: str) -> dict[str, Any]:
@@ -99,11 +95,13 @@ def _toy_run(registry: Registry, method: str, scenario: str) -> dict[str, Any]:
 
 
 def _sha256(state: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        if torch.is_tensor(value := state[name]):
-            digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    """Return the hash of all tensors, whatever their names and order are."""
+    tensors = [value.detach().contiguous() for value in state.values() if torch.is_tensor(value)]
+    each = sorted(
+        hashlib.sha256(f"{list(t.shape)} {t.dtype} ".encode() + t.numpy().tobytes()).hexdigest()
+        for t in tensors
+    )
+    return hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def differences(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
