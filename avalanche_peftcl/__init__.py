@@ -4,14 +4,14 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from avalanche_peftcl.component import Component
-from avalanche_peftcl.hookspecs import hookimpl
+from avalanche_peftcl.registry.component import Component
+from avalanche_peftcl.registry.hookspecs import hookimpl
 
 __version__ = version("avalanche-peftcl")
-__all__ = ["NTKCL", "PEGP", "Component", "PEFTTemplate", "__version__", "hookimpl", "load"]
+__all__ = ["NTKCL", "PEGP", "Component", "PEFTTemplate", "__version__", "hookimpl", "load", "run"]
 
 _LAZY = dict.fromkeys(("NTKCL", "PEGP", "PEFTTemplate"), "avalanche_peftcl.training")
-_LAZY["load"] = "avalanche_peftcl.exported"
+_LAZY |= {"load": "avalanche_peftcl.export.load", "run": "avalanche_peftcl.runs.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from avalanche_peftcl import __version__
-from avalanche_peftcl.console import add_row, complain, plain, plain_table, standard_console
-from avalanche_peftcl.discovery import SWITCH
+from avalanche_peftcl.console import (
+    add_row,
+    complain,
+    plain,
+    plain_table,
+    standard_console,
+    visible,
+)
 from avalanche_peftcl.errors import (
     BackboneWarning,
     CheckpointWarning,
@@ -21,11 +27,11 @@ from avalanche_peftcl.errors import (
     PEFTCLError,
     PluginLoadWarning,
 )
-from avalanche_peftcl.escaping import visible
+from avalanche_peftcl.models.resources import check_home
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.resources import check_home
-from avalanche_peftcl.signals import Terminated, termination_raised
-from avalanche_peftcl.wording import clip
+from avalanche_peftcl.registry.packages import SWITCH
+from avalanche_peftcl.registry.wording import clip
+from avalanche_peftcl.runs.signals import Terminated, termination_raised
 
 _PLAIN = (  # told in one line
     PluginLoadWarning,
@@ -164,7 +170,7 @@ def run(
         )
     check_home()
     if resume is not None:
-        from avalanche_peftcl.from_file import resume_from_folder
+        from avalanche_peftcl.runs.from_file import resume_from_folder
 
         resume_from_folder(resume, config, overrides or [], overwrite, standard_console())
         return
@@ -176,7 +182,7 @@ def run(
     wanted = None if seeds is None else parse_seeds(seeds)
     settings = load_config(config, overrides or [], seeds=wanted)
     if settings.seeds is not None:
-        from avalanche_peftcl.sweep import run_sweep
+        from avalanche_peftcl.sweeps.sweep import run_sweep
 
         outcomes = run_sweep(
             settings, jobs=jobs, ray=ray, overwrite=overwrite, console=standard_console()
@@ -187,7 +193,7 @@ def run(
     if jobs != 1 or ray is not None:
         raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
 
-    from avalanche_peftcl.from_file import run_from_file
+    from avalanche_peftcl.runs.from_file import run_from_file
 
     run_from_file(config, overrides or [], overwrite, standard_console())
 
@@ -235,7 +241,7 @@ def manifest(
 ) -> None:
     """Write the names and hashes of all images of a run's benchmark, for its option manifest."""
     check_home()
-    from avalanche_peftcl.listing import manifest_from_file
+    from avalanche_peftcl.runs.manifest import manifest_from_file
 
     manifest_from_file(config, file, overrides or [], overwrite, standard_console())
 
@@ -300,7 +306,7 @@ def export_network(
 ) -> None:
     """Write the trained network of a run to one file, for use without Avalanche."""
     check_home()
-    from avalanche_peftcl.export import export_run
+    from avalanche_peftcl.export.write import export_run
 
     info = export_run(
         folder,
@@ -343,10 +349,10 @@ def predict_images(
 
     Exit status 1 if an image cannot be read; the others are predicted.
     """
-    from avalanche_peftcl.exported import load
+    from avalanche_peftcl.export.load import load
+    from avalanche_peftcl.export.predict import find_images, predict, write_csv
     from avalanche_peftcl.files import check_writable
     from avalanche_peftcl.models.device import check_device
-    from avalanche_peftcl.predict import find_images, predict, write_csv
 
     where, images = check_device(device), find_images(paths)
     if csv is not None:

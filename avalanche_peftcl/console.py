@@ -1,12 +1,113 @@
-"""What the command line writes, and where to."""
+"""What the command line writes, and where to; text that others wrote gives no orders there.
 
+Names of classes, files, methods and packages may hold anything. A terminal, Markdown and a
+spreadsheet have one function each; LaTeX and HTML have theirs where they are written, on top of
+:func:`visible`.
+"""
+
+import re
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from avalanche_peftcl.escaping import visible
+_SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
+# controls, marks that turn the direction of writing, tags, line ends that are none, half characters
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
+# at the start of a line
+_BLOCK = re.compile(r"(?=#{1,6}(?:\s|$)|[-+](?:\s|$)|(?:-\s*){3,}$|=+$)|\d+(?=[.)](?:\s|$))")
+_ORDERS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four are the wide ones
+
+
+def visible(text: object, *, lines: bool = False) -> str:
+    r"""Return text in which every character is seen: controls stand as their escapes.
+
+    Args:
+        text: What to show.
+        lines: Whether line ends and tabs stay.
+
+    Example:
+        >>> print(visible("red \x1b[31m, \u202eback\nnext"))
+        red \x1b[31m, \u202eback\nnext
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        sign = match[0]
+        if lines and sign in "\n\t":
+            return sign
+        code = ord(sign)
+        long = f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+        return _SHORT.get(sign, f"\\x{code:02x}" if code < 0x100 else long)
+
+    return _UNSEEN.sub(escape, str(text))
+
+
+def markdown(text: object) -> str:
+    r"""Return text in which Markdown reads no emphasis, code, link, tag, table, list or heading.
+
+    Args:
+        text: What to show; it may stand in a line or at its start.
+
+    Example:
+        >>> print(markdown("a|b\n<script> `c` snake_case - 3"))
+        a\|b\\n\<script\> \`c\` snake_case - 3
+    """
+    escaped = _inline(text)
+    if match := _BLOCK.match(escaped):
+        return f"{escaped[: match.end()]}\\{escaped[match.end() :]}"
+    return escaped
+
+
+def markdown_row(cells: Iterable[object], *, emphasis: bool = False) -> str:
+    r"""Return a row of a table in Markdown.
+
+    Args:
+        cells: What to show.
+        emphasis: Whether every cell is emphasised.
+
+    Example:
+        >>> print(markdown_row(["a|b", "-"]))
+        | a\|b | - |
+    """
+    star = "*" if emphasis else ""
+    return f"| {' | '.join(f'{star}{_inline(cell)}{star}' for cell in cells)} |"
+
+
+def _inline(text: object) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", visible(text))
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula; numbers stay numbers.
+
+    Text that begins like a formula gets an apostrophe in front, which spreadsheets do not show.
+
+    Example:
+        >>> [csv_cell(cell) for cell in ("=1+2", "-0.5", "-a", 0.5, None, "cat")]
+        ["'=1+2", '-0.5', "'-a", 0.5, None, 'cat']
+    """
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    if not text.lstrip(" ").startswith(_ORDERS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def csv_row(cells: Iterable[Any]) -> list[Any]:
+    """Return every cell as :func:`csv_cell` does."""
+    return [csv_cell(cell) for cell in cells]
 
 
 def plain(text: object, *, lines: bool = False, justify: JustifyMethod | None = None) -> Text:

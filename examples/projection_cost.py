@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import torch
 
 from avalanche_peftcl.models import PEFTModel, create_backbone, projection_sites
-from avalanche_peftcl.models.kinds import KINDS, build_module
-from avalanche_peftcl.models.projection import batch_sites
+from avalanche_peftcl.models.modules.kinds import KINDS, build_module
+from avalanche_peftcl.models.projection.batches import batch_sites
 from avalanche_peftcl.training.plugins import GradientProjectionPlugin
 
 

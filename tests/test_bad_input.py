@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from avalanche_peftcl.cli import app
 from avalanche_peftcl.config import load_config
+from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import (
     CheckpointError,
     ConfigError,
@@ -19,8 +20,7 @@ from avalanche_peftcl.errors import (
     UnknownComponentError,
 )
 from avalanche_peftcl.models import create_backbone
-from avalanche_peftcl.run import run
-from avalanche_peftcl.settings import dump_settings
+from avalanche_peftcl.runs.run import run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}

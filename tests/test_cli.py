@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from avalanche_peftcl import __version__, cli
-from avalanche_peftcl.discovery import HOOKS, SWITCH
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.packages import HOOKS, SWITCH
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def peftcl(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch):
     """Put a stand-in in the place of a run; ``calls.error`` is what it raises."""
-    module = types.ModuleType("avalanche_peftcl.from_file")
+    module = types.ModuleType("avalanche_peftcl.runs.from_file")
     seen = types.SimpleNamespace(error=None, arguments=[])
 
     def run_from_file(path, overrides, overwrite, console):
@@ -33,14 +33,14 @@ def calls(monkeypatch: pytest.MonkeyPatch):
             raise seen.error
 
     one_seed = types.SimpleNamespace(seeds=None)
-    monkeypatch.setattr("avalanche_peftcl.config.load_config", lambda *a, **k: one_seed)
+    monkeypatch.setattr("avalanche_peftcl.config.run_config.load_config", lambda *a, **k: one_seed)
 
     def resume_from_folder(folder, path, overrides, overwrite, console):
         seen.arguments.append((folder, path, overrides, overwrite))
 
     module.run_from_file = run_from_file  # type: ignore[attr-defined]
     module.resume_from_folder = resume_from_folder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "avalanche_peftcl.from_file", module)
+    monkeypatch.setitem(sys.modules, "avalanche_peftcl.runs.from_file", module)
     return seen
 
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from avalanche_peftcl.benchmarks import ImageArray
-from avalanche_peftcl.benchmarks.download import Download
+from avalanche_peftcl.benchmarks.sources.download import Download
 from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
+from avalanche_peftcl.config.plan import check_components, with_defaults
 from avalanche_peftcl.models import InputConfig
 from avalanche_peftcl.registry import discover
-from avalanche_peftcl.resolve import check_components, with_defaults
 
 FOLDER = Path(__file__).parents[1] / "examples" / "protocols"
 CIFAR = (0.025, 20, 16, 0.0005, 0.03, False)

@@ -13,14 +13,15 @@ from avalanche.logging import BaseLogger
 from avalanche.training.plugins import SupervisedPlugin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from avalanche_peftcl import Component, record
+from avalanche_peftcl import Component
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.discovery import Entry, Provider
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.evaluation.host import accuracy, loss
 from avalanche_peftcl.logging import WandBLogger
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.run import run
+from avalanche_peftcl.registry.packages import Entry, Provider
+from avalanche_peftcl.runs import record
+from avalanche_peftcl.runs.run import run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from avalanche_peftcl.config import load_config
 from avalanche_peftcl.evaluation import AccuracyMatrix
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.run import run
+from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 
 SCENARIOS = ("class", "task", "domain", "online")

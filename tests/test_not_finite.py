@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from avalanche_peftcl import Component, cli
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.discovery import SWITCH, Entry, Provider
+from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import NotFiniteError
 from avalanche_peftcl.models import create_backbone
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.run import run
-from avalanche_peftcl.settings import dump_settings
+from avalanche_peftcl.registry.packages import SWITCH, Entry, Provider
+from avalanche_peftcl.runs.run import run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}

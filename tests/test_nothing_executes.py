@@ -10,7 +10,7 @@ import pytest
 
 import avalanche_peftcl
 from avalanche_peftcl import benchmarks
-from avalanche_peftcl.benchmarks.plain_pickle import read_plain
+from avalanche_peftcl.benchmarks.images.plain_pickle import read_plain
 from avalanche_peftcl.config import load_config
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models import InputConfig

@@ -10,8 +10,8 @@ import pytest
 
 from avalanche_peftcl import benchmarks
 from avalanche_peftcl.config import load_config, parse_seeds
+from avalanche_peftcl.config.plan import check_components
 from avalanche_peftcl.registry import discover
-from avalanche_peftcl.resolve import check_components
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

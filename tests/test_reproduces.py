@@ -3,7 +3,7 @@
 import pytest
 
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.run import run
+from avalanche_peftcl.runs.run import run
 
 
 @pytest.mark.reproduces

@@ -1,6 +1,15 @@
 """Class-, task- and domain-incremental and online streams as Avalanche benchmarks."""
 
-from avalanche_peftcl.benchmarks.classic import (
+from avalanche_peftcl.benchmarks.images.contents import Contents, Entry
+from avalanche_peftcl.benchmarks.images.datasets import ImageArray, ImageFiles, JoinedImages
+from avalanche_peftcl.benchmarks.images.manifest import (
+    check_manifest,
+    manifest_sha256,
+    read_manifest,
+    split_sha256,
+    write_manifest,
+)
+from avalanche_peftcl.benchmarks.sources.classic import (
     cifar10,
     cifar100,
     cub200,
@@ -11,22 +20,13 @@ from avalanche_peftcl.benchmarks.classic import (
     svhn,
     tiny_imagenet,
 )
-from avalanche_peftcl.benchmarks.contents import Contents, Entry
-from avalanche_peftcl.benchmarks.core50 import core50
-from avalanche_peftcl.benchmarks.datasets import ImageArray, ImageFiles, JoinedImages
-from avalanche_peftcl.benchmarks.digits import digits
-from avalanche_peftcl.benchmarks.five_datasets import five_datasets
-from avalanche_peftcl.benchmarks.image_folder import image_folder
-from avalanche_peftcl.benchmarks.image_list import image_list
-from avalanche_peftcl.benchmarks.manifest import (
-    check_manifest,
-    manifest_sha256,
-    read_manifest,
-    split_sha256,
-    write_manifest,
-)
-from avalanche_peftcl.benchmarks.scenarios import make_benchmark
-from avalanche_peftcl.benchmarks.transforms import eval_transform, train_transform
+from avalanche_peftcl.benchmarks.sources.core50 import core50
+from avalanche_peftcl.benchmarks.sources.digits import digits
+from avalanche_peftcl.benchmarks.sources.five_datasets import five_datasets
+from avalanche_peftcl.benchmarks.sources.image_folder import image_folder
+from avalanche_peftcl.benchmarks.sources.image_list import image_list
+from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
+from avalanche_peftcl.benchmarks.stream.transforms import eval_transform, train_transform
 
 __all__ = [
     "Contents",

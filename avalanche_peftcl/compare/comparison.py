@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from avalanche_peftcl.compare.alike import Difference, protocol_differences, same_streams
 from avalanche_peftcl.compare.methods import QUANTITIES, Method, Quantity, gather
-from avalanche_peftcl.compare.protocol import Difference, protocol_differences, same_streams
 from avalanche_peftcl.compare.published import Quoted, quoted_beside
 from avalanche_peftcl.compare.records import LeftOut, Run, find_records, read_record
 from avalanche_peftcl.compare.statistics import PairedTest, holm, paired_t_test

@@ -16,7 +16,7 @@ from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import QUANTITIES, Method
 from avalanche_peftcl.compare.sheets import Scale, Sheet, cell, scale_of
 from avalanche_peftcl.compare.statistics import Estimate
-from avalanche_peftcl.escaping import visible
+from avalanche_peftcl.console import visible
 
 SERIES = 8  # colours, and signs that go with them
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")

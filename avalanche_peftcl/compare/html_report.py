@@ -15,6 +15,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from avalanche_peftcl import __version__
+from avalanche_peftcl.compare.alike import protocol_of
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.figures import (
     SERIES,
@@ -27,11 +28,10 @@ from avalanche_peftcl.compare.figures import (
     trade_off_plot,
 )
 from avalanche_peftcl.compare.methods import Method
-from avalanche_peftcl.compare.protocol import protocol_of
 from avalanche_peftcl.compare.records import Run
 from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
-from avalanche_peftcl.escaping import visible
-from avalanche_peftcl.settings import dump_settings
+from avalanche_peftcl.config.settings import dump_settings
+from avalanche_peftcl.console import visible
 
 _FEW = 20  # quoted rows that are shown unfolded
 _POLICY = (

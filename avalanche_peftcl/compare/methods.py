@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche_peftcl.compare.protocol import ORDERING, folder_name, protocol_of, shorten
+from avalanche_peftcl.compare.alike import ORDERING, folder_name, protocol_of, shorten
 from avalanche_peftcl.compare.records import Metrics, Run
 from avalanche_peftcl.compare.statistics import Estimate, estimate
 from avalanche_peftcl.config import ComponentConfig

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from avalanche_peftcl.compare.protocol import dataset, tested_on
+from avalanche_peftcl.compare.alike import dataset, tested_on
 from avalanche_peftcl.compare.records import Metrics, Run
 
 Scenario = Literal["class", "task", "domain", "online"]

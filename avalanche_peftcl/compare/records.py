@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.matrix_file import MATRIX_FILE, read_matrix
+from avalanche_peftcl.runs.matrix_file import MATRIX_FILE, read_matrix
 
 FORMATS = (1, 2)  # of the records that can be read; 1 has the accuracy matrix in this file
 FILE = "metrics.json"

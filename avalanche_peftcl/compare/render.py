@@ -13,8 +13,7 @@ from rich.table import Table
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import QUANTITIES
 from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
-from avalanche_peftcl.console import plain
-from avalanche_peftcl.escaping import csv_row, markdown, markdown_row, visible
+from avalanche_peftcl.console import csv_row, markdown, markdown_row, plain, visible
 
 _COLUMNS = (
     "source",

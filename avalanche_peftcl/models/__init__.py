@@ -1,23 +1,32 @@
 """Networks: a frozen backbone, adapted passes through it, and heads that grow."""
 
-from avalanche_peftcl.models.adapter import Adapter, AdapterBranch
-from avalanche_peftcl.models.attention_adapter import AttentionAdapter, AttentionAdapterBranch
-from avalanche_peftcl.models.backbone import Backbone, InputConfig
+from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig
+from avalanche_peftcl.models.backbones.glyph import vit_glyph
+from avalanche_peftcl.models.backbones.timm_vit import create_backbone
 from avalanche_peftcl.models.branch import Branch, forward_branches, forward_tokens
-from avalanche_peftcl.models.dynamic import DynamicModel
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
-from avalanche_peftcl.models.glyph import vit_glyph
-from avalanche_peftcl.models.heads import ClassRows, CosineHead, LinearHead, PrototypeHead
-from avalanche_peftcl.models.injection import TunedBranch
-from avalanche_peftcl.models.lora import LoRABranch
-from avalanche_peftcl.models.ntk_cl import Fusion, NTKCLModel, Recipe, ReleasedFusion, Views
-from avalanche_peftcl.models.peft_model import PEFTModel, PrototypeModel
+from avalanche_peftcl.models.heads.heads import ClassRows, CosineHead, LinearHead, PrototypeHead
+from avalanche_peftcl.models.modules.adapter import Adapter, AdapterBranch
+from avalanche_peftcl.models.modules.attention_adapter import (
+    AttentionAdapter,
+    AttentionAdapterBranch,
+)
+from avalanche_peftcl.models.modules.injection import TunedBranch
+from avalanche_peftcl.models.modules.lora import LoRABranch
+from avalanche_peftcl.models.modules.patch_prompt import PatchPrompt, PatchPromptBranch
+from avalanche_peftcl.models.modules.prefix import PrefixBranch, PrefixTokens
+from avalanche_peftcl.models.modules.prompt import PromptBranch, PromptTokens
+from avalanche_peftcl.models.networks.dynamic import DynamicModel
+from avalanche_peftcl.models.networks.ntk_cl import (
+    Fusion,
+    NTKCLModel,
+    Recipe,
+    ReleasedFusion,
+    Views,
+)
+from avalanche_peftcl.models.networks.tuned import PEFTModel, PrototypeModel
 from avalanche_peftcl.models.precision import native_bfloat16
-from avalanche_peftcl.models.prefix import PrefixBranch, PrefixTokens
-from avalanche_peftcl.models.prompt import PatchPrompt, PatchPromptBranch
-from avalanche_peftcl.models.prompt_tokens import PromptBranch, PromptTokens
-from avalanche_peftcl.models.sites import ProjectionSite, linear_sites, projection_sites
-from avalanche_peftcl.models.timm_vit import create_backbone
+from avalanche_peftcl.models.projection.sites import ProjectionSite, linear_sites, projection_sites
 
 __all__ = [
     "Adapter",

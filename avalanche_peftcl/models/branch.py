@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from avalanche_peftcl.models.backbone import Backbone
+from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.exportable import exportable
 
 

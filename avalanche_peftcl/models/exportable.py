@@ -83,7 +83,7 @@ def exportable(build: _Build) -> _Build:
 
     Example:
         >>> from avalanche_peftcl.models import create_backbone
-        >>> from avalanche_peftcl.models.adapter import build_adapters
+        >>> from avalanche_peftcl.models.modules.adapter import build_adapters
         >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
         >>> build_adapters(backbone=backbone, r=4).export_spec.options["r"]
         4

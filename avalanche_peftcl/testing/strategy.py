@@ -8,13 +8,13 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_peftcl.export import not_exported
-from avalanche_peftcl.exported import rebuild
+from avalanche_peftcl.checkpoints.packing import pack, unpack
+from avalanche_peftcl.checkpoints.strategy_state import StrategyState
+from avalanche_peftcl.export.load import rebuild
+from avalanche_peftcl.export.write import not_exported
 from avalanche_peftcl.models import Backbone, export_spec
-from avalanche_peftcl.packing import pack, unpack
 from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark
 from avalanche_peftcl.training.rng import random_state, set_random_state
-from avalanche_peftcl.training.state import StrategyState
 
 SCENARIOS = ("class", "task", "domain", "online")
 

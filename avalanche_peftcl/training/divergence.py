@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avalanche_peftcl.errors import DivergenceWarning, NotFiniteError
 from avalanche_peftcl.functional.finite import all_finite, check_decided, undecided
-from avalanche_peftcl.training.classes import whole_experience
+from avalanche_peftcl.training.streams import whole_experience
 
 _CHUNK = 1024  # losses of so many steps become one tensor
 _FAR = 100.0  # a mean loss beyond so many times the first one is told

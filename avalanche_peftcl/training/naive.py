@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel
-from avalanche_peftcl.models.adapter import build_adapters
-from avalanche_peftcl.ranges import (
+from avalanche_peftcl.models.modules.adapter import build_adapters
+from avalanche_peftcl.registry.ranges import (
     Epochs,
     GradNorm,
     LearningRate,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from avalanche_peftcl.models import Backbone, PrototypeModel
-from avalanche_peftcl.ranges import MinibatchSize
+from avalanche_peftcl.registry.ranges import MinibatchSize
 from avalanche_peftcl.training.plugins import PrototypePlugin
 from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from avalanche_peftcl.models import Backbone, NTKCLModel, Recipe
-from avalanche_peftcl.ranges import (
+from avalanche_peftcl.registry.ranges import (
     Draws,
     Dropout,
     Epochs,

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel, forward_tokens
-from avalanche_peftcl.models.kinds import Kind, build_module
-from avalanche_peftcl.models.sites import ProjectionSite, projection_sites
-from avalanche_peftcl.ranges import (
+from avalanche_peftcl.models.modules.kinds import Kind, build_module
+from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
+from avalanche_peftcl.registry.ranges import (
     Count,
     Epochs,
     EpochsOrNone,
@@ -33,7 +33,6 @@ from avalanche_peftcl.ranges import (
     WeightDecay,
     Width,
 )
-from avalanche_peftcl.training.classes import ends_experience
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.plugins import (
@@ -42,6 +41,7 @@ from avalanche_peftcl.training.plugins import (
     ReleasedProjectionPlugin,
 )
 from avalanche_peftcl.training.plugins.gradient_projection import Where
+from avalanche_peftcl.training.streams import ends_experience
 from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
 
 Recipe = Literal["corrected", "released"]
@@ -122,7 +122,7 @@ class PEGP(PEFTTemplate):
 
     Example:
         >>> from avalanche_peftcl.models import create_backbone
-        >>> from avalanche_peftcl.models.attention_adapter import build_attention_adapters
+        >>> from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
         >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
         >>> model = PEFTModel(backbone, build_attention_adapters(backbone=backbone, r=5))
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.003)

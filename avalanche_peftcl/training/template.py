@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import DynamicModel
+from avalanche_peftcl.models.backbones.weights import check_weights
 from avalanche_peftcl.models.device import check_device as check_device
+from avalanche_peftcl.models.frozen import Frozen
 from avalanche_peftcl.models.precision import MixedPrecision as MixedPrecision
 from avalanche_peftcl.models.precision import Precision, resolve_precision
-from avalanche_peftcl.models.weights import check_weights
-from avalanche_peftcl.training.classes import class_pairs, whole_experience
 from avalanche_peftcl.training.cursor import Cursor
 from avalanche_peftcl.training.divergence import FiniteWatch
 from avalanche_peftcl.training.local_loss import LocalLoss
-from avalanche_peftcl.training.model_state import Frozen
+from avalanche_peftcl.training.streams import class_pairs, whole_experience
 from avalanche_peftcl.training.validation import UndisturbedTraining
 
 

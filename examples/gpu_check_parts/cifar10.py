@@ -9,8 +9,8 @@ import torch
 
 from avalanche_peftcl.config import load_config
 from avalanche_peftcl.errors import PEFTCLError
-from avalanche_peftcl.progress import RunProgress
-from avalanche_peftcl.run import run
+from avalanche_peftcl.runs.progress import RunProgress
+from avalanche_peftcl.runs.run import run
 from gpu_check_parts.cells import Budget, precise
 
 CONFIG = Path(__file__).parents[1] / "real_images" / "cifar10.yaml"

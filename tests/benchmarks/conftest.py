@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from avalanche_peftcl.benchmarks import ImageArray
-from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.models.backbones.backbone import InputConfig
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -12,7 +12,7 @@ from avalanche.training.supervised import EWC, LwF, Naive, Replay
 from torch import Tensor, nn
 
 from avalanche_peftcl.benchmarks import digits
-from avalanche_peftcl.models.backbone import InputConfig
+from avalanche_peftcl.models.backbones.backbone import InputConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from avalanche_peftcl import cli
 from avalanche_peftcl.compare import compare_runs
 from avalanche_peftcl.compare.render import csv_table, latex_tables, markdown_tables
-from avalanche_peftcl.discovery import SWITCH
+from avalanche_peftcl.registry.packages import SWITCH
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from avalanche_peftcl import cli
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.models import create_backbone
-from avalanche_peftcl.run import run
+from avalanche_peftcl.runs.run import run
 
 
 def test_records_as_they_are_written_can_be_compared(tmp_path):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from avalanche_peftcl import record
 from avalanche_peftcl.compare.records import FORMATS, LeftOut, Run, find_records, read_record
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.matrix_file import MatrixFile
+from avalanche_peftcl.runs import record
+from avalanche_peftcl.runs.matrix_file import MatrixFile
 
 
 def test_the_format_is_the_one_that_is_written():

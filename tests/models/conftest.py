@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avalanche_peftcl.models import Backbone, create_backbone
-from avalanche_peftcl.models.sites import projection_sites
+from avalanche_peftcl.models.projection.sites import projection_sites
 from avalanche_peftcl.testing import toy_backbone
 
 

@@ -15,15 +15,15 @@ from avalanche_peftcl.models import (
     exportable,
 )
 from avalanche_peftcl.models.exportable import is_exportable
-from avalanche_peftcl.models.injection import build_peft_tuner
-from avalanche_peftcl.models.lora import build_lora
+from avalanche_peftcl.models.modules.injection import build_peft_tuner
+from avalanche_peftcl.models.modules.lora import build_lora
 
 
 def test_a_builder_keeps_its_signature_and_what_it_made_remembers_every_option(backbone):
     branch = build_lora(backbone=backbone, r=2, blocks=[1])
     assert list(inspect.signature(build_lora).parameters)[:2] == ["backbone", "r"]
     spec = export_spec(branch)
-    assert spec.build == "avalanche_peftcl.models.lora:build_lora"
+    assert spec.build == "avalanche_peftcl.models.modules.lora:build_lora"
     assert spec.options["r"] == 2
     assert spec.options["init"] == "kaiming"  # a default of today, kept for tomorrow
     assert spec.to_json()["options"]["target_modules"] == ["qkv"]
@@ -39,8 +39,8 @@ def test_further_options_are_options(backbone):
 def test_a_network_among_the_options_stands_as_its_own_builder(backbone):
     model = PEFTModel(backbone, build_lora(backbone=backbone))
     told = export_spec(model).to_json()
-    assert told["build"] == "avalanche_peftcl.models.peft_model:PEFTModel"
-    assert told["options"]["branch"]["build"] == "avalanche_peftcl.models.lora:build_lora"
+    assert told["build"] == "avalanche_peftcl.models.networks.tuned:PEFTModel"
+    assert told["options"]["branch"]["build"] == "avalanche_peftcl.models.modules.lora:build_lora"
 
 
 def test_it_costs_neither_copies_nor_the_state_dict(backbone):

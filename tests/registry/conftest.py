@@ -8,9 +8,9 @@ from textwrap import dedent
 
 import pytest
 
-from avalanche_peftcl import discovery, installed
 from avalanche_peftcl.errors import PluginLoadWarning
-from avalanche_peftcl.registry import discover
+from avalanche_peftcl.registry import discover, installed
+from avalanche_peftcl.registry import packages as discovery
 
 HOST = "avalanche-peftcl"
 GOOD = """

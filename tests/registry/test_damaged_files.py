@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from avalanche_peftcl import discovery, installed
-from avalanche_peftcl.registry import discover
+from avalanche_peftcl.registry import discover, installed
+from avalanche_peftcl.registry import packages as discovery
 
 OURS = f"avalanche-peftcl {version('avalanche-peftcl')}"
 

@@ -5,7 +5,6 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from avalanche_peftcl import discovery
 from avalanche_peftcl.cli import app
 from avalanche_peftcl.errors import (
     AmbiguousComponentError,
@@ -14,6 +13,7 @@ from avalanche_peftcl.errors import (
     UnknownComponentError,
 )
 from avalanche_peftcl.registry import Provider, discover
+from avalanche_peftcl.registry import packages as discovery
 
 HOST = "avalanche-peftcl"
 OURS = f"{HOST} {version(HOST)}"

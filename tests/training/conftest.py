@@ -6,10 +6,10 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_peftcl.benchmarks import make_benchmark
 from avalanche_peftcl.models import InputConfig, PEFTModel
-from avalanche_peftcl.models.attention_adapter import build_attention_adapters
-from avalanche_peftcl.models.lora import build_lora
-from avalanche_peftcl.models.prefix import build_prefix
-from avalanche_peftcl.models.prompt_tokens import build_prompt
+from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
+from avalanche_peftcl.models.modules.lora import build_lora
+from avalanche_peftcl.models.modules.prefix import build_prefix
+from avalanche_peftcl.models.modules.prompt import build_prompt
 from avalanche_peftcl.testing import toy_backbone, toy_images
 from avalanche_peftcl.training import PEGP
 

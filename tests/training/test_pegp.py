@@ -12,9 +12,9 @@ from rich.console import Console
 
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.prompt_tokens import build_prompt
-from avalanche_peftcl.progress import RunProgress
-from avalanche_peftcl.run import run
+from avalanche_peftcl.models.modules.prompt import build_prompt
+from avalanche_peftcl.runs.progress import RunProgress
+from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training.pegp import build_pegp
 

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.subspace import extend_basis, gram
-from avalanche_peftcl.models.dynamic import DynamicModel
-from avalanche_peftcl.models.projection import SiteBatch, batch_sites, listen
-from avalanche_peftcl.models.sites import ProjectionSite, projection_sites
-from avalanche_peftcl.ranges import Count, Seed, Share
-from avalanche_peftcl.training.classes import (
+from avalanche_peftcl.models.networks.dynamic import DynamicModel
+from avalanche_peftcl.models.projection.batches import SiteBatch, batch_sites, listen
+from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
+from avalanche_peftcl.registry.ranges import Count, Seed, Share
+from avalanche_peftcl.training.streams import (
     ends_experience,
     starts_experience,
     whole_experience,

@@ -6,7 +6,7 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 from torch import nn
 
-from avalanche_peftcl.training.classes import ends_experience
+from avalanche_peftcl.training.streams import ends_experience
 
 
 class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword

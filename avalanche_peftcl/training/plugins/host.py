@@ -2,7 +2,7 @@
 
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
 
-from avalanche_peftcl.ranges import Memory, Temperature, Weight
+from avalanche_peftcl.registry.ranges import Memory, Temperature, Weight
 
 
 def replay(*, mem_size: Memory = 200) -> ReplayPlugin:

@@ -8,7 +8,7 @@ from avalanche.core import SupervisedPlugin
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.losses import pooled_nce
-from avalanche_peftcl.training.classes import (
+from avalanche_peftcl.training.streams import (
     class_pairs,
     starts_experience,
     stream_length,

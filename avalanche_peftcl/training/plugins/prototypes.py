@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.precision import in_double
-from avalanche_peftcl.models.class_means import RunningClassMeans
-from avalanche_peftcl.training.classes import class_counts, whole_experience
+from avalanche_peftcl.models.heads.running_means import RunningClassMeans
+from avalanche_peftcl.training.streams import class_counts, whole_experience
 
 
 class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword

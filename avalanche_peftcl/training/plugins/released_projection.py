@@ -14,10 +14,10 @@ from avalanche_peftcl.functional.released_projection import (
     released_mask,
     released_spectrum,
 )
-from avalanche_peftcl.models.projection import listen
-from avalanche_peftcl.models.sites import ProjectionSite, column, projection_sites, rows
-from avalanche_peftcl.training.classes import whole_experience
+from avalanche_peftcl.models.projection.batches import listen
+from avalanche_peftcl.models.projection.sites import ProjectionSite, column, projection_sites, rows
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
+from avalanche_peftcl.training.streams import whole_experience
 
 
 class ReleasedProjectionPlugin(GradientProjectionPlugin):

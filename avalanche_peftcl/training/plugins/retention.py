@@ -6,8 +6,8 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avalanche_peftcl.ranges import Weight
-from avalanche_peftcl.training.classes import starts_experience
+from avalanche_peftcl.registry.ranges import Weight
+from avalanche_peftcl.training.streams import starts_experience
 
 
 class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword

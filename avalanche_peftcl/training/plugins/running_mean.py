@@ -8,7 +8,7 @@ from avalanche.core import SupervisedPlugin
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.averaging import released_copy, running_mean_, segment
-from avalanche_peftcl.training.classes import ends_experience, stream_length
+from avalanche_peftcl.training.streams import ends_experience, stream_length
 
 
 class RunningMeanPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword

@@ -14,7 +14,7 @@ from avalanche_peftcl.functional.losses import (
     span_energy,
 )
 from avalanche_peftcl.functional.subspace import orthonormal_basis
-from avalanche_peftcl.training.classes import starts_experience
+from avalanche_peftcl.training.streams import starts_experience
 
 
 class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword

@@ -9,12 +9,12 @@ from torch import nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import PEFTModel
-from avalanche_peftcl.models.adapter import Adapter
-from avalanche_peftcl.models.attention_adapter import (
+from avalanche_peftcl.models.modules.adapter import Adapter
+from avalanche_peftcl.models.modules.attention_adapter import (
     AttentionAdapter,
     build_attention_adapters,
 )
-from avalanche_peftcl.models.sites import linear_sites, projection_sites
+from avalanche_peftcl.models.projection.sites import linear_sites, projection_sites
 from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import GradientProjectionPlugin

@@ -8,7 +8,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from avalanche_peftcl.models import PEFTModel
-from avalanche_peftcl.models.attention_adapter import build_attention_adapters
+from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
 from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import HeadOnlyPlugin

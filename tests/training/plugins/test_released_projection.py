@@ -10,12 +10,12 @@ from sklearn.decomposition import PCA
 from avalanche_peftcl.benchmarks import make_benchmark
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import InputConfig, PEFTModel
-from avalanche_peftcl.models.attention_adapter import build_attention_adapters
-from avalanche_peftcl.models.lora import build_lora
-from avalanche_peftcl.models.prefix import build_prefix
-from avalanche_peftcl.models.projection import listen
-from avalanche_peftcl.models.prompt_tokens import build_prompt
-from avalanche_peftcl.models.sites import projection_sites
+from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
+from avalanche_peftcl.models.modules.lora import build_lora
+from avalanche_peftcl.models.modules.prefix import build_prefix
+from avalanche_peftcl.models.modules.prompt import build_prompt
+from avalanche_peftcl.models.projection.batches import listen
+from avalanche_peftcl.models.projection.sites import projection_sites
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark, toy_images
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import ReleasedProjectionPlugin

@@ -1,0 +1,1 @@
+"""From two sets of labelled images to a stream of experiences."""

@@ -1,0 +1,1 @@
+"""A trained network in one file, to be used without Avalanche."""

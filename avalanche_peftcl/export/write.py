@@ -1,0 +1,174 @@
+"""What a run keeps of its network, and a file of it to take away."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from avalanche_peftcl.errors import ConfigError, PEFTCLError
+from avalanche_peftcl.export.backbone import build_backbone, needs_weights
+from avalanche_peftcl.export.file import (
+    BACKBONE_PREFIX,
+    FORMAT,
+    INFO_KEY,
+    MODEL_FILE,
+    MODEL_PREFIX,
+    ExportInfo,
+    names_a_place,
+    read_export,
+)
+from avalanche_peftcl.export.load import assemble, builders, load, trained_keys
+from avalanche_peftcl.files import check_writable, write_file
+from avalanche_peftcl.models.backbones.weights import weights_sha256
+from avalanche_peftcl.models.exportable import export_spec, places
+from avalanche_peftcl.registry.wording import join
+from avalanche_peftcl.runs.schema import RECORD
+
+
+def not_exported(model: nn.Module) -> str | None:
+    """Return why ``model`` cannot be written to a file, ``None`` if it can."""
+    try:
+        spec = export_spec(model).to_json()
+        list(builders(spec))
+    except PEFTCLError as error:
+        return str(error)
+    if names_a_place(spec):
+        return "an option of it names a file, an address or a repository, which no export may"
+    odd = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    return f"its state dict holds what is no tensor: {join(odd)}" if odd else None
+
+
+def write_model(
+    folder: Path, metrics: Mapping[str, Any], *, strategy: Any, backbone: nn.Module
+) -> None:
+    """Write the trained part of a strategy's network into a run's folder, in one step.
+
+    Nothing is written if :func:`not_exported` says why. Should the backbone have changed, its
+    weights are written too.
+
+    Args:
+        folder: The run's folder.
+        metrics: Content of ``metrics.json``.
+        strategy: Its ``model`` is written.
+        backbone: The frozen network, part of the model.
+
+    Raises:
+        ConfigError: If the file cannot be written.
+    """
+    model = strategy.model
+    if not_exported(model) is not None:
+        return
+    protocol, config = metrics["protocol"], metrics["config"]
+    names = {
+        c: name
+        for experience in protocol["experiences"]
+        for c, name in zip(experience["classes"], experience["class_names"], strict=True)
+    }
+    entry = next(c for c in metrics["components"] if c["kind"] == "backbone")
+    options = dict(config["backbone"])
+    left_out = [name for name in places(options) if name != "name"]
+    digest = weights_sha256(backbone)
+    changed = digest != metrics["weights_sha256"]
+    info = ExportInfo(
+        format=FORMAT,
+        finished=metrics["experiences"]["finished"],
+        total=metrics["experiences"]["total"],
+        backbone={k: v for k, v in options.items() if k not in left_out}
+        | {"name": f"{entry['provider']}/{entry['name']}"},
+        left_out=left_out,
+        backbone_included=changed,
+        weights_sha256=digest,
+        seed=metrics["seed"],
+        model=export_spec(model).to_json(),
+        class_names=[names.get(c, str(c)) for c in range(max(names, default=-1) + 1)],
+        task_labels=_task_labels(model) if protocol["task_label_at_test"] else [],
+        input_config=protocol["normalisation"],
+        mixed_precision=getattr(strategy, "mixed_precision", "no"),
+        strategy=config["strategy"],
+        module=config["module"],
+        versions=metrics["versions"],
+    )
+    keys, state = trained_keys(model, backbone), model.state_dict()
+    content = _encode(info, {k: state[k] for k in keys}, backbone.state_dict() if changed else {})
+    write_file(folder / MODEL_FILE, content)
+
+
+def export_run(
+    folder: Path,
+    path: Path,
+    *,
+    with_backbone: bool = False,
+    overwrite: bool = False,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+) -> ExportInfo:
+    """Check the network of a run and write it to a file of its own.
+
+    Args:
+        folder: The run's folder.
+        path: The new file.
+        with_backbone: Whether the backbone's weights go into it.
+        overwrite: Whether a file that is there is replaced.
+        checkpoint: The backbone's weights, if they have to go into the file and are not bundled.
+        pretrained: Whether they may be downloaded, instead.
+
+    Raises:
+        ConfigError: The folder holds no network, or the file cannot be written.
+        CheckpointError: As :func:`load`.
+    """
+    check_writable(path)
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} is there already; name another file or add --overwrite")
+    source = folder / MODEL_FILE
+    if not source.is_file():
+        raise ConfigError(_why_missing(folder))
+    info, trained, frozen = read_export(source)
+    allowed = {"checkpoint": checkpoint, "pretrained": pretrained}
+    if with_backbone or checkpoint or pretrained or not needs_weights(info):
+        load(source, checkpoint=checkpoint, pretrained=pretrained)  # refuses what cannot be loaded
+    else:
+        with torch.random.fork_rng(devices=[]):  # all but the backbone's weights, not needed here
+            assemble(source, info, trained, build_backbone(source, info, frozen))
+    if with_backbone and not frozen:
+        info = info.model_copy(update={"backbone_included": True})
+        frozen = build_backbone(source, info, {}, allowed).state_dict()
+    write_file(path, _encode(info, trained, frozen))
+    return info
+
+
+def _encode(info: ExportInfo, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> bytes:
+    named = {MODEL_PREFIX + k: v for k, v in trained.items()} | {
+        BACKBONE_PREFIX + k: v for k, v in frozen.items()
+    }
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in named.items()}
+    told = info.model_dump(exclude={"input_config"}) | {"input_config": asdict(info.input_config)}
+    # one key: safetensors writes several in no fixed order
+    return save(tensors, {INFO_KEY: json.dumps(told, sort_keys=True)})
+
+
+def _task_labels(model: Any) -> list[int]:
+    labels: list[int] = getattr(getattr(model, "classes", None), "task_labels", [])
+    return labels
+
+
+def _why_missing(folder: Path) -> str:
+    """Say why a run's folder holds no network."""
+    path = folder / RECORD
+    if not path.is_file():
+        return f"{folder} holds no run record; give the folder of a run"
+    try:
+        metrics = json.loads(path.read_bytes())
+        finished, reason = metrics["experiences"]["finished"], metrics.get("not_exported")
+        method = metrics["config"]["strategy"]["name"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"the run record in {folder} cannot be read: {error}"
+    if reason:
+        return f"the network of strategy {method!r} in {folder} was not kept: {reason}"
+    if not finished:
+        return f"the run in {folder} has finished no experience; run it again"
+    return f"the run in {folder} is of a version that kept no network; run it again"

@@ -1,0 +1,1 @@
+"""What turns features into logits by row, and grows with a stream."""

@@ -1,0 +1,1 @@
+"""What trains inside a frozen network, one PEFT module a file."""

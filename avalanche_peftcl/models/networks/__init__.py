@@ -1,0 +1,1 @@
+"""Whole networks: a backbone, what is tuned in it, and a head."""

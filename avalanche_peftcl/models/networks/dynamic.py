@@ -1,0 +1,165 @@
+"""What all networks with growing heads share: their forward pass, and how a stream makes them grow.
+
+Avalanche adapts what ``isinstance`` takes for one of its dynamic modules before each experience.
+The networks here are taken for such, once Avalanche has been imported, and need no Avalanche
+otherwise: its strategies train them, and ``predict`` runs without it.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from avalanche_peftcl.models.heads.heads import ClassRows
+
+
+class DynamicModel(nn.Module):
+    """A network whose heads grow with a stream.
+
+    A subclass has ``classes`` (:class:`ClassRows`) and the three methods that raise here; any of
+    Avalanche's strategies then trains it as it is. Where a stream has several task labels it is a
+    ``MultiTaskModule``, which is called with the task labels of the images; elsewhere a
+    ``DynamicModule``.
+
+    Attributes:
+        multi_task: Whether the stream it was adapted to has several task labels.
+        last_features: What :meth:`embed` returned in the last :meth:`forward`, without gradient.
+
+    Example:
+        >>> import torch
+        >>> from avalanche.models import DynamicModule
+        >>> class Small(DynamicModel):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.classes, self.head = ClassRows(), nn.Linear(4, 0)
+        ...
+        ...     def start_experience(self, pairs, *, fresh=True):
+        ...         self.classes.add(pairs)
+        ...         self.head = nn.Linear(4, len(self.classes))
+        ...
+        ...     def embed(self, images):
+        ...         return images
+        ...
+        ...     def classify(self, features):
+        ...         return self.head(features)
+        >>> model = Small()
+        >>> model.start_experience([(0, 2)])
+        >>> isinstance(model, DynamicModule), model(torch.zeros(5, 4)).shape
+        (True, torch.Size([5, 3]))
+    """
+
+    classes: ClassRows
+    multi_task = False
+    last_features: Tensor | None = None
+    _auto_adapt = True  # the host asks: adapted inside a larger network too
+
+    @property  # type: ignore[misc]  # read-only; isinstance reads it where type() does not do
+    def __class__(self) -> Any:
+        """The class, or one that is the host's dynamic module too."""
+        host = sys.modules.get("avalanche.models.dynamic_modules")
+        name = "MultiTaskModule" if self.multi_task else "DynamicModule"
+        base = getattr(host, name, None)
+        own: Any = type(self)
+        return own if base is None else _both(own, base)
+
+    def __reduce__(self) -> Any:
+        return _blank, (type(self),), vars(self)
+
+    # --- what a subclass says ------------------------------------------------------------------
+
+    def start_experience(self, pairs: Iterable[tuple[int, int]], *, fresh: bool = True) -> None:
+        """Make room for the ``(task label, class)`` pairs of an experience.
+
+        Args:
+            pairs: Those that are known may be among them.
+            fresh: Whether rows that are learnt anew in each experience start anew.
+        """
+        raise NotImplementedError
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the features that are classified: ``(B, 3, H, W)`` to ``(B, D)``."""
+        raise NotImplementedError
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return a logit a row: ``(B, D)`` to ``(B, R)``."""
+        raise NotImplementedError
+
+    # --- what it gets for it -------------------------------------------------------------------
+
+    def forward(self, images: Tensor, task_labels: Tensor | None = None) -> Any:
+        """Return logits by class.
+
+        Args:
+            images: ``(B, 3, H, W)``.
+            task_labels: ``(B,)``; may be left out where the stream has one.
+
+        Returns:
+            ``(B, C)``, -1000 for a class that may not be predicted. Without the task labels of a
+            stream that has several, as the host's multi-task modules do, one such tensor for each
+            label that was trained.
+        """
+        features = self.embed(images)
+        self.last_features = features.detach()
+        logits = self.classify(features)
+        labels = self.classes.task_labels if task_labels is None else []
+        if len(labels) > 1 or (labels and self.multi_task):
+            keys = self.classes.keys
+            return {
+                t: self.classes.scatter(logits, keys.new_full((len(logits),), t)) for t in labels
+            }
+        return self.classes.scatter(logits, task_labels)
+
+    def adaptation(self, experience: Any) -> None:
+        """Make room for the classes of an experience; Avalanche calls this before each.
+
+        In evaluation no class is added: those that were never trained cannot be predicted.
+        """
+        pairs = class_pairs(experience)
+        if self.training:
+            if not len(self.classes):
+                self.multi_task = len(_task_labels(experience)) > 1
+            known = set(map(tuple, self.classes.keys.tolist()))
+            if new := [pair for pair in pairs if pair not in known]:
+                self.start_experience(new)
+        self.classes.widen(1 + max(c for _, c in pairs))
+
+    def pre_adapt(self, agent: Any, experience: Any) -> None:
+        """Adapt; the host's newer name for it."""
+        self.adaptation(experience)
+
+
+def class_counts(experience: Any) -> dict[tuple[int, int], int]:
+    """Return how many images of each ``(task label, class)`` pair an experience has, sorted.
+
+    They are read from the dataset, so that streams without ``classes_in_this_experience`` or
+    without task labels (then 0) work too.
+    """
+    dataset = experience.dataset
+    targets = [int(y) for y in dataset.targets]
+    labels = getattr(dataset, "targets_task_labels", None)
+    tasks = [0] * len(targets) if labels is None else [int(t) for t in labels]
+    return dict(sorted(Counter(zip(tasks, targets, strict=True)).items()))
+
+
+def class_pairs(experience: Any) -> list[tuple[int, int]]:
+    """Return the ``(task label, class)`` pairs of an experience's images, sorted."""
+    return list(class_counts(experience))
+
+
+def _task_labels(experience: Any) -> set[int]:
+    """Return the task labels of the stream that an experience is of."""
+    stream: Any = getattr(experience, "origin_stream", None)
+    whole = list(stream) if hasattr(stream, "__len__") else [experience]
+    return {int(t) for each in whole for t in getattr(each, "task_labels", ())}
+
+
+@cache
+def _both(own: Any, host: Any) -> Any:
+    return type(own.__name__, (own, host), {"__module__": own.__module__, "__doc__": own.__doc__})
+
+
+def _blank(kind: type[nn.Module]) -> Any:
+    return kind.__new__(kind)

@@ -1,0 +1,1 @@
+"""Where parameters meet features, for gradient projection."""

@@ -1,0 +1,131 @@
+"""Read features at projection sites, and project many sites of one shape at once."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_peftcl.functional.subspace import remove_component, stack_bases
+from avalanche_peftcl.models.projection.sites import ProjectionSite
+
+
+@contextmanager
+def listen(
+    sites: Iterable[ProjectionSite], consume: Callable[[ProjectionSite, Tensor], None]
+) -> Iterator[None]:
+    """Hand every site's features to ``consume`` while the model runs inside the context.
+
+    Args:
+        sites: Where to listen.
+        consume: Called with the site and its features, ``(..., G * D)``, at each pass of its place.
+
+    Example:
+        >>> from avalanche_peftcl.models.projection.sites import linear_sites
+        >>> layer = nn.Linear(4, 2, bias=False)
+        >>> with listen(linear_sites("0", layer), lambda site, x: print(site.name, x.shape)):
+        ...     _ = layer(torch.zeros(3, 4))
+        0.weight torch.Size([3, 4])
+    """
+
+    def hear(site: ProjectionSite, module: nn.Module, args: tuple[Any, ...]) -> None:
+        consume(site, site.features(args[0]))
+
+    handles = [site.place.register_forward_pre_hook(partial(hear, site)) for site in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class SiteBatch:
+    """Sites whose parameters have one shape, projected by one batched product.
+
+    Args:
+        sites: ``S`` sites with views of one shape ``(G, R, D)``, no parameter twice.
+        bases: For each site its groups' bases, ``G`` tensors ``(D, K)``.
+
+    Attributes:
+        updates: For each site the summed squared length of the updates and of what was left of
+            them, ``(S, 2)``.
+    """
+
+    def __init__(self, sites: Sequence[ProjectionSite], bases: Sequence[Sequence[Tensor]]) -> None:
+        self.sites = list(sites)
+        stacked = stack_bases([basis for groups in bases for basis in groups])
+        self.basis = stacked.reshape(len(sites), -1, *stacked.shape[1:]).to(
+            sites[0].parameter
+        )  # (S, G, D, K)
+        self.updates = self.basis.new_zeros(len(sites), 2, dtype=torch.float32)
+        self._before: Tensor | None = None
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Project the gradients in place; sites without one are left out."""
+        gradients = [site.parameter.grad for site in self.sites]
+        index = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        if index:
+            views = [self.sites[i].view(cast(Tensor, gradients[i])) for i in index]
+            torch._foreach_copy_(views, self._kept(torch.stack(views), index).unbind())
+
+    @torch.no_grad()
+    def snapshot(self) -> None:
+        """Remember where the parameters are."""
+        self._before = torch.stack(self._views())  # (S, G, R, D)
+
+    @torch.no_grad()
+    def project_step(self) -> None:
+        """Project in place how far the parameters have moved since the snapshot."""
+        if self._before is None:
+            return
+        views = self._views()
+        kept = self._kept(torch.stack(views) - self._before, list(range(len(views))))
+        torch._foreach_copy_(views, (self._before + kept).unbind())
+        self._before = None
+
+    def removed(self) -> dict[str, float]:
+        """Return by site's name the share of the updates' squared length that was removed."""
+        return {
+            site.name: 1 - left / whole if whole > 0 else 0.0
+            for site, (whole, left) in zip(self.sites, self.updates.tolist(), strict=True)
+        }
+
+    def _views(self) -> list[Tensor]:
+        return [site.view(site.parameter.detach()) for site in self.sites]
+
+    def _kept(self, change: Tensor, index: list[int]) -> Tensor:
+        whole = len(index) == len(self.sites)
+        kept = remove_component(change, self.basis if whole else self.basis[index])
+        lengths = torch.stack([change, kept], dim=1).float().square().sum(dim=(2, 3, 4))  # (S, 2)
+        if whole:
+            self.updates += lengths
+        else:
+            self.updates.index_add_(0, torch.tensor(index, device=lengths.device), lengths)
+        return kept
+
+
+def batch_sites(
+    sites: Iterable[ProjectionSite], bases: Mapping[str, Sequence[Tensor]]
+) -> list[SiteBatch]:
+    """Put sites of one shape together; a parameter's second site comes in a later batch.
+
+    Args:
+        sites: The sites; those without a basis, or with an empty one, are left out.
+        bases: By site's name its groups' bases.
+
+    Returns:
+        Batches in the order in which they have to be applied.
+    """
+    times: dict[int, int] = defaultdict(int)
+    batches: dict[Any, list[ProjectionSite]] = defaultdict(list)
+    for site in sites:
+        if any(basis.shape[1] for basis in bases.get(site.name, ())):
+            shape = site.view(site.parameter.detach()).shape
+            batches[times[id(site.parameter)], shape, site.parameter.dtype].append(site)
+            times[id(site.parameter)] += 1
+    ordered = sorted(batches.items(), key=lambda item: item[0][0])
+    return [SiteBatch(group, [bases[site.name] for site in group]) for _, group in ordered]

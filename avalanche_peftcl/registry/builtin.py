@@ -1,0 +1,185 @@
+"""What this package offers, registered through the same hooks as everybody's.
+
+Import paths instead of imports: listing these costs neither torch nor Avalanche.
+"""
+
+from collections.abc import Iterable
+
+from avalanche_peftcl.registry.component import Component
+from avalanche_peftcl.registry.hookspecs import hookimpl
+
+_MODELS = "avalanche_peftcl.models"
+_BENCHMARKS = "avalanche_peftcl.benchmarks"
+_TRAINING = "avalanche_peftcl.training"
+
+
+@hookimpl
+def peftcl_backbones() -> Iterable[Component]:
+    """Frozen vision transformers."""
+    return (
+        Component(
+            "timm_vit",
+            f"{_MODELS}.backbones.timm_vit:create_backbone",
+            source="any timm VisionTransformer; Dosovitskiy et al., arXiv 2010.11929",
+        ),
+        Component(
+            "vit_glyph",
+            f"{_MODELS}.backbones.glyph:vit_glyph",
+            source="bundled small ViT; Dosovitskiy et al., arXiv 2010.11929",
+        ),
+    )
+
+
+@hookimpl
+def peftcl_modules() -> Iterable[Component]:
+    """PEFT modules."""
+    return (
+        Component(
+            "adapter",
+            f"{_MODELS}.modules.adapter:build_adapters",
+            source="AdaptFormer, arXiv 2205.13535; channel branch of NTK-CL, arXiv 2407.17120",
+        ),
+        Component(
+            "attention_adapter",
+            f"{_MODELS}.modules.attention_adapter:build_attention_adapters",
+            source="adapters of PEGP, arXiv 2405.13383; LAE, ICCV 2023",
+        ),
+        Component(
+            "frozen",
+            f"{_MODELS}.branch:build_frozen",
+            source="linear probing; Alain and Bengio, arXiv 1610.01644",
+        ),
+        Component(
+            "lora", f"{_MODELS}.modules.lora:build_lora", source="LoRA, arXiv 2106.09685; peft"
+        ),
+        Component(
+            "peft_tuner",
+            f"{_MODELS}.modules.injection:build_peft_tuner",
+            source="any tuner of linear layers in peft",
+        ),
+        Component(
+            "prefix",
+            f"{_MODELS}.modules.prefix:build_prefix",
+            source="prefix tuning, arXiv 2101.00190",
+        ),
+        Component(
+            "prompt",
+            f"{_MODELS}.modules.prompt:build_prompt",
+            source="visual prompt tuning, arXiv 2203.12119",
+        ),
+        Component(
+            "patch_prompt",
+            f"{_MODELS}.modules.patch_prompt:build_patch_prompts",
+            source="patch branch of NTK-CL, arXiv 2407.17120",
+        ),
+    )
+
+
+@hookimpl
+def peftcl_benchmarks() -> Iterable[Component]:
+    """Streams of experiences."""
+    classic = f"{_BENCHMARKS}.sources.classic"
+    several = "CIFAR-10, MNIST, Fashion-MNIST, SVHN, notMNIST; Ebrahimi et al., arXiv 2003.09553"
+    return (
+        Component(
+            "digits",
+            f"{_BENCHMARKS}.sources.digits:digits",
+            source="scikit-learn load_digits; Alpaydin and Kaynak, UCI 1998",
+        ),
+        Component(
+            "image_folder",
+            f"{_BENCHMARKS}.sources.image_folder:image_folder",
+            source="a folder of images",
+        ),
+        Component(
+            "image_list",
+            f"{_BENCHMARKS}.sources.image_list:image_list",
+            source="lists of images; DomainNet, arXiv 1812.01754",
+        ),
+        Component("mnist", f"{classic}:mnist", source="LeCun et al., Proc. IEEE 1998"),
+        Component("fashion_mnist", f"{classic}:fashion_mnist", source="arXiv 1708.07747"),
+        Component("cifar10", f"{classic}:cifar10", source="Krizhevsky, technical report 2009"),
+        Component("cifar100", f"{classic}:cifar100", source="Krizhevsky, technical report 2009"),
+        Component("tiny_imagenet", f"{classic}:tiny_imagenet", source="Stanford CS231n"),
+        Component("cub200", f"{classic}:cub200", source="Wah et al., CNS-TR-2011-001"),
+        Component(
+            "oxford_pets",
+            f"{classic}:oxford_pets",
+            source="Parkhi et al., Cats and Dogs, CVPR 2012",
+        ),
+        Component("eurosat", f"{classic}:eurosat", source="arXiv 1709.00029"),
+        Component("svhn", f"{classic}:svhn", source="Netzer et al., NIPS workshop 2011"),
+        Component("core50", f"{_BENCHMARKS}.sources.core50:core50", source="arXiv 1705.03550"),
+        Component(
+            "five_datasets", f"{_BENCHMARKS}.sources.five_datasets:five_datasets", source=several
+        ),
+    )
+
+
+@hookimpl
+def peftcl_strategies() -> Iterable[Component]:
+    """Methods."""
+    return (
+        Component("ntk_cl", f"{_TRAINING}.ntk_cl:build_ntk_cl", source="arXiv 2407.17120"),
+        Component("pegp", f"{_TRAINING}.pegp:build_pegp", source="arXiv 2405.13383"),
+        Component(
+            "naive", f"{_TRAINING}.naive:build_naive", source="fine-tuning in turn; Avalanche Naive"
+        ),
+        Component(
+            "nearest_class_mean",
+            f"{_TRAINING}.nearest_class_mean:build_nearest_class_mean",
+            source="SimpleCIL, arXiv 2303.07338",
+        ),
+    )
+
+
+@hookimpl
+def peftcl_strategy_plugins() -> Iterable[Component]:
+    """Pieces of NTK-CL and PEGP that any strategy can use, and Avalanche's own plugins."""
+    plugins, host = f"{_TRAINING}.plugins", f"{_TRAINING}.plugins.host"
+    return (
+        Component(
+            "gradient_projection",
+            f"{plugins}.gradient_projection:build_gradient_projection",
+            source="gradient projection of PEGP, arXiv 2405.13383; GPM, ICLR 2021",
+        ),
+        Component(
+            "retention",
+            f"{plugins}.retention:build_retention",
+            source="retention term of NTK-CL, arXiv 2407.17120",
+        ),
+        Component(
+            "running_mean",
+            f"{plugins}.running_mean:RunningMeanPlugin",
+            source="adaptive EMA of NTK-CL, arXiv 2407.17120",
+        ),
+        Component("replay", f"{host}:replay", source="arXiv 1902.10486; Avalanche ReplayPlugin"),
+        Component("ewc", f"{host}:ewc", source="arXiv 1612.00796; Avalanche EWCPlugin"),
+        Component("lwf", f"{host}:lwf", source="arXiv 1606.09282; Avalanche LwFPlugin"),
+    )
+
+
+@hookimpl
+def peftcl_metrics() -> Iterable[Component]:
+    """Plugin metrics."""
+    evaluation = "avalanche_peftcl.evaluation"
+    return (
+        Component(
+            "accuracy_matrix",
+            f"{evaluation}:accuracy_matrix_metrics",
+            source="GEM, arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112",
+        ),
+        Component("cost", f"{evaluation}:cost_metrics", source="seconds, memory, parameters"),
+        Component("loss", f"{evaluation}.host:loss", source="Avalanche loss_metrics"),
+        Component("accuracy", f"{evaluation}.host:accuracy", source="Avalanche accuracy_metrics"),
+    )
+
+
+@hookimpl
+def peftcl_loggers() -> Iterable[Component]:
+    """Avalanche's loggers."""
+    logging = "avalanche_peftcl.logging"
+    return (
+        Component("tensorboard", f"{logging}:tensorboard", source="Avalanche TensorboardLogger"),
+        Component("wandb", f"{logging}:wandb", source="Avalanche WandBLogger"),
+    )

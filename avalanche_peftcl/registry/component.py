@@ -1,0 +1,69 @@
+"""What a plugin package hands over: a name, a way to build the thing, and its source."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.wording import show
+
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One thing that a package offers under a name.
+
+    Args:
+        name: Name in lower_snake_case.
+        build: Callable that makes the thing, or its import path ``"package.module:attribute"``,
+            which is imported at first use, so that offering a component costs no import. Its
+            keyword arguments are the options, their annotations the types that are allowed.
+        source: Paper or code that it follows.
+
+    Raises:
+        ConfigError: If the name is not lower_snake_case, ``build`` neither a callable nor an import
+            path of that form, or the source no text.
+
+    Example:
+        >>> Component("counter", "collections:Counter", source="Python").load()
+        <class 'collections.Counter'>
+    """
+
+    name: str
+    build: Callable[..., Any] | str
+    source: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"component name {show(self.name)} is not lower_snake_case (letters, digits and "
+                "single underscores, starting with a letter)"
+            )
+        if isinstance(self.build, str):
+            if not _PATH.fullmatch(self.build):
+                raise ConfigError(
+                    f"component {self.name!r}: build={show(self.build)} is not an import path of "
+                    'the form "package.module:attribute"'
+                )
+        elif not callable(self.build):
+            raise ConfigError(
+                f"component {self.name!r}: build={show(self.build)} is neither a callable nor an "
+                "import path"
+            )
+        if not isinstance(self.source, str):
+            raise ConfigError(
+                f"component {self.name!r}: source={show(self.source)} is no text; name the paper "
+                "or code that it follows"
+            )
+
+    def load(self) -> Callable[..., Any]:
+        """Return the callable behind ``build``, importing it if it is given as a path."""
+        if not isinstance(self.build, str):
+            return self.build
+        module, _, attribute = self.build.partition(":")
+        target: Callable[..., Any] = getattr(import_module(module), attribute)
+        return target

@@ -1,0 +1,263 @@
+"""A builder's signature as the schema of its options."""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.isolation import ForeignError, isolated
+from avalanche_peftcl.registry.wording import clip, did_you_mean, say, show
+
+_MOST = 20  # problems that one message lists
+_LONGEST = 4096  # letters of a text; no path may be longer either
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
+_SIGNS |= {"min_length": "length >=", "max_length": "length <="}
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a builder takes; made by :meth:`of`.
+
+    Args:
+        builder: The callable.
+        title: How messages name it.
+        options: The arguments that a configuration may set, with their resolved annotations.
+        given: The arguments that the run hands in, of those that the builder names.
+        reserved: All names that a run may hand in.
+        further: Name of the ``**`` argument, if it accepts further options.
+
+    Example:
+        >>> def build(*, backbone, r: Annotated[int, Field(ge=1)] = 4): ...
+        >>> Schema.of(build, given=frozenset({"backbone"}), title="module 'x'").describe()
+        [('r', 'int (>= 1)', '4')]
+    """
+
+    builder: Callable[..., Any]
+    title: str
+    options: Mapping[str, inspect.Parameter]
+    given: Mapping[str, inspect.Parameter]
+    reserved: frozenset[str]
+    further: str | None
+
+    @classmethod
+    def of(cls, builder: Callable[..., Any], *, given: frozenset[str], title: str) -> "Schema":
+        """Read the signature of ``builder``.
+
+        Raises:
+            ConfigError: If it has none, or an annotation cannot be resolved.
+        """
+        try:
+            with isolated():
+                parameters = inspect.signature(builder).parameters.values()
+                named = {
+                    p.name: p
+                    for p in parameters
+                    if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+                }
+                options = {k: p for k, p in named.items() if k not in given}
+                options = _resolved(builder, options)
+        except ForeignError as caught:
+            raise ConfigError(
+                f"the signature of {title} cannot be read: {say(caught.error)}"
+            ) from caught.error
+        return cls(
+            builder=builder,
+            title=title,
+            options=options,
+            given={k: p for k, p in named.items() if k in given},
+            reserved=given,
+            further=next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None),
+        )
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Return name, type and default of every option; the default is empty if required."""
+        rows = [
+            (name, _type(p.annotation), "" if p.default is p.empty else show(p.default))
+            for name, p in self.options.items()
+        ]
+        return rows + ([(f"**{self.further}", "further options", "")] if self.further else [])
+
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``values`` converted to the annotations.
+
+        Raises:
+            ConfigError: With one line for every problem, and the options there are.
+        """
+        checked, problems = self._convert(values)
+        unknown = [
+            name
+            for name in values
+            if name in self.reserved or (name not in self.options and not self.further)
+        ]
+        total = len(unknown) + len(problems)
+        if not total:
+            return checked
+        problems = [self._unknown(name) for name in unknown[:_MOST]] + problems
+        problems = [clip(problem, 1000) for problem in problems[:_MOST]]
+        problems += [f"and {total - _MOST} more"] if total > _MOST else []
+        rows = [
+            f"  {name}: {kind}" + (f" = {default}" if default else "")
+            for name, kind, default in self.describe()
+        ]
+        there = ["the options there are:", *rows] if rows else ["it has no options"]
+        raise ConfigError("\n".join([f"{self.title}:", *(f"  {p}" for p in problems), *there]))
+
+    def handed_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of ``given`` that the builder names.
+
+        Raises:
+            ConfigError: If the builder needs one that is not there.
+        """
+        missing = [k for k, p in self.given.items() if p.default is p.empty and k not in given]
+        if missing:
+            raise ConfigError(
+                f"{self.title} needs {', '.join(missing)}, which the run does not give"
+            )
+        return {k: given[k] for k in self.given if k in given}
+
+    def _convert(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        fields: dict[str, Any] = {}
+        for index, (name, p) in enumerate(self.options.items()):
+            # private names and aliases: an option may be called like an attribute of BaseModel
+            default = ... if p.default is p.empty else None  # the builder has its own
+            annotation = Any if p.annotation is p.empty else p.annotation
+            fields[f"option_{index}"] = (annotation, Field(default, alias=name))
+        config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        try:
+            with isolated():
+                model = create_model("Options", __config__=config, **fields)
+                checked = model.model_validate(dict(values))
+        except ForeignError as caught:
+            error = caught.error
+            if isinstance(error, ValidationError):
+                return {}, _plain(error)
+            raise ConfigError(
+                f"the signature of {self.title} cannot be read: {say(error)}"
+            ) from error
+        long = {
+            name: f"option {name!r} holds a text of more than {_LONGEST} letters: {show(value)}"
+            for name, value in values.items()
+            if _holds_long_text(value)
+        }
+        converted, homeless = dict(values), []
+        for index, name in enumerate(self.options):
+            if name in values:
+                converted[name] = getattr(checked, f"option_{index}")
+                if not _holds_long_text(values[name]) and _takes_path(
+                    self.options[name].annotation
+                ):
+                    try:
+                        converted[name] = _expanded(converted[name])
+                    except RuntimeError as failed:
+                        homeless.append(f"option {name!r}: {failed}, got {show(values[name])}")
+        return converted, list(long.values()) + homeless + [
+            f"option {name!r} should be {_type(self.options[name].annotation)}, got {show(value)}"
+            for name, value in values.items()
+            if _scalar(value) and _scalar(converted[name]) not in (None, _scalar(value))
+        ]
+
+    def _unknown(self, name: str) -> str:
+        if name in self.reserved:
+            return f"{name!r} is handed in by the run and is not an option"
+        return f"unknown option {show(name)}{did_you_mean(name, self.options)}"
+
+
+def _resolved(
+    builder: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, inspect.Parameter]:
+    """Replace annotations written as strings by what they name where the builder is defined."""
+    while isinstance(builder, functools.partial):
+        builder = builder.func
+    function = builder.__init__ if isinstance(builder, type) else builder  # type: ignore[misc]
+    scope = getattr(inspect.unwrap(function), "__globals__", None)
+    scope = scope or getattr(type(builder).__call__, "__globals__", {})
+    written = {k: p.annotation for k, p in parameters.items() if p.annotation is not p.empty}
+    holder = types.SimpleNamespace(__annotations__=written)
+    hints = typing.get_type_hints(holder, globalns=scope, include_extras=True)
+    return {k: p.replace(annotation=hints.get(k, p.empty)) for k, p in parameters.items()}
+
+
+def _holds_long_text(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_long_text, value))
+    if isinstance(value, dict):
+        return any(map(_holds_long_text, [*value, *value.values()]))
+    return isinstance(value, str) and len(value) > _LONGEST
+
+
+def _takes_path(annotation: Any) -> bool:
+    arguments = typing.get_args(annotation)
+    return any(map(_takes_path, arguments)) or (
+        isinstance(annotation, type) and issubclass(annotation, PurePath)
+    )
+
+
+def _expanded(value: Any) -> Any:
+    """Return paths, alone or in a list, with the home folder for a leading ``~``."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(Path(value).expanduser())
+    return value
+
+
+def _scalar(value: Any) -> str | None:
+    """Return the kind of a single value; pydantic turns one kind into another where we must not."""
+    kinds = {bool: "truth", int: "number", float: "number", str: "text"}
+    return kinds.get(type(value))
+
+
+def _plain(error: ValidationError) -> list[str]:
+    """Return one line for each option that pydantic refused."""
+    lines: dict[str, list[str]] = {}
+    given: dict[str, Any] = {}
+    for problem in error.errors(include_url=False):
+        option = str(problem["loc"][0])
+        index = "".join(f"[{i}]" for i in problem["loc"][1:] if isinstance(i, int))
+        if problem["type"] == "missing" and len(problem["loc"]) == 1:
+            lines[option] = [f"option {option!r} is required"]
+            continue
+        given[option] = problem["input"]
+        text = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        text = text.replace("Field required", "is required")
+        lines.setdefault(option, []).append(f"{index} {text}".strip())
+    return [
+        f"option {option!r} {' or '.join(dict.fromkeys(texts))}, got {show(given[option])}"
+        if option in given
+        else texts[0]
+        for option, texts in lines.items()
+    ]
+
+
+def _type(annotation: Any) -> str:
+    """Write a type as one would say it: ``int (>= 1)``, ``'a' | 'b'``, ``list[int] | None``."""
+    if annotation is inspect.Parameter.empty or annotation is Any:
+        return "any"
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        metadata = [m for a in arguments[1:] for m in (getattr(a, "metadata", None) or [a])]
+        limits = [
+            f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}"
+            for m in metadata
+            for key, sign in _SIGNS.items()
+            if (value := getattr(m, key, None)) is not None
+        ]
+        return _type(arguments[0]) + (f" ({', '.join(limits)})" if limits else "")
+    if origin is Literal:
+        return " | ".join(repr(a) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type(a) for a in arguments)
+    if annotation is types.NoneType or annotation is None:
+        return "None"
+    if annotation is Ellipsis:
+        return "..."
+    if origin is not None and arguments and isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join(_type(a) for a in arguments)}]"
+    return getattr(annotation, "__name__", str(annotation))

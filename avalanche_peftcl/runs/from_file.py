@@ -1,0 +1,63 @@
+"""A run from a file, or from the folder of an earlier one, as the command line asks for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from avalanche_peftcl.config import load_config
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.runs.schema import RECORD, is_record, read_metrics
+from avalanche_peftcl.runs.progress import RunProgress
+from avalanche_peftcl.runs.run import run
+
+
+def run_from_file(
+    path: str | Path, overrides: Sequence[str], overwrite: bool, console: Console
+) -> None:
+    """Run the configuration in a file and show it on ``console``.
+
+    Args:
+        path: YAML file.
+        overrides: Settings that replace the file's, such as ``"strategy.lr=0.1"``.
+        overwrite: Whether an earlier run in the output folder is replaced.
+        console: Where progress and result are shown.
+
+    Raises:
+        PEFTCLError: As :func:`run`; :class:`ConfigError` also if the file cannot be used.
+    """
+    run(load_config(path, overrides), overwrite=overwrite, reporter=RunProgress(console))
+
+
+def resume_from_folder(
+    folder: Path,
+    path: str | Path | None,
+    overrides: Sequence[str],
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Go on with the unfinished run in a folder and show it on ``console``.
+
+    Args:
+        folder: The run's output folder, wherever it is now.
+        path: YAML file to compare with; ``None`` takes the folder's own.
+        overrides: Settings that replace the file's.
+        overwrite: Whether the run is begun anew if it cannot go on.
+        console: Where progress and result are shown.
+
+    Raises:
+        PEFTCLError: As :func:`run`; :class:`ConfigError` also if there is no run in the folder.
+    """
+    settings = None
+    if path is None:
+        path, metrics = folder / "config.yaml", read_metrics(folder)
+        if metrics is not None and is_record(metrics):
+            path, settings = folder / RECORD, metrics["config"]
+        elif not path.is_file():
+            raise ConfigError(
+                f"{folder} holds no run to go on with: there is no {path}; start one by "
+                "peftcl run CONFIG"
+            )
+    config = load_config(path, overrides, settings=settings)
+    config = config.model_copy(update={"output": folder})
+    run(config, resume=True, overwrite=overwrite, reporter=RunProgress(console))

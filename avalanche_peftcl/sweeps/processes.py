@@ -1,0 +1,207 @@
+"""The runs of a sweep on this machine: one process each, so that none can break another."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.config.settings import dump_settings
+from avalanche_peftcl.errors import PEFTCLError
+from avalanche_peftcl.files import held_log
+from avalanche_peftcl.runs.output import LOG, listed_files
+
+_PATIENCE = 5.0  # seconds that a process told to stop has for it
+_CHILD = (
+    "from avalanche_peftcl.runs.signals import end_with_parent; end_with_parent(); "
+    "from avalanche_peftcl.cli import main; main()"
+)
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run that is to be done; what is in its folder may be replaced.
+
+    Args:
+        config: The run.
+        anew: Whether it begins at the start though there is a checkpoint.
+    """
+
+    config: RunConfig
+    anew: bool = False
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config.seed
+
+    @property
+    def log(self) -> Path:
+        """Where the run says what it does."""
+        return self.config.output / LOG
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A run has started or ended; ``error`` says why it ended without success."""
+
+    seed: int
+    ended: bool = False
+    error: str | None = None
+
+
+def run_processes(tasks: Sequence[Task], *, jobs: int) -> Generator[Event, None, None]:
+    """Run each task in a process of its own; closing the iterator stops them.
+
+    Args:
+        tasks: The runs, started in this order.
+        jobs: How many run at a time. Where it is more than one and neither the configuration nor
+            the environment says how many threads a run has, the cores are shared out.
+
+    Yields:
+        What happens, in the order in which it happens.
+    """
+    if not tasks:
+        return
+    events: SimpleQueue[Event] = SimpleQueue()
+    children = _Children()
+
+    def work(task: Task, path: Path) -> None:
+        try:
+            path.write_text(dump_settings(task.config.model_dump(mode="json")), encoding="utf-8")
+            with opened_log(task) as log:
+                begun = log.tell()
+                child = children.start(_command(task, path), log, environment(task.config, jobs))
+                if child is None:
+                    return
+                events.put(Event(task.seed))
+                code = child.wait()
+            error = None if code == 0 else last_words(task.log, code, begun)
+        except PEFTCLError as failure:
+            error = str(failure)
+        except Exception as failure:  # whatever it is, somebody waits for the end
+            error = f"{type(failure).__name__}: {failure}"
+        events.put(Event(task.seed, ended=True, error=error))
+
+    with TemporaryDirectory(prefix="peftcl-") as folder:
+        pool = ThreadPoolExecutor(min(jobs, len(tasks)))
+        try:
+            for task in tasks:
+                pool.submit(work, task, Path(folder) / f"seed{task.seed}.yaml")
+            running = len(tasks)
+            while running:
+                event = events.get()
+                running -= event.ended
+                yield event
+        finally:
+            children.stop()
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def opened_log(task: Task) -> Iterator[BinaryIO]:
+    """Open the log of a run to write at its end; no other sweep writes there meanwhile.
+
+    What earlier attempts said stays, unless the run replaces an earlier one.
+
+    Raises:
+        ConfigError: If another process has it open so, or it cannot be written.
+    """
+    with held_log(task.log, anew=task.anew and bool(listed_files(task.config.output))) as log:
+        if log.tell():
+            log.write(f"--- again, {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
+            log.flush()
+        yield log
+
+
+def environment(config: RunConfig, jobs: int) -> dict[str, str]:
+    """Return the environment of a run that shares the machine with ``jobs - 1`` others."""
+    settings = {"PYTHONUNBUFFERED": "1"}
+    if jobs > 1 and config.num_threads is None and not any(map(os.environ.get, _THREADS)):
+        settings |= dict.fromkeys(_THREADS, str(max(1, cores() // jobs)))
+    return os.environ | settings
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def last_words(log: Path, code: int, begun: int = 0) -> str:
+    """Say why a run ended.
+
+    Args:
+        log: What it said.
+        code: Its exit status, negative for a signal.
+        begun: Bytes of the log that are of earlier attempts.
+    """
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = str(-code)
+        memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        return f"killed by {name}{memory}"
+    text = log.read_bytes()[begun:].decode(errors="replace").strip()
+    _, mark, message = f"\n{text}".rpartition("\nerror: ")
+    if mark:
+        return message
+    return f"exit status {code}" + (f": {text.splitlines()[-1]}" if text else "")
+
+
+class _Children:
+    """Processes that can be stopped all at once, and none started from then on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
+
+    def start(
+        self, command: list[str], log: BinaryIO, env: dict[str, str]
+    ) -> "subprocess.Popen[bytes] | None":
+        with self._lock:
+            if self._stopped:
+                return None
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # its end tells the child of ours
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,  # an interrupt reaches us alone, and we stop the children
+            )
+            self._running.append(child)
+        return child
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+        try:
+            for child in self._running:
+                child.terminate()  # does nothing to one that has ended
+            for child in self._running:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_PATIENCE)
+        finally:  # a second interrupt ends the patience and leaves nobody behind
+            for child in self._running:
+                child.kill()
+                child.wait()
+
+
+def _command(task: Task, path: Path) -> list[str]:
+    how = ["--overwrite"] if task.anew else ["--overwrite", "--resume", str(task.config.output)]
+    return [sys.executable, "-P", "-c", _CHILD, "run", str(path), *how]
