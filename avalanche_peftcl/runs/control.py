@@ -15,8 +15,8 @@ import torch
 from avalanche_peftcl.config import ComponentConfig, RunConfig
 from avalanche_peftcl.errors import DataError
 from avalanche_peftcl.models.precision import WORDS, resolve_precision
-from avalanche_peftcl.runs.schema import read_metrics
 from avalanche_peftcl.registry import Registry
+from avalanche_peftcl.runs.schema import read_metrics
 from avalanche_peftcl.training.rng import random_state, set_random_state
 
 

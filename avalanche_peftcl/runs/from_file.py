@@ -7,9 +7,9 @@ from rich.console import Console
 
 from avalanche_peftcl.config import load_config
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.runs.schema import RECORD, is_record, read_metrics
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.run import run
+from avalanche_peftcl.runs.schema import RECORD, is_record, read_metrics
 
 
 def run_from_file(

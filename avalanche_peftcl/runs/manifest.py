@@ -9,11 +9,11 @@ from rich.progress import track
 
 from avalanche_peftcl.benchmarks.images.manifest import split_sha256, write_manifest
 from avalanche_peftcl.config import ComponentConfig, load_config
+from avalanche_peftcl.config.plan import check_components, seed_benchmark
 from avalanche_peftcl.console import plain
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import InputConfig
 from avalanche_peftcl.registry import discover
-from avalanche_peftcl.config.plan import check_components, seed_benchmark
 
 
 def manifest_from_file(

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from avalanche_peftcl.registry.packages import Entry
+from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import replace_file
-from avalanche_peftcl.runs.matrix_file import MatrixFile
 from avalanche_peftcl.models.backbones.weights import weights_sha256 as weights_sha256
-from avalanche_peftcl.runs.schema import RECORD
+from avalanche_peftcl.registry.packages import Entry
+from avalanche_peftcl.runs.matrix_file import MatrixFile
 from avalanche_peftcl.runs.report import curve_figure, markdown_report, matrix_figure
-from avalanche_peftcl.config.settings import dump_settings
+from avalanche_peftcl.runs.schema import RECORD
 
 FORMAT = 2  # 1 had the accuracy matrix in metrics.json
 _DRAWINGS = 50  # a long run draws its figures so many times only

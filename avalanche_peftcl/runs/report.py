@@ -15,8 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from avalanche_peftcl.console import plain
-from avalanche_peftcl.console import markdown, markdown_row
+from avalanche_peftcl.console import markdown, markdown_row, plain
 
 Metrics = Mapping[str, Any]
 

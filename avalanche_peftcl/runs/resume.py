@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from avalanche_peftcl.checkpoints.folder import next_number, read_checkpoint, write_checkpoint
+from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -21,10 +22,9 @@ from avalanche_peftcl.errors import (
 from avalanche_peftcl.runs.identity import check_identity, check_record
 from avalanche_peftcl.runs.matrix_file import MATRIX_FILE, read_matrix
 from avalanche_peftcl.runs.output import CHECKPOINTS
-from avalanche_peftcl.runs.schema import read_metrics
 from avalanche_peftcl.runs.record import FORMAT, RunRecord
+from avalanche_peftcl.runs.schema import read_metrics
 from avalanche_peftcl.training.rng import random_state, set_random_state
-from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 
 _NEEDED = {"config", "protocol", "accuracy", "cost"}  # of a record
 _PARTS = {"identity", "threads", "standing", "position", "strategy", "random"}

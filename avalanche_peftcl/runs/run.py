@@ -6,6 +6,10 @@ from itertools import islice
 from typing import Any
 
 from avalanche_peftcl.config import ComponentConfig, RunConfig
+from avalanche_peftcl.config.plan import check_components, components, seed_benchmark, with_defaults
+from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.files import held
+from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.runs.control import (
     controlled,
     how_to_stop,
@@ -13,11 +17,7 @@ from avalanche_peftcl.runs.control import (
     seed_all,
     settle_precision,
 )
-from avalanche_peftcl.errors import CheckpointError, ConfigError
-from avalanche_peftcl.files import held
 from avalanche_peftcl.runs.identity import settings_of, versions_of
-from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.config.plan import check_components, components, seed_benchmark, with_defaults
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "no QP solver found", UserWarning)
@@ -27,8 +27,14 @@ from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
 from avalanche_peftcl.evaluation.running_matrix import MatrixRows
 from avalanche_peftcl.export.write import not_exported, write_model
 from avalanche_peftcl.logging import closing
-from avalanche_peftcl.runs.matrix_file import MatrixFile
 from avalanche_peftcl.models.backbones.weights import check_weights
+from avalanche_peftcl.models.resources import (
+    check_open_files,
+    check_processors,
+    plain_resource_errors,
+)
+from avalanche_peftcl.registry.parts import check_part
+from avalanche_peftcl.runs.matrix_file import MatrixFile
 from avalanche_peftcl.runs.output import (
     CHECKPOINTS,
     FILES,
@@ -39,7 +45,6 @@ from avalanche_peftcl.runs.output import (
     listed_files,
     remove_parts,
 )
-from avalanche_peftcl.registry.parts import check_part
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.protocol import (
     describe_prediction,
@@ -60,11 +65,6 @@ from avalanche_peftcl.runs.record import (
     weights_sha256,
 )
 from avalanche_peftcl.runs.report import terminal_report
-from avalanche_peftcl.models.resources import (
-    check_open_files,
-    check_processors,
-    plain_resource_errors,
-)
 from avalanche_peftcl.runs.resume import Checkpoints, Standing, finished_run, kept_rows, saved_run
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.template import check_device

@@ -3,8 +3,9 @@ from importlib import import_module
 
 import pytest
 
-from avalanche_peftcl.registry import GIVEN, Registry, builtin, discover, hookspecs
+from avalanche_peftcl.registry import Registry, builtin, discover, hookspecs
 from avalanche_peftcl.registry.packages import HOOKS
+from avalanche_peftcl.registry.registry import GIVEN
 from avalanche_peftcl.registry.schema import Schema
 
 

@@ -12,8 +12,9 @@ from avalanche_peftcl.errors import (
     PEFTCLError,
     UnknownComponentError,
 )
-from avalanche_peftcl.registry import Provider, discover
+from avalanche_peftcl.registry import discover
 from avalanche_peftcl.registry import packages as discovery
+from avalanche_peftcl.registry.packages import Provider
 
 HOST = "avalanche-peftcl"
 OURS = f"{HOST} {version(HOST)}"

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from avalanche_peftcl.runs import record
 from avalanche_peftcl.checkpoints.folder import strangers
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.export.file import read_export
+from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.runs import record
 from avalanche_peftcl.runs.from_file import resume_from_folder
 from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.output import CHECKPOINTS, FILES, check_output
-from avalanche_peftcl.runs.schema import read_metrics
-from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.runs.run import run
+from avalanche_peftcl.runs.schema import read_metrics
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}

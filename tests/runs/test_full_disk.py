@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from avalanche_peftcl.runs import record
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning
+from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.runs import record
 from avalanche_peftcl.runs.output import CHECKPOINTS, FILES
 from avalanche_peftcl.runs.progress import RunProgress
-from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.runs.run import run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}

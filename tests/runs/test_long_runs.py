@@ -6,11 +6,10 @@ import torch
 
 from avalanche_peftcl import files
 from avalanche_peftcl.checkpoints import folder as checkpoint
-from avalanche_peftcl.runs import matrix_file
-from avalanche_peftcl.runs import record
 from avalanche_peftcl.checkpoints.folder import write_checkpoint
 from avalanche_peftcl.evaluation import AccuracyMatrix
 from avalanche_peftcl.evaluation.running_matrix import MatrixRows
+from avalanche_peftcl.runs import matrix_file, record
 from avalanche_peftcl.runs.matrix_file import MatrixFile, read_matrix
 from avalanche_peftcl.runs.record import RunRecord, fractions
 

@@ -9,11 +9,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from avalanche_peftcl import Component, cli
-from avalanche_peftcl.runs import manifest as listing
 from avalanche_peftcl.benchmarks import manifest_sha256, read_manifest, split_sha256
-from avalanche_peftcl.registry.packages import SWITCH, Entry, Provider
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.registry.packages import SWITCH, Entry, Provider
+from avalanche_peftcl.runs import manifest as listing
 
 CONFIG = """
 output: {output}

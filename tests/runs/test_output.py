@@ -8,16 +8,22 @@ from typing import Any
 
 import pytest
 
-from avalanche_peftcl.runs import record
-from avalanche_peftcl.runs import run as run_module
 from avalanche_peftcl.checkpoints.folder import write_checkpoint
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import held
-from avalanche_peftcl.runs.matrix_file import read_matrix
-from avalanche_peftcl.runs.output import CHECKPOINTS, FILES, check_output, clear_output, listed_files
-from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.runs import record
+from avalanche_peftcl.runs import run as run_module
+from avalanche_peftcl.runs.matrix_file import read_matrix
+from avalanche_peftcl.runs.output import (
+    CHECKPOINTS,
+    FILES,
+    check_output,
+    clear_output,
+    listed_files,
+)
+from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.run import run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}

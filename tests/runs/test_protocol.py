@@ -7,10 +7,10 @@ from avalanche.benchmarks import nc_benchmark, tensors_benchmark
 from avalanche_peftcl import Component
 from avalanche_peftcl.benchmarks import digits, make_benchmark
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.registry.packages import Entry, Provider
 from avalanche_peftcl.models import InputConfig
-from avalanche_peftcl.runs.protocol import describe_prediction, describe_protocol, per_domain
 from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.registry.packages import Entry, Provider
+from avalanche_peftcl.runs.protocol import describe_prediction, describe_protocol, per_domain
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.testing.toys import toy_images

@@ -23,18 +23,17 @@ from typer.testing import CliRunner
 
 from avalanche_peftcl import Component
 from avalanche_peftcl.checkpoints import folder as checkpoint
-from avalanche_peftcl.runs import record
-from avalanche_peftcl.runs import resume
 from avalanche_peftcl.checkpoints.folder import read_checkpoint
 from avalanche_peftcl.cli import app
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.registry.packages import Entry, Provider
+from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
+from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.registry.packages import Entry, Provider
+from avalanche_peftcl.runs import record, resume
 from avalanche_peftcl.runs.from_file import resume_from_folder
 from avalanche_peftcl.runs.progress import RunProgress
-from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.runs.run import run
-from avalanche_peftcl.config.settings import dump_settings
 
 TIMES = re.compile("Seconds|Memory")
 

@@ -13,15 +13,14 @@ from avalanche.training.plugins import SupervisedPlugin
 from rich.console import Console
 
 from avalanche_peftcl import Component, files
-from avalanche_peftcl.runs import output
-from avalanche_peftcl.runs import record
 from avalanche_peftcl.config import RunConfig, load_config
-from avalanche_peftcl.registry.packages import Entry, Provider
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.registry.packages import Entry, Provider
+from avalanche_peftcl.runs import output, record
 from avalanche_peftcl.runs.from_file import run_from_file
 from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.progress import RunProgress
-from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.runs.run import check_device, run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from avalanche_peftcl.runs import record
 from avalanche_peftcl.cli import app
 from avalanche_peftcl.config.settings import dump_settings
+from avalanche_peftcl.runs import record
 from avalanche_peftcl.runs.signals import Terminated, termination_raised
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
