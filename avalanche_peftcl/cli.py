@@ -33,6 +33,8 @@ from avalanche_peftcl.registry.packages import SWITCH
 from avalanche_peftcl.registry.wording import clip
 from avalanche_peftcl.runs.signals import Terminated, termination_raised
 
+__all__ = ["app", "main"]
+
 _PLAIN = (  # told in one line
     PluginLoadWarning,
     CheckpointWarning,

@@ -1,5 +1,23 @@
 """Errors of the package: one base class; each concrete error is also the matching builtin."""
 
+__all__ = [
+    "AmbiguousComponentError",
+    "BackboneWarning",
+    "CheckpointError",
+    "CheckpointWarning",
+    "ConfigError",
+    "ConfigWarning",
+    "DataError",
+    "DivergenceWarning",
+    "NotFiniteError",
+    "PEFTCLError",
+    "PluginLoadWarning",
+    "PrecisionWarning",
+    "ProtocolError",
+    "ResourceError",
+    "UnknownComponentError",
+]
+
 
 class PEFTCLError(Exception):
     """Base of every error that this package raises on purpose."""

@@ -12,6 +12,8 @@ from avalanche.logging import WandBLogger as _WandBLogger
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import make_folder, replace_file
 
+__all__ = ["WandBLogger", "tensorboard", "wandb"]
+
 _EVENTS = "events.out.tfevents.*"  # TensorBoard's files
 
 

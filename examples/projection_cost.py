@@ -10,35 +10,48 @@ the ratio is that of their median times.
 import argparse
 import statistics
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 
-from avalanche_peftcl.models import PEFTModel, create_backbone, projection_sites
-from avalanche_peftcl.models.modules.kinds import KINDS, build_module
-from avalanche_peftcl.models.projection.batches import batch_sites
+from avalanche_peftcl.models import (
+    PEFTModel,
+    build_attention_adapters,
+    build_lora,
+    build_prefix,
+    build_prompt,
+    create_backbone,
+    projection_sites,
+)
 from avalanche_peftcl.training.plugins import GradientProjectionPlugin
+
+KINDS = {
+    "adapter": partial(build_attention_adapters, r=10),
+    "lora": partial(build_lora, r=10),
+    "prefix": partial(build_prefix, length=10),
+    "prompt": partial(build_prompt, length=10),
+}
 
 
 def measure(kind: str, device: torch.device, *, where: str, rounds: int, size: int) -> float:
     """Return the time of a projected step over that of a plain one."""
     torch.manual_seed(0)
     backbone = create_backbone("vit_tiny_patch16_224")
-    module = build_module(kind, backbone, r=10, length=10, blocks=[0, 1, 2, 3, 4])
+    module = KINDS[kind](backbone=backbone, blocks=[0, 1, 2, 3, 4])
     model = PEFTModel(backbone, module).to(device)
     model.start_experience([(0, c) for c in range(10)])
     model.to(device)
     plugin = GradientProjectionPlugin(where=where)
-    sites = projection_sites(model)
-    for site in sites:
+    for site in projection_sites(model):
         groups, _, dim = site.view(site.parameter.detach()).shape
         vectors = torch.randn(groups, dim, min(size, dim), device=device)
         plugin.bases[site.name] = list(torch.linalg.qr(vectors).Q)
-    plugin._batches = batch_sites(sites, plugin.bases)
+    strategy = SimpleNamespace(model=model, experience=SimpleNamespace())
+    plugin.before_training_exp(strategy)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     images = torch.randn(16, 3, 224, 224, device=device)
     targets = torch.arange(16, device=device) % 10
-    strategy = SimpleNamespace()
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(rounds + 1):
         for plugin.active in (True, False):

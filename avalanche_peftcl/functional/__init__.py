@@ -1,1 +1,87 @@
 """Pure functions of tensors; they need torch and nothing else."""
+
+from avalanche_peftcl.functional.accuracy_matrix import (
+    accuracy_curve,
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    clipped_forgetting,
+    final_row,
+    forgetting,
+    forward_transfer,
+    last_accuracy,
+    learning_accuracy,
+)
+from avalanche_peftcl.functional.averaging import released_copy, running_mean_, segment
+from avalanche_peftcl.functional.finite import (
+    all_finite,
+    check_decided,
+    check_finite,
+    not_finite,
+    undecided,
+)
+from avalanche_peftcl.functional.losses import (
+    pooled_nce,
+    released_direction,
+    released_orthogonality,
+    span_energy,
+)
+from avalanche_peftcl.functional.matrix_vectors import (
+    MatrixVectors,
+    fold_row,
+    matrix_vectors,
+    mean,
+    seen_accuracy,
+)
+from avalanche_peftcl.functional.precision import in_double
+from avalanche_peftcl.functional.released_projection import (
+    coordinate_basis,
+    released_mask,
+    released_spectrum,
+)
+from avalanche_peftcl.functional.subspace import (
+    extend_basis,
+    gram,
+    orthonormal_basis,
+    remove_component,
+    stack_bases,
+)
+
+__all__ = [
+    "MatrixVectors",
+    "accuracy_curve",
+    "all_finite",
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "backward_transfer",
+    "check_decided",
+    "check_finite",
+    "clipped_forgetting",
+    "coordinate_basis",
+    "extend_basis",
+    "final_row",
+    "fold_row",
+    "forgetting",
+    "forward_transfer",
+    "gram",
+    "in_double",
+    "last_accuracy",
+    "learning_accuracy",
+    "matrix_vectors",
+    "mean",
+    "not_finite",
+    "orthonormal_basis",
+    "pooled_nce",
+    "released_copy",
+    "released_direction",
+    "released_mask",
+    "released_orthogonality",
+    "released_spectrum",
+    "remove_component",
+    "running_mean_",
+    "seen_accuracy",
+    "segment",
+    "span_energy",
+    "stack_bases",
+    "undecided",
+]

@@ -3,19 +3,24 @@
 from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.backbones.timm_vit import create_backbone
-from avalanche_peftcl.models.branch import Branch, forward_branches, forward_tokens
+from avalanche_peftcl.models.branch import Branch, build_frozen, forward_branches, forward_tokens
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
 from avalanche_peftcl.models.heads.heads import ClassRows, CosineHead, LinearHead, PrototypeHead
-from avalanche_peftcl.models.modules.adapter import Adapter, AdapterBranch
+from avalanche_peftcl.models.modules.adapter import Adapter, AdapterBranch, build_adapters
 from avalanche_peftcl.models.modules.attention_adapter import (
     AttentionAdapter,
     AttentionAdapterBranch,
+    build_attention_adapters,
 )
-from avalanche_peftcl.models.modules.injection import TunedBranch
-from avalanche_peftcl.models.modules.lora import LoRABranch
-from avalanche_peftcl.models.modules.patch_prompt import PatchPrompt, PatchPromptBranch
-from avalanche_peftcl.models.modules.prefix import PrefixBranch, PrefixTokens
-from avalanche_peftcl.models.modules.prompt import PromptBranch, PromptTokens
+from avalanche_peftcl.models.modules.injection import TunedBranch, build_peft_tuner
+from avalanche_peftcl.models.modules.lora import LoRABranch, build_lora
+from avalanche_peftcl.models.modules.patch_prompt import (
+    PatchPrompt,
+    PatchPromptBranch,
+    build_patch_prompts,
+)
+from avalanche_peftcl.models.modules.prefix import PrefixBranch, PrefixTokens, build_prefix
+from avalanche_peftcl.models.modules.prompt import PromptBranch, PromptTokens, build_prompt
 from avalanche_peftcl.models.networks.dynamic import DynamicModel
 from avalanche_peftcl.models.networks.ntk_cl import (
     Fusion,
@@ -58,6 +63,14 @@ __all__ = [
     "ReleasedFusion",
     "TunedBranch",
     "Views",
+    "build_adapters",
+    "build_attention_adapters",
+    "build_frozen",
+    "build_lora",
+    "build_patch_prompts",
+    "build_peft_tuner",
+    "build_prefix",
+    "build_prompt",
     "create_backbone",
     "export_spec",
     "exportable",

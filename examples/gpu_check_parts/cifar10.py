@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from avalanche_peftcl import run
 from avalanche_peftcl.config import load_config
 from avalanche_peftcl.errors import PEFTCLError
-from avalanche_peftcl.runs.progress import RunProgress
-from avalanche_peftcl.runs.run import run
+from avalanche_peftcl.runs import RunProgress
 from gpu_check_parts.cells import Budget, precise
 
 CONFIG = Path(__file__).parents[1] / "real_images" / "cifar10.yaml"

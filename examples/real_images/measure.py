@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from avalanche_peftcl.runs.from_file import run_from_file
+from avalanche_peftcl.runs import run_from_file
 
 HERE = Path(__file__).parent
 COMMON = "train_epochs: 3, train_mb_size: 16"  # the table of README: mixed_precision: bf16 too

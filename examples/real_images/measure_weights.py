@@ -22,7 +22,7 @@ import torch
 from measure import HERE, cells, folder, read
 from rich.console import Console
 
-from avalanche_peftcl.runs.from_file import run_from_file
+from avalanche_peftcl.runs import run_from_file
 from avalanche_peftcl.training.plugins import (
     PrototypeContrastPlugin,
     RetentionPlugin,
