@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from avalanche_peftcl import __version__, cli
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.registry.packages import HOOKS, SWITCH
+from avalanche_peftcl.registry.kinds import KINDS
+from avalanche_peftcl.registry.packages import SWITCH
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_list_shows_every_kind_with_provider_version_and_source(peftcl):
     assert result.exit_code == 0
     rows = [[c.strip() for c in r.split("│")[1:-1]] for r in result.stdout.splitlines() if "│" in r]
     assert ["strategy", "ntk_cl", "avalanche-peftcl", __version__, "arXiv 2407.17120"] in rows
-    assert {row[0] for row in rows} == set(HOOKS)
+    assert {row[0] for row in rows} == set(KINDS) - {"head"}
     assert all(all(row) for row in rows)
 
 
@@ -76,8 +77,8 @@ def test_list_unknown_kind(peftcl):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr == (
-        "error: unknown kind 'methods'; the kinds are backbone, module, benchmark, strategy, "
-        "strategy_plugin, metric, logger\n"
+        "error: unknown kind 'methods'; the kinds are backbone, module, head, benchmark, "
+        "strategy, strategy_plugin, metric, logger\n"
     )
 
 

@@ -149,7 +149,7 @@ def _identity(run: Run) -> dict[str, Any]:
     config, metrics = run.metrics.config, run.metrics
     providers = {(part.kind, part.name): part.provider for part in metrics.components}
     flat: dict[str, Any] = {}
-    for kind in ("strategy", "module", "plugins", "benchmark", "backbone"):
+    for kind in ("strategy", "module", "head", "plugins", "benchmark", "backbone"):
         part: ComponentConfig | list[ComponentConfig] | None = getattr(config, kind)
         if isinstance(part, list):
             flat[kind] = [{"name": _bare(each)} | each.options for each in part]

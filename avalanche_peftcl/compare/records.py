@@ -36,6 +36,7 @@ class Settings(_Part):
 
     backbone: ComponentConfig
     module: ComponentConfig | None = None
+    head: ComponentConfig | None = None
     benchmark: ComponentConfig
     strategy: ComponentConfig
     plugins: list[ComponentConfig] = []

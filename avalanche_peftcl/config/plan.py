@@ -6,23 +6,19 @@ from typing import Any
 from avalanche_peftcl.config import ComponentConfig, RunConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import Registry
+from avalanche_peftcl.registry.component import SCENARIOS
+from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.wording import show
-
-_HOST = "avalanche_peftcl.training.plugins.host"
-_WITHOUT_TASK_LABELS = (f"{_HOST}:ewc", f"{_HOST}:lwf")
 
 
 def components(config: RunConfig) -> list[tuple[str, ComponentConfig]]:
     """Return kind and settings of every component that ``config`` names."""
-    return [
-        ("backbone", config.backbone),
-        ("benchmark", config.benchmark),
-        *([] if config.module is None else [("module", config.module)]),
-        *(("strategy_plugin", plugin) for plugin in config.plugins),
-        *(("metric", metric) for metric in config.metrics),
-        *(("logger", logger) for logger in config.loggers),
-        ("strategy", config.strategy),
-    ]
+    found: list[tuple[str, ComponentConfig]] = []
+    for kind in KINDS.values():
+        asked = getattr(config, kind.key)
+        several = asked if isinstance(asked, list) else [] if asked is None else [asked]
+        found += [(kind.name, each) for each in several]
+    return found
 
 
 def seed_benchmark(config: RunConfig, registry: Registry) -> RunConfig:
@@ -55,15 +51,21 @@ def check_components(config: RunConfig, registry: Registry) -> None:
     for kind, component in components(config):
         registry.schema(kind, component.name).check(component.options)
     schema = registry.schema("strategy", config.strategy.name)
-    for key, wanted in (("module", config.module), ("plugins", config.plugins)):
+    handed_in = {
+        "module": config.module,
+        "head": config.head,
+        "plugins": config.plugins,
+    }
+    for key, wanted in handed_in.items():
         if wanted and key not in schema.given:
             raise ConfigError(f"{schema.title} takes no {key}; leave out the key {key!r}")
     scenario = config.benchmark.options.get("scenario")
-    for plugin in config.plugins if scenario == "task" else ():
-        if registry.get("strategy_plugin", plugin.name).component.build in _WITHOUT_TASK_LABELS:
+    for kind, component in components(config):
+        served = registry.get(kind, component.name).component.scenarios
+        if scenario in SCENARIOS and scenario not in served:
+            ways = " or ".join(filter(None, (", ".join(served[:-1]), served[-1])))
             raise ConfigError(
-                f"strategy_plugin {plugin.name!r} cannot serve scenario 'task': Avalanche's class "
-                "gives a model no task labels; use scenario class, domain or online"
+                f"{kind} {component.name!r} cannot serve scenario {scenario!r}; use scenario {ways}"
             )
     if "evaluator" not in schema.given:
         raise ConfigError(f"{schema.title} takes no evaluator, without which no run is measured")
@@ -81,7 +83,7 @@ def with_defaults(config: RunConfig, registry: Registry) -> dict[str, Any]:
         return {"name": component.name} | defaults | component.options
 
     settings: dict[str, Any] = config.model_dump(mode="json")
-    for kind in ("backbone", "module", "benchmark", "strategy"):
+    for kind in ("backbone", "module", "head", "benchmark", "strategy"):
         if (component := getattr(config, kind)) is not None:
             settings[kind] = filled(kind, component)
     settings["plugins"] = [filled("strategy_plugin", plugin) for plugin in config.plugins]

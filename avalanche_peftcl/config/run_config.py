@@ -94,6 +94,7 @@ class RunConfig(BaseModel):
             test stream, and once before training (needed for forward transfer).
         backbone: The frozen network.
         module: The PEFT module, for a strategy that takes one.
+        head: What turns features into predictions, for a strategy that takes one.
         benchmark: The stream of experiences.
         strategy: The method.
         plugins: Avalanche plugins of the strategy, in this order.
@@ -126,6 +127,7 @@ class RunConfig(BaseModel):
     evaluate: Literal["seen", "all"] = "seen"
     backbone: ComponentConfig
     module: ComponentConfig | None = None
+    head: ComponentConfig | None = None
     benchmark: ComponentConfig
     strategy: ComponentConfig
     plugins: list[ComponentConfig] = []

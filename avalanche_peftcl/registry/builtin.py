@@ -5,7 +5,7 @@ Import paths instead of imports: listing these costs neither torch nor Avalanche
 
 from collections.abc import Iterable
 
-from avalanche_peftcl.registry.component import Component
+from avalanche_peftcl.registry.component import Component, Scenario
 from avalanche_peftcl.registry.hookspecs import hookimpl
 
 _MODELS = "avalanche_peftcl.models"
@@ -137,6 +137,7 @@ def peftcl_strategies() -> Iterable[Component]:
 def peftcl_strategy_plugins() -> Iterable[Component]:
     """Pieces of NTK-CL and PEGP that any strategy can use, and Avalanche's own plugins."""
     plugins, host = f"{_TRAINING}.plugins", f"{_TRAINING}.plugins.host"
+    without_task_labels: tuple[Scenario, ...] = ("class", "domain", "online")
     return (
         Component(
             "gradient_projection",
@@ -154,8 +155,18 @@ def peftcl_strategy_plugins() -> Iterable[Component]:
             source="adaptive EMA of NTK-CL, arXiv 2407.17120",
         ),
         Component("replay", f"{host}:replay", source="arXiv 1902.10486; Avalanche ReplayPlugin"),
-        Component("ewc", f"{host}:ewc", source="arXiv 1612.00796; Avalanche EWCPlugin"),
-        Component("lwf", f"{host}:lwf", source="arXiv 1606.09282; Avalanche LwFPlugin"),
+        Component(
+            "ewc",
+            f"{host}:ewc",
+            source="arXiv 1612.00796; Avalanche EWCPlugin",
+            scenarios=without_task_labels,
+        ),
+        Component(
+            "lwf",
+            f"{host}:lwf",
+            source="arXiv 1606.09282; Avalanche LwFPlugin",
+            scenarios=without_task_labels,
+        ),
     )
 
 

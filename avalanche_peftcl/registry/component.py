@@ -4,12 +4,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, get_args
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.registry.wording import show
+from avalanche_peftcl.registry.wording import join, show
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+Scenario = Literal["class", "task", "domain", "online"]
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
@@ -23,10 +25,11 @@ class Component:
             which is imported at first use, so that offering a component costs no import. Its
             keyword arguments are the options, their annotations the types that are allowed.
         source: Paper or code that it follows.
+        scenarios: Scenarios that it serves; a run in another is refused before anything is loaded.
 
     Raises:
         ConfigError: If the name is not lower_snake_case, ``build`` neither a callable nor an import
-            path of that form, or the source no text.
+            path of that form, the source no text, or a scenario none of the four.
 
     Example:
         >>> Component("counter", "collections:Counter", source="Python").load()
@@ -36,6 +39,7 @@ class Component:
     name: str
     build: Callable[..., Any] | str
     source: str
+    scenarios: tuple[Scenario, ...] = SCENARIOS
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -58,6 +62,12 @@ class Component:
             raise ConfigError(
                 f"component {self.name!r}: source={show(self.source)} is no text; name the paper "
                 "or code that it follows"
+            )
+        served = self.scenarios
+        if not isinstance(served, tuple) or not served or any(s not in SCENARIOS for s in served):
+            raise ConfigError(
+                f"component {self.name!r}: scenarios={show(served)} is not a tuple of some of "
+                f"{join(map(repr, SCENARIOS))}"
             )
 
     def load(self) -> Callable[..., Any]:

@@ -29,6 +29,15 @@ def peftcl_modules() -> Iterable[Component]:
 
 
 @hookspec
+def peftcl_heads() -> Iterable[Component]:
+    """Offer heads: ``build(*, in_features, **options) -> models.Head``.
+
+    The network that the head stands on hands in its width.
+    """
+    return ()
+
+
+@hookspec
 def peftcl_benchmarks() -> Iterable[Component]:
     """Offer streams: ``build(*, input_config, **options) -> Avalanche benchmark``."""
     return ()
@@ -38,8 +47,10 @@ def peftcl_benchmarks() -> Iterable[Component]:
 def peftcl_strategies() -> Iterable[Component]:
     """Offer methods.
 
-    ``build(*, backbone, module, device, plugins, evaluator, **options)`` returns an Avalanche
-    strategy. Of the five things that a run hands in, name those in the signature that you need.
+    ``build(*, backbone, module, head, device, plugins, evaluator, **options)`` returns an Avalanche
+    strategy. Of the six things that a run hands in, name those in the signature that you need.
+    ``head`` is a function from the width of features to a head; ``module`` and ``head`` are handed
+    in where the configuration names one.
     """
     return ()
 

@@ -17,19 +17,11 @@ from avalanche_peftcl.registry import hookspecs
 from avalanche_peftcl.registry.component import Component
 from avalanche_peftcl.registry.installed import Package, Point, packages
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
+from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.wording import did_you_mean, join, say, show
 
 HOST = "avalanche-peftcl"
 SWITCH = "AVALANCHE_PEFTCL_PLUGINS"
-HOOKS = {
-    "backbone": "peftcl_backbones",
-    "module": "peftcl_modules",
-    "benchmark": "peftcl_benchmarks",
-    "strategy": "peftcl_strategies",
-    "strategy_plugin": "peftcl_strategy_plugins",
-    "metric": "peftcl_metrics",
-    "logger": "peftcl_loggers",
-}
 _MOST = 10_000  # components of one hook; a generator may have no end
 
 
@@ -181,18 +173,18 @@ def _components(point: EntryPoint, taken: set[tuple[str, str]]) -> Iterator[tupl
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         wrong = next(c.name for c in callers if not c.has_spec())
-        hooks = HOOKS.values()
+        hooks = [kind.hook for kind in KINDS.values()]
         raise ConfigError(
             f"unknown hook {wrong!r}{did_you_mean(wrong, hooks)}; the hooks are {join(hooks)}"
         ) from error
     taken = set(taken)
-    for kind, hook in HOOKS.items():
-        for implementation in getattr(manager.hook, hook).get_hookimpls():
-            for component in _offered(hook, implementation.function()):
-                if (kind, component.name) in taken:
-                    raise ConfigError(f"it offers {kind} {component.name!r} twice")
-                taken.add((kind, component.name))
-                yield kind, component
+    for kind in KINDS.values():
+        for implementation in getattr(manager.hook, kind.hook).get_hookimpls():
+            for component in _offered(kind.hook, implementation.function()):
+                if (kind.name, component.name) in taken:
+                    raise ConfigError(f"it offers {kind.name} {component.name!r} twice")
+                taken.add((kind.name, component.name))
+                yield kind.name, component
 
 
 def _offered(hook: str, offer: Any) -> Iterator[Component]:
@@ -204,7 +196,8 @@ def _offered(hook: str, offer: Any) -> Iterator[Component]:
             raise ConfigError(f"hook {hook} offers more than {_MOST} components")
         if not isinstance(component, Component):
             raise ConfigError(f"hook {hook} must offer Component, not {show(component)}")
-        yield Component(component.name, component.build, component.source)  # a subclass may lie
+        # made again, which checks it: a subclass may lie
+        yield Component(component.name, component.build, component.source, component.scenarios)
 
 
 def _warn(text: str) -> None:

@@ -13,19 +13,12 @@ from avalanche_peftcl.errors import (
     UnknownComponentError,
 )
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
-from avalanche_peftcl.registry.packages import HOOKS, Entry, PluginRecord, Provider, load_packages
+from avalanche_peftcl.registry.kinds import KINDS, kind_of
+from avalanche_peftcl.registry.packages import Entry, PluginRecord, Provider, load_packages
 from avalanche_peftcl.registry.schema import Schema
 from avalanche_peftcl.registry.wording import did_you_mean, join, say
 
-__all__ = ["GIVEN", "Entry", "PluginRecord", "Provider", "Registry", "discover"]
-
-# keyword arguments that the run hands in; never options
-GIVEN: dict[str, frozenset[str]] = {
-    "module": frozenset({"backbone"}),
-    "benchmark": frozenset({"input_config"}),
-    "strategy": frozenset({"backbone", "module", "device", "plugins", "evaluator"}),
-    "logger": frozenset({"output", "resume", "settings", "listed"}),
-}
+__all__ = ["Entry", "PluginRecord", "Provider", "Registry", "discover"]
 
 
 class Registry:
@@ -50,7 +43,7 @@ class Registry:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of component, one for each hook."""
-        return tuple(HOOKS)
+        return tuple(KINDS)
 
     def entries(self, kind: str | None = None) -> list[Entry]:
         """Return the components of ``kind``, or all, sorted by kind, name and provider.
@@ -58,11 +51,9 @@ class Registry:
         Raises:
             ConfigError: If there is no such kind.
         """
-        if kind is not None and kind not in HOOKS:
-            raise ConfigError(
-                f"unknown kind {kind!r}{did_you_mean(kind, HOOKS)}; the kinds are {join(HOOKS)}"
-            )
-        order = list(HOOKS)
+        if kind is not None:
+            kind = kind_of(kind).name
+        order = list(KINDS)
         return sorted(
             (e for e in self._entries if kind is None or e.kind == kind),
             key=lambda e: (order.index(e.kind), e.component.name, e.provider.name),
@@ -143,7 +134,7 @@ class Registry:
             ConfigError: If what the provider named cannot be imported or has no signature.
         """
         entry = self.get(kind, name)
-        return Schema.of(_load(entry), given=GIVEN.get(kind, frozenset()), title=_title(entry))
+        return Schema.of(_load(entry), given=kind_of(kind).given, title=_title(entry))
 
     def options(self, kind: str, name: str) -> dict[str, inspect.Parameter]:
         """Return what may stand in a configuration: the arguments that the run does not hand in."""

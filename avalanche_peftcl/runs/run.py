@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -33,7 +34,7 @@ from avalanche_peftcl.models.resources import (
     check_processors,
     plain_resource_errors,
 )
-from avalanche_peftcl.registry.parts import check_part
+from avalanche_peftcl.registry.kinds import kind_of
 from avalanche_peftcl.runs.matrix_file import MatrixFile
 from avalanche_peftcl.runs.output import (
     CHECKPOINTS,
@@ -187,6 +188,7 @@ def _run(
             plugins=plugins,
             evaluator=evaluator,
             **({} if module is None else {"module": module}),
+            **({} if config.head is None else {"head": partial(_head, registry, config.head)}),
         )
 
         protocol = describe_protocol(benchmark, input_config)
@@ -321,7 +323,11 @@ def _run(
     return result
 
 
+def _head(registry: Registry, component: ComponentConfig, in_features: int) -> Any:
+    return _build(registry, "head", component, in_features=in_features)
+
+
 def _build(registry: Registry, kind: str, component: ComponentConfig, **given: Any) -> Any:
     part = registry.build(kind, component.name, component.options, given)
-    check_part(kind, part, registry.schema(kind, component.name).title)
+    kind_of(kind).check(part, registry.schema(kind, component.name).title)
     return part

@@ -72,7 +72,7 @@ BROKEN = {
     "misspelt": (
         lambda good: good.replace("peftcl_strategies", "peftcl_strategys"),
         "unknown hook 'peftcl_strategys' (did you mean 'peftcl_strategies'?); the hooks are "
-        "peftcl_backbones, peftcl_modules, peftcl_benchmarks, peftcl_strategies, "
+        "peftcl_backbones, peftcl_modules, peftcl_heads, peftcl_benchmarks, peftcl_strategies, "
         "peftcl_strategy_plugins, peftcl_metrics, peftcl_loggers",
     ),
     "no hook": ("x = 1", "it has no hook; decorate a function with @avalanche_peftcl.hookimpl"),

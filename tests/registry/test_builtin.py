@@ -4,8 +4,7 @@ from importlib import import_module
 import pytest
 
 from avalanche_peftcl.registry import Registry, builtin, discover, hookspecs
-from avalanche_peftcl.registry.packages import HOOKS
-from avalanche_peftcl.registry.registry import GIVEN
+from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.schema import Schema
 
 
@@ -15,17 +14,22 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     return discover()
 
 
-OFFERED = [(kind, c.name) for kind, hook in HOOKS.items() for c in getattr(builtin, hook)()]
+OFFERED = [
+    (kind.name, component.name)
+    for kind in KINDS.values()
+    if hasattr(builtin, kind.hook)
+    for component in getattr(builtin, kind.hook)()
+]
 
 
 def test_every_hook_has_a_kind():
     hooks = [n for n, f in inspect.getmembers(hookspecs, inspect.isfunction) if n[:7] == "peftcl_"]
-    assert sorted(hooks) == sorted(HOOKS.values())
+    assert sorted(hooks) == sorted(kind.hook for kind in KINDS.values())
 
 
 def test_builtins_come_through_the_hooks(registry):
     assert [(e.kind, e.component.name) for e in registry.entries()] == sorted(
-        OFFERED, key=lambda pair: (list(HOOKS).index(pair[0]), pair[1])
+        OFFERED, key=lambda pair: (list(KINDS).index(pair[0]), pair[1])
     )
     assert {e.provider.name for e in registry.entries()} == {"avalanche-peftcl"}
 
@@ -41,7 +45,7 @@ def test_every_path_names_a_builder_whose_options_can_be_read(registry, kind, na
     assert component.source
     module, _, attribute = component.build.partition(":")
     builder = getattr(import_module(module), attribute)
-    schema = Schema.of(builder, given=GIVEN.get(kind, frozenset()), title=name)
+    schema = Schema.of(builder, given=KINDS[kind].given, title=name)
     empty = inspect.Parameter.empty
     assert [k for k, p in schema.options.items() if p.annotation is empty] == []
 

@@ -42,3 +42,17 @@ def test_bad_names(name):
 def test_bad_paths(path):
     with pytest.raises(ConfigError, match='not an import path of the form "package'):
         Component("thing", path, source="")
+
+
+@pytest.mark.parametrize("served", ["task", (), ["class"], ("classes",), ("class", []), None])
+def test_bad_scenarios(served):
+    with pytest.raises(ConfigError) as raised:
+        Component("thing", build, source="", scenarios=served)
+    assert str(raised.value).startswith("component 'thing': scenarios=")
+    assert str(raised.value).endswith(
+        " is not a tuple of some of 'class', 'task', 'domain', 'online'"
+    )
+
+
+def test_a_component_serves_all_scenarios_unless_it_says_otherwise():
+    assert Component("thing", build, source="").scenarios == ("class", "task", "domain", "online")

@@ -27,13 +27,14 @@ def test_only_the_built_in(install, discover_with_warnings):
     assert registry.kinds == (
         "backbone",
         "module",
+        "head",
         "benchmark",
         "strategy",
         "strategy_plugin",
         "metric",
         "logger",
     )
-    assert {e.kind for e in registry.entries()} == set(registry.kinds)
+    assert {e.kind for e in registry.entries()} == set(registry.kinds) - {"head"}
 
 
 def test_good_package(install, discover_with_warnings):
@@ -149,7 +150,7 @@ def test_unknown_kind(install):
         discover().entries("strategies")
     assert str(raised.value) == (
         "unknown kind 'strategies' (did you mean 'strategy'?); the kinds are backbone, module, "
-        "benchmark, strategy, strategy_plugin, metric, logger"
+        "head, benchmark, strategy, strategy_plugin, metric, logger"
     )
 
 
