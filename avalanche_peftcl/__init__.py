@@ -6,9 +6,20 @@ from typing import Any
 
 from avalanche_peftcl.registry.component import Component
 from avalanche_peftcl.registry.hookspecs import hookimpl
+from avalanche_peftcl.registry.takes import takes
 
 __version__ = version("avalanche-peftcl")
-__all__ = ["NTKCL", "PEGP", "Component", "PEFTTemplate", "__version__", "hookimpl", "load", "run"]
+__all__ = [
+    "NTKCL",
+    "PEGP",
+    "Component",
+    "PEFTTemplate",
+    "__version__",
+    "hookimpl",
+    "load",
+    "run",
+    "takes",
+]
 
 _LAZY = dict.fromkeys(("NTKCL", "PEGP", "PEFTTemplate"), "avalanche_peftcl.training")
 _LAZY |= {"load": "avalanche_peftcl.export.load", "run": "avalanche_peftcl.runs.run"}
