@@ -9,7 +9,6 @@ from packaging.utils import canonicalize_name
 from avalanche_peftcl.errors import (
     AmbiguousComponentError,
     ConfigError,
-    PEFTCLError,
     UnknownComponentError,
 )
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
@@ -133,8 +132,7 @@ class Registry:
         Raises:
             ConfigError: If what the provider named cannot be imported or has no signature.
         """
-        entry = self.get(kind, name)
-        return Schema.of(_load(entry), given=kind_of(kind).given, title=_title(entry))
+        return schema_of(self.get(kind, name))
 
     def options(self, kind: str, name: str) -> dict[str, inspect.Parameter]:
         """Return what may stand in a configuration: the arguments that the run does not hand in."""
@@ -171,19 +169,7 @@ class Registry:
             avalanche_peftcl.errors.ConfigError: strategy_plugin 'ewc' of avalanche-peftcl ...
         """
         schema = self.schema(kind, name)
-        arguments = schema.check(options or {}) | schema.handed_in(given or {})
-        try:
-            with isolated():
-                built = schema.builder(**arguments)
-        except ForeignError as caught:
-            if isinstance(caught.error, PEFTCLError):
-                raise caught.error from caught.error.__cause__
-            raise ConfigError(
-                f"{schema.title} cannot be built: {say(caught.error)}"
-            ) from caught.error
-        if built is None:
-            raise ConfigError(f"{schema.title} cannot be built: its builder returned None")
-        return built
+        return schema.build(schema.check(options or {}), given or {})
 
 
 def discover(only: Collection[str] | None = None) -> Registry:
@@ -207,15 +193,18 @@ def discover(only: Collection[str] | None = None) -> Registry:
     return Registry(*load_packages(only))
 
 
-def _load(entry: Entry) -> Any:
+def schema_of(entry: Entry) -> Schema:
+    """Return what the builder of a component takes; its module is imported if need be.
+
+    Raises:
+        ConfigError: If what the provider named cannot be imported or has no signature.
+    """
+    title = f"{entry.kind} {entry.component.name!r} of {entry.provider}"
     try:
         with isolated():
-            return entry.component.load()
+            builder = entry.component.load()
     except ForeignError as caught:
         raise ConfigError(
-            f"{_title(entry)} cannot be loaded from {entry.component.build!r}: {say(caught.error)}"
+            f"{title} cannot be loaded from {entry.component.build!r}: {say(caught.error)}"
         ) from caught.error
-
-
-def _title(entry: Entry) -> str:
-    return f"{entry.kind} {entry.component.name!r} of {entry.provider}"
+    return Schema.of(builder, given=kind_of(entry.kind).given, title=title)

@@ -1,24 +1,20 @@
 """A builder's signature as the schema of its options."""
 
-import functools
 import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.errors import ConfigError, PEFTCLError
+from avalanche_peftcl.registry.annotations import resolved, say_type, takes_path
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
 from avalanche_peftcl.registry.wording import clip, did_you_mean, say, show
 
 _MOST = 20  # problems that one message lists
 _LONGEST = 4096  # letters of a text; no path may be longer either
-_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
-_SIGNS |= {"min_length": "length >=", "max_length": "length <="}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +30,7 @@ class Schema:
         further: Name of the ``**`` argument, if it accepts further options.
 
     Example:
+        >>> from typing import Annotated
         >>> def build(*, backbone, r: Annotated[int, Field(ge=1)] = 4): ...
         >>> Schema.of(build, given=frozenset({"backbone"}), title="module 'x'").describe()
         [('r', 'int (>= 1)', '4')]
@@ -62,7 +59,7 @@ class Schema:
                     if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
                 }
                 options = {k: p for k, p in named.items() if k not in given}
-                options = _resolved(builder, options)
+                options = resolved(builder, options)
         except ForeignError as caught:
             raise ConfigError(
                 f"the signature of {title} cannot be read: {say(caught.error)}"
@@ -79,7 +76,7 @@ class Schema:
     def describe(self) -> list[tuple[str, str, str]]:
         """Return name, type and default of every option; the default is empty if required."""
         rows = [
-            (name, _type(p.annotation), "" if p.default is p.empty else show(p.default))
+            (name, say_type(p.annotation), "" if p.default is p.empty else show(p.default))
             for name, p in self.options.items()
         ]
         return rows + ([(f"**{self.further}", "further options", "")] if self.further else [])
@@ -122,6 +119,31 @@ class Schema:
             )
         return {k: given[k] for k in self.given if k in given}
 
+    def build(self, options: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+        """Call the builder.
+
+        Args:
+            options: Values as :meth:`check` returns them.
+            given: What the run hands in; passed if the builder names it.
+
+        Raises:
+            ConfigError: The builder needs what is not there, raises or returns ``None``.
+            PEFTCLError: Whatever else of this kind the builder raises, as it is.
+        """
+        arguments = dict(options) | self.handed_in(given)
+        try:
+            with isolated():
+                built = self.builder(**arguments)
+        except ForeignError as caught:
+            if isinstance(caught.error, PEFTCLError):
+                raise caught.error from caught.error.__cause__
+            raise ConfigError(
+                f"{self.title} cannot be built: {say(caught.error)}"
+            ) from caught.error
+        if built is None:
+            raise ConfigError(f"{self.title} cannot be built: its builder returned None")
+        return built
+
     def _convert(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         fields: dict[str, Any] = {}
         for index, (name, p) in enumerate(self.options.items()):
@@ -150,17 +172,20 @@ class Schema:
         for index, name in enumerate(self.options):
             if name in values:
                 converted[name] = getattr(checked, f"option_{index}")
-                if not _holds_long_text(values[name]) and _takes_path(
-                    self.options[name].annotation
-                ):
+                if not _holds_long_text(values[name]) and takes_path(self.options[name].annotation):
                     try:
                         converted[name] = _expanded(converted[name])
                     except RuntimeError as failed:
                         homeless.append(f"option {name!r}: {failed}, got {show(values[name])}")
-        return converted, list(long.values()) + homeless + [
-            f"option {name!r} should be {_type(self.options[name].annotation)}, got {show(value)}"
+        turned = [
+            name
             for name, value in values.items()
             if _scalar(value) and _scalar(converted[name]) not in (None, _scalar(value))
+        ]
+        return converted, list(long.values()) + homeless + [
+            f"option {name!r} should be {say_type(self.options[name].annotation)}, "
+            f"got {show(values[name])}"
+            for name in turned
         ]
 
     def _unknown(self, name: str) -> str:
@@ -169,34 +194,12 @@ class Schema:
         return f"unknown option {show(name)}{did_you_mean(name, self.options)}"
 
 
-def _resolved(
-    builder: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]
-) -> dict[str, inspect.Parameter]:
-    """Replace annotations written as strings by what they name where the builder is defined."""
-    while isinstance(builder, functools.partial):
-        builder = builder.func
-    function = builder.__init__ if isinstance(builder, type) else builder  # type: ignore[misc]
-    scope = getattr(inspect.unwrap(function), "__globals__", None)
-    scope = scope or getattr(type(builder).__call__, "__globals__", {})
-    written = {k: p.annotation for k, p in parameters.items() if p.annotation is not p.empty}
-    holder = types.SimpleNamespace(__annotations__=written)
-    hints = typing.get_type_hints(holder, globalns=scope, include_extras=True)
-    return {k: p.replace(annotation=hints.get(k, p.empty)) for k, p in parameters.items()}
-
-
 def _holds_long_text(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_holds_long_text, value))
     if isinstance(value, dict):
         return any(map(_holds_long_text, [*value, *value.values()]))
     return isinstance(value, str) and len(value) > _LONGEST
-
-
-def _takes_path(annotation: Any) -> bool:
-    arguments = typing.get_args(annotation)
-    return any(map(_takes_path, arguments)) or (
-        isinstance(annotation, type) and issubclass(annotation, PurePath)
-    )
 
 
 def _expanded(value: Any) -> Any:
@@ -234,30 +237,3 @@ def _plain(error: ValidationError) -> list[str]:
         else texts[0]
         for option, texts in lines.items()
     ]
-
-
-def _type(annotation: Any) -> str:
-    """Write a type as one would say it: ``int (>= 1)``, ``'a' | 'b'``, ``list[int] | None``."""
-    if annotation is inspect.Parameter.empty or annotation is Any:
-        return "any"
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        metadata = [m for a in arguments[1:] for m in (getattr(a, "metadata", None) or [a])]
-        limits = [
-            f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}"
-            for m in metadata
-            for key, sign in _SIGNS.items()
-            if (value := getattr(m, key, None)) is not None
-        ]
-        return _type(arguments[0]) + (f" ({', '.join(limits)})" if limits else "")
-    if origin is Literal:
-        return " | ".join(repr(a) for a in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join(_type(a) for a in arguments)
-    if annotation is types.NoneType or annotation is None:
-        return "None"
-    if annotation is Ellipsis:
-        return "..."
-    if origin is not None and arguments and isinstance(origin, type):
-        return f"{origin.__name__}[{', '.join(_type(a) for a in arguments)}]"
-    return getattr(annotation, "__name__", str(annotation))
