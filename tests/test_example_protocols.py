@@ -77,6 +77,7 @@ def test_settings_of_ntk_cl(name: str) -> None:
     lr, epochs, batch, decay, contrast, pretrained = PROTOCOLS[name][1]
     assert with_defaults(config, discover())["strategy"] == {
         "name": "ntk_cl",
+        "loss": "local",
         "recipe": "released",
         "r": 16,
         "prompt_length": 10,
@@ -122,7 +123,7 @@ def test_settings_of_pegp_in_the_comment(name: str) -> None:
         "recipe": "released",
         "peft": "adapter",
         "r": 5,
-        "threshold": None,
+        "threshold": 0.999,
         "n_samples": 768,
         "optimizer": "adam",
         "lr": lr,

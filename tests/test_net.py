@@ -31,12 +31,13 @@ QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
 RECORD = Path(__file__).with_name("net.json")
 _TRAINED: dict[str, Any] = {"train_epochs": 2, "train_mb_size": 4, "mixed_precision": "no"}
 _PEGP = _TRAINED | {"head_epochs": 1, "r": 2, "length": 2, "n_samples": 8, "lr": 0.01}
+_RELEASED_ADAPTER = {"peft": "adapter", "recipe": "released", "threshold": 0.999}
 METHODS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
     "ntk_cl corrected": ("ntk_cl", _TRAINED | {"recipe": "corrected", "r": 4}, {}),
     "ntk_cl released": ("ntk_cl", _TRAINED | {"recipe": "released", "r": 4}, {}),
     "ntk_cl use_pretrained": ("ntk_cl", _TRAINED | {"use_pretrained": True, "n_copies": 2}, {}),
     "pegp adapter": ("pegp", _PEGP | {"peft": "adapter"}, {}),
-    "pegp adapter released": ("pegp", _PEGP | {"peft": "adapter", "recipe": "released"}, {}),
+    "pegp adapter released": ("pegp", _PEGP | _RELEASED_ADAPTER, {}),
     "pegp lora": ("pegp", _PEGP | {"peft": "lora"}, {}),
     "pegp lora released": ("pegp", _PEGP | {"peft": "lora", "recipe": "released"}, {}),
     "pegp prefix": ("pegp", _PEGP | {"peft": "prefix"}, {}),

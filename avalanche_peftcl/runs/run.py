@@ -29,6 +29,7 @@ from avalanche_peftcl.evaluation.running_matrix import MatrixRows
 from avalanche_peftcl.export.write import not_exported, write_model
 from avalanche_peftcl.logging import closing
 from avalanche_peftcl.models.backbones.weights import check_weights
+from avalanche_peftcl.models.device import check_device
 from avalanche_peftcl.models.resources import (
     check_open_files,
     check_processors,
@@ -68,7 +69,6 @@ from avalanche_peftcl.runs.record import (
 from avalanche_peftcl.runs.report import terminal_report
 from avalanche_peftcl.runs.resume import Checkpoints, Standing, finished_run, kept_rows, saved_run
 from avalanche_peftcl.training.rng import random_state, set_random_state
-from avalanche_peftcl.training.template import check_device
 
 
 def run(

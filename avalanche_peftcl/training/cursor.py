@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -125,4 +126,6 @@ class Cursor:
 
 def _shuffles_once(loader: Iterable[Any]) -> bool:
     """Whether ``loader`` draws an epoch's order at its start; one that balances draws later too."""
-    return type(loader) is DataLoader or len(getattr(loader, "datasets", ())) == 1
+    if isinstance(loader, MultiDatasetDataLoader):
+        return len(loader.datasets) == 1
+    return type(loader) is DataLoader

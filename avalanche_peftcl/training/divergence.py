@@ -4,12 +4,12 @@ import warnings
 from typing import Any
 
 import torch
-from avalanche.core import BasePlugin, SupervisedPlugin
+from avalanche.core import BaseSGDPlugin
 from torch import Tensor
 
 from avalanche_peftcl.errors import DivergenceWarning, NotFiniteError
 from avalanche_peftcl.functional.finite import all_finite, check_decided, undecided
-from avalanche_peftcl.training.streams import whole_experience
+from avalanche_peftcl.training.streams import number_of
 
 _CHUNK = 1024  # losses of so many steps become one tensor
 _FAR = 100.0  # a mean loss beyond so many times the first one is told
@@ -110,7 +110,7 @@ def _message(strategy: Any, step: int | None, *, in_weights: bool) -> str:
 
 
 def _where(strategy: Any) -> str:
-    number = int(whole_experience(strategy.experience).current_experience) + 1
+    number = number_of(strategy.experience)
     return f"experience {number}, epoch {int(strategy.clock.train_exp_epochs) + 1} (from 1)"
 
 
@@ -131,5 +131,6 @@ def _ways(strategy: Any, *, untouched: bool = False) -> str:
 
 
 def _adds_to_loss(plugin: Any) -> bool:
-    hook = getattr(type(plugin), "before_backward", None)
-    return isinstance(plugin, BasePlugin) and hook is not SupervisedPlugin.before_backward
+    if not isinstance(plugin, BaseSGDPlugin):
+        return False
+    return type(plugin).before_backward is not BaseSGDPlugin.before_backward

@@ -23,18 +23,31 @@ class LocalLoss:
         one_class_advice: The way out where there is one class at hand, whose loss is constant.
     """
 
-    loss_over: LossOver = "seen"
-    one_class_advice = "give an experience several classes"
+    loss_over: LossOver
+    one_class_advice = 'take loss="seen", or give an experience several classes'
     _told_of_one_class = False
     _present: Tensor | None = None  # rows at hand in the current minibatch
 
     # of the strategy
-    model: Any
+    network: Any
     current_rows: list[int]
+    mb_y: Tensor
     mb_rows: Tensor | None
     mb_row_logits: Tensor | None
     _criterion: Callable[..., Tensor]
     _task_labels: Callable[[], Tensor | None]
+
+    def class_loss(self, row_logits: Tensor) -> Tensor:
+        """Return the loss of the current minibatch over the classes that :attr:`loss_over` says.
+
+        Args:
+            row_logits: ``(B, R)``, a logit a head row.
+        """
+        if self.loss_over == "local":
+            return self.local_loss(row_logits)
+        by_class = self.network.classes.scatter(row_logits, self._task_labels())
+        loss: Tensor = self._criterion(by_class, self.mb_y)
+        return loss
 
     def local_loss(self, row_logits: Tensor) -> Tensor:
         """Return the loss over the classes at hand: those of the experience and of the minibatch.
@@ -72,5 +85,5 @@ class LocalLoss:
             rows = self.mb_row_logits.detach()
             present = self._at_hand(rows) if self._present is None else self._present
             rows = rows.masked_fill(~present, MASK_VALUE)
-            self.mb_output = self.model.classes.scatter(rows, self._task_labels())
+            self.mb_output = self.network.classes.scatter(rows, self._task_labels())
             self._present = None

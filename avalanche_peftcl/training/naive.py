@@ -5,6 +5,7 @@ from typing import Any
 
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel
 from avalanche_peftcl.models.modules.adapter import build_adapters
+from avalanche_peftcl.models.precision import MixedPrecision
 from avalanche_peftcl.registry.ranges import (
     Epochs,
     GradNorm,
@@ -14,8 +15,9 @@ from avalanche_peftcl.registry.ranges import (
     Steps,
     WeightDecay,
 )
+from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
-from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
+from avalanche_peftcl.training.template import PEFTTemplate
 
 
 def build_naive(
@@ -25,6 +27,7 @@ def build_naive(
     device: str = "cpu",
     plugins: Sequence[Any] = (),
     evaluator: Any = None,
+    loss: LossOver = "seen",
     optimizer: OptimizerName = "sgd",
     lr: LearningRate = 0.025,
     momentum: Momentum = 0.9,
@@ -40,8 +43,9 @@ def build_naive(
     """Build Avalanche's naive strategy for a PEFT module (adapters by default) and a linear head.
 
     The loss is cross-entropy over all classes seen so far (of the image's task label), as
-    in ``avalanche.training.Naive`` with a growing head. ``anneal=None`` lets the learning rate fall
-    as a cosine unless a plugin schedules it.
+    in ``avalanche.training.Naive`` with a growing head; with ``loss="local"`` over those of the
+    experience. ``anneal=None`` lets the learning rate fall as a cosine unless a plugin schedules
+    it.
     """
     model = PEFTModel(backbone, module or build_adapters(backbone=backbone))
     chosen = make_optimizer(optimizer, model, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -49,11 +53,13 @@ def build_naive(
     return PEFTTemplate(
         model=model,
         optimizer=chosen,
+        loss=loss,
         train_mb_size=train_mb_size,
         train_epochs=train_epochs,
         eval_mb_size=eval_mb_size,
         device=device,
-        plugins=[*plugins, *schedule],
+        plugins=plugins,
+        own_plugins=schedule,
         evaluator=evaluator,
         max_grad_norm=max_grad_norm,
         accumulation_steps=accumulation_steps,

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from avalanche_peftcl.models import Backbone, PrototypeModel
+from avalanche_peftcl.models.precision import MixedPrecision
 from avalanche_peftcl.registry.ranges import MinibatchSize
 from avalanche_peftcl.training.plugins import PrototypePlugin
-from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
+from avalanche_peftcl.training.template import PEFTTemplate
 
 
 def build_nearest_class_mean(
@@ -26,7 +27,9 @@ def build_nearest_class_mean(
         train_epochs=0,
         eval_mb_size=eval_mb_size,
         device=device,
-        plugins=[PrototypePlugin(), *plugins],  # nothing trains: the others see every class
+        plugins=plugins,
+        plugin_order="after",  # nothing trains: they see every class
+        own_plugins=[PrototypePlugin()],
         evaluator=evaluator,
         mixed_precision=mixed_precision,
     )

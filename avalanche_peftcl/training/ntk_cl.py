@@ -5,15 +5,15 @@ A step minimises ``CE(c) + CE(p) + CE(m)`` over the classes at hand, plus ``eta 
 adapters become the mean of all, and class means of ``m`` become the classifier.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Unpack
 
 import torch
-from avalanche.training.plugins.evaluation import default_evaluator
 from pydantic import Field
 from torch import Tensor
 
 from avalanche_peftcl.models import Backbone, NTKCLModel, Recipe
+from avalanche_peftcl.models.precision import MixedPrecision
 from avalanche_peftcl.registry.ranges import (
     Draws,
     Dropout,
@@ -28,6 +28,7 @@ from avalanche_peftcl.registry.ranges import (
     WeightDecay,
     Width,
 )
+from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.optimizers import annealing
 from avalanche_peftcl.training.plugins import (
@@ -40,7 +41,7 @@ from avalanche_peftcl.training.plugins import (
     RunningMeanPlugin,
     TaskOrthogonalityPlugin,
 )
-from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
+from avalanche_peftcl.training.template import PEFTTemplate
 
 
 class NTKCL(PEFTTemplate):
@@ -56,7 +57,6 @@ class NTKCL(PEFTTemplate):
     Args:
         model: The network; its ``recipe`` is the strategy's.
         optimizer: Over the model's trainable parameters; its state is new in each experience.
-        criterion: Classification loss, cross-entropy by default.
         contrast_weight: :math:`\eta`, of the contrastive term.
         temperature: Of the contrastive term.
         contrast_prototypes: Prototypes that it draws in each step; ``None`` is ``train_mb_size``.
@@ -64,18 +64,9 @@ class NTKCL(PEFTTemplate):
         retention_weight: :math:`\lambda`, of the distance from the start of the experience.
         anneal: Let the learning rate fall to 0 as a cosine over each experience's epochs;
             ``None``: unless one of ``plugins`` schedules it.
-        train_mb_size: Images a training minibatch.
-        train_epochs: Epochs an experience.
-        eval_mb_size: Images a test minibatch.
-        device: Where to compute.
-        plugins: Further Avalanche plugins; they act before the strategy's own.
-        evaluator: Avalanche's evaluation plugin.
-        eval_every: As in Avalanche.
-        peval_mode: As in Avalanche.
-        max_grad_norm: Clip the gradient's norm.
-        accumulation_steps: Minibatches a step.
-        mixed_precision: Autocast, by default where the device has units for bfloat16; see
-            :class:`.PEFTTemplate`.
+        template: Arguments of :class:`.PEFTTemplate`, where not said otherwise with the
+            :attr:`defaults` here: ``loss="local"`` as published, 20 epochs of minibatches of 16,
+            autocast where the device has units for bfloat16.
 
     Source:
         Liu et al., "Parameter-Efficient Fine-Tuning for Continual Learning: A Neural Tangent
@@ -122,10 +113,12 @@ class NTKCL(PEFTTemplate):
         'corrected'
     """
 
-    loss_over: LossOver = "local"
+    defaults = TemplateArguments(
+        loss="local", train_mb_size=16, train_epochs=20, eval_mb_size=64, mixed_precision="auto"
+    )
     one_class_advice = (
         "the contrastive and the orthogonality term still act; give an experience several classes, "
-        "or replay images of earlier ones"
+        'replay images of earlier ones, or take loss="seen"'
     )
 
     def __init__(
@@ -133,30 +126,26 @@ class NTKCL(PEFTTemplate):
         *,
         model: NTKCLModel,
         optimizer: torch.optim.Optimizer,
-        criterion: Callable[..., Tensor] | None = None,
         contrast_weight: float = 0.03,
         temperature: float = 0.1,
         contrast_prototypes: int | None = None,
         orthogonality_weight: float = 1e-4,
         retention_weight: float = 1e-3,
         anneal: bool | None = None,
-        train_mb_size: int = 16,
-        train_epochs: int = 20,
-        eval_mb_size: int | None = 64,
-        device: str | torch.device = "cpu",
-        plugins: Sequence[Any] | None = None,
-        evaluator: Any = default_evaluator,
-        eval_every: int = -1,
-        peval_mode: str = "epoch",
-        max_grad_norm: float | None = None,
-        accumulation_steps: int = 1,
-        mixed_precision: MixedPrecision = "auto",
+        **template: Unpack[TemplateArguments],
     ) -> None:
+        arguments = self.defaults | template
         released = model.recipe == "released"
         contrast = ReleasedContrastPlugin if released else PrototypeContrastPlugin
         orthogonality = ReleasedOrthogonalityPlugin if released else TaskOrthogonalityPlugin
         mean = ReleasedRunningMeanPlugin if released else RunningMeanPlugin
         copies = range(len(model.channel_copies))
+        schedule = annealing(
+            optimizer,
+            arguments.get("plugins") or (),
+            anneal=anneal,
+            train_epochs=arguments["train_epochs"],
+        )
         own = [
             contrast(contrast_weight, temperature=temperature, n_prototypes=contrast_prototypes),
             orthogonality(orthogonality_weight),
@@ -164,24 +153,10 @@ class NTKCL(PEFTTemplate):
             mean("channel", [f"channel_copies.{i}" for i in copies]),
             mean("patch", [f"patch_copies.{i}" for i in copies]),
             PrototypePlugin(),
+            *schedule,
         ]
-        own += annealing(optimizer, plugins or (), anneal=anneal, train_epochs=train_epochs)
-        super().__init__(
-            model=model,
-            optimizer=optimizer,
-            criterion=criterion,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
-            device=device,
-            plugins=[*(plugins or ()), *own],
-            evaluator=evaluator,
-            eval_every=eval_every,
-            peval_mode=peval_mode,
-            max_grad_norm=max_grad_norm,
-            accumulation_steps=accumulation_steps,
-            mixed_precision=mixed_precision,
-        )
+        super().__init__(model=model, optimizer=optimizer, own_plugins=own, **arguments)
+        self._view_logits: tuple[Tensor, ...] = ()  # by head row, of the current minibatch's views
 
     @property
     def recipe(self) -> Recipe:
@@ -197,13 +172,24 @@ class NTKCL(PEFTTemplate):
         """Return the views ``c``, ``p`` and ``m``."""
         return tuple(self.model.views(images))
 
+    def row_logits(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Return a logit a head row, ``(B, R)``, of the fused view; in training of each view."""
+        if not self.is_training:
+            return super().row_logits(features)
+        logits = self.network.proxies(torch.cat(features)).float()
+        self._view_logits = logits.chunk(len(features))
+        return self._view_logits[-1]
+
     def criterion(self) -> Tensor:
         """Return the sum of the three views' losses; in evaluation that of the prototypes."""
         if not self.is_training:
             return super().criterion()
         with self.autocast():
-            logits = self.model.proxies(torch.cat(self.mb_features)).chunk(3)
-        return torch.stack([self.local_loss(view) for view in logits]).sum()
+            return torch.stack([self.class_loss(view) for view in self._view_logits]).sum()
+
+    def _forget_minibatch(self) -> None:
+        super()._forget_minibatch()
+        self._view_logits = ()
 
 
 def _adapted(name: str) -> bool:
@@ -220,6 +206,7 @@ def build_ntk_cl(
     device: str = "cpu",
     plugins: Sequence[Any] = (),
     evaluator: Any = None,
+    loss: LossOver = "local",
     recipe: Recipe = "corrected",
     r: Width = 16,
     prompt_length: Width = 10,
@@ -258,6 +245,7 @@ def build_ntk_cl(
     return NTKCL(
         model=model,
         optimizer=torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay),
+        loss=loss,
         contrast_weight=contrast_weight,
         temperature=temperature,
         contrast_prototypes=contrast_prototypes,

@@ -6,18 +6,17 @@ next one the head trains alone first, then with the PEFT module under ``dW' = dW
 of ``p`` (giving ``q``), and both are merged: ``(1 - b) p + b q`` with ``b = 1 / (t + a)``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
-from avalanche.training.plugins.evaluation import default_evaluator
 from torch import Tensor
-from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import Backbone, Branch, PEFTModel, forward_tokens
+from avalanche_peftcl.models import Backbone, Branch, PEFTModel
 from avalanche_peftcl.models.modules.kinds import Kind, build_module
+from avalanche_peftcl.models.precision import MixedPrecision
 from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.registry.ranges import (
     Count,
@@ -33,6 +32,7 @@ from avalanche_peftcl.registry.ranges import (
     WeightDecay,
     Width,
 )
+from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.plugins import (
@@ -41,8 +41,9 @@ from avalanche_peftcl.training.plugins import (
     ReleasedProjectionPlugin,
 )
 from avalanche_peftcl.training.plugins.gradient_projection import Where
-from avalanche_peftcl.training.streams import ends_experience
-from avalanche_peftcl.training.template import MixedPrecision, PEFTTemplate
+from avalanche_peftcl.training.second_stage import SecondStage
+from avalanche_peftcl.training.streams import ends_experience, is_chunk
+from avalanche_peftcl.training.template import PEFTTemplate
 
 Recipe = Literal["corrected", "released"]
 
@@ -61,9 +62,6 @@ class PEGP(PEFTTemplate):
         model: Its ``branch`` is any module that states projection sites.
         optimizer: Over the model's trainable parameters; its state is new in each experience, of
             recipe ``"corrected"`` in each stage.
-        criterion: Classification loss, cross-entropy by default.
-        loss: Classes that the loss compares: ``"local"``, those of the experience, as published;
-            ``"seen"``, all so far, without which one class an experience teaches nothing.
         recipe: ``"corrected"``: the project page's conditions on the features;
             ``"released"``: the mask that the released code computes, for adapters and LoRA.
         projection: Whether updates are projected.
@@ -76,18 +74,13 @@ class PEGP(PEFTTemplate):
         head_epochs: Epochs in which the head trains alone, of every experience but the first.
         merge_epochs: Epochs of the second stage; 0 for none.
         merge_offset: ``a`` in the merging weight ``b = 1 / (t + a)``, experiences from 0.
-        train_mb_size: Images a training minibatch.
-        train_epochs: Epochs an experience, head-only ones included.
-        eval_mb_size: Images a test minibatch.
-        device: Where to compute.
-        plugins: Further Avalanche plugins; they act before the strategy's own.
-        evaluator: Avalanche's evaluation plugin.
-        eval_every: As in Avalanche.
-        peval_mode: As in Avalanche.
-        max_grad_norm: Clip the gradient's norm.
-        accumulation_steps: Minibatches a step.
-        mixed_precision: Autocast, by default where the device has units for bfloat16; see
-            :class:`.PEFTTemplate`.
+        template: Arguments of :class:`.PEFTTemplate`, where not said otherwise with the
+            :attr:`defaults` here: ``loss="local"`` as published (where an experience has one class,
+            it learns with ``"seen"`` only); 5 epochs, head-only ones included, of minibatches of
+            24; autocast where the device has units for bfloat16.
+
+    Attributes:
+        projection: The plugin that projects, if any.
 
     Raises:
         ConfigError: If an argument is out of range or does not fit the recipe.
@@ -131,15 +124,15 @@ class PEGP(PEFTTemplate):
         'step'
     """
 
-    one_class_advice = 'take loss="seen", or give an experience several classes'
+    defaults = TemplateArguments(
+        loss="local", train_mb_size=24, train_epochs=5, eval_mb_size=64, mixed_precision="auto"
+    )
 
     def __init__(
         self,
         *,
         model: PEFTModel,
         optimizer: torch.optim.Optimizer,
-        criterion: Callable[..., Tensor] | None = None,
-        loss: LossOver = "local",
         recipe: Recipe = "corrected",
         projection: bool = True,
         threshold: float = 0.99,
@@ -149,37 +142,26 @@ class PEGP(PEFTTemplate):
         head_epochs: int = 3,
         merge_epochs: int = 1,
         merge_offset: float = 1.0,
-        train_mb_size: int = 24,
-        train_epochs: int = 5,
-        eval_mb_size: int | None = 64,
-        device: str | torch.device = "cpu",
-        plugins: Sequence[Any] | None = None,
-        evaluator: Any = default_evaluator,
-        eval_every: int = -1,
-        peval_mode: str = "epoch",
-        max_grad_norm: float | None = None,
-        accumulation_steps: int = 1,
-        mixed_precision: MixedPrecision = "auto",
+        **template: Unpack[TemplateArguments],
     ) -> None:
+        arguments = self.defaults | template
         if recipe not in ("corrected", "released"):
             raise ConfigError(f"recipe must be corrected or released, not {recipe!r}")
-        if loss not in ("local", "seen"):
-            raise ConfigError(f"loss must be local or seen, not {loss!r}")
         if recipe == "released" and (where == "step" or project_head):
             raise ConfigError(
                 'recipe="released" projects the gradients of adapters and LoRA; leave out '
                 'where="step" and project_head=True, or take recipe="corrected"'
             )
-        if not 0 <= head_epochs <= train_epochs:
+        if not 0 <= head_epochs <= arguments["train_epochs"]:
             raise ConfigError(
-                f"head_epochs={head_epochs} must be from 0 to train_epochs={train_epochs}"
+                f"head_epochs={head_epochs} must be from 0 to "
+                f"train_epochs={arguments['train_epochs']}"
             )
         if merge_epochs < 0 or merge_offset < 0:
             raise ConfigError(
                 f"merge_epochs={merge_epochs} and merge_offset={merge_offset} must not be negative"
             )
-        self.recipe, self.loss_over = recipe, loss
-        self.merge_epochs, self.merge_offset = merge_epochs, merge_offset
+        self.recipe = recipe
         self.projection: GradientProjectionPlugin | None = None
         if projection and recipe == "released":
             self.projection = ReleasedProjectionPlugin(threshold, n_samples=n_samples)
@@ -190,57 +172,62 @@ class PEGP(PEFTTemplate):
                 n_samples=n_samples,
                 sites=sites_with_head if project_head else projection_sites,
             )
-        self._head_only = HeadOnlyPlugin(head_epochs)
-        self._own: list[Any] = [self._head_only]
-        if self.projection is not None:
-            self._own.append(self.projection)
+        self.head_only = HeadOnlyPlugin(head_epochs)
+        self.second_stage = SecondStage(epochs=merge_epochs, offset=merge_offset)
         self.n_experiences_done = 0
-        self._old: list[Tensor] = []  # the values from which the second stage will start
-        self._anchor: list[Tensor] | None = None  # the first stage's result, during the second
-        self._distance: Tensor | None = None
         super().__init__(
-            model=model,
-            optimizer=optimizer,
-            criterion=criterion,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
-            device=device,
-            plugins=[*(plugins or ()), *self._own],
-            evaluator=evaluator,
-            eval_every=eval_every,
-            peval_mode=peval_mode,
-            max_grad_norm=max_grad_norm,
-            accumulation_steps=accumulation_steps,
-            mixed_precision=mixed_precision,
+            model=model, optimizer=optimizer, own_plugins=self._first_stage_only(), **arguments
         )
+
+    def _first_stage_only(self) -> list[HeadOnlyPlugin | GradientProjectionPlugin]:
+        return [self.head_only, *([] if self.projection is None else [self.projection])]
 
     def check_model_and_optimizer(self, reset_optimizer_state: bool = True, **kwargs: Any) -> None:
         """Adapt the model and start the optimizer anew."""
         super().check_model_and_optimizer(reset_optimizer_state=reset_optimizer_state, **kwargs)
 
-    # --- the loss ------------------------------------------------------------------------------
-
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the adapted features; in the second stage measure how far the tokens moved."""
-        if self._anchor is None or not self.is_training:
+        """Return the adapted features; in the second stage the loss has the tokens' distance."""
+        if not self.second_stage.runs or not self.is_training:
             return super().features(images)
-        backbone, branch = self.model.backbone, self.model.branch
-        self._exchange(self._anchor)
-        with torch.no_grad():
-            fixed = backbone.norm(forward_tokens(backbone, branch, images))  # (B, N, D)
-        self._exchange(self._anchor)
-        torch.clear_autocast_cache()  # it holds the weights just put away
-        tokens = forward_tokens(backbone, branch, images)
-        self._distance = F.mse_loss(backbone.norm(tokens), fixed)
-        return (backbone.pool(tokens),)
+        pooled, self.mb_losses["distance"] = self.second_stage.features(self.network, images)
+        return (pooled,)
 
-    def criterion(self) -> Tensor:
-        """Return the classification loss; in the second stage add how far the tokens moved."""
-        loss = super().criterion()
-        if self._distance is None or not self.is_training:
-            return loss
-        return loss + self._distance
+    # --- the second stage ----------------------------------------------------------------------
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        """Train on one experience, then once more without projection, and merge."""
+        self.second_stage.forget()
+        again = bool(self.second_stage.epochs and self.n_experiences_done)
+        if again and not is_chunk(experience):
+            self.second_stage.remember(self.network.branch)
+        super()._train_exp(experience, eval_streams, **kwargs)
+        if self.second_stage.old is not None:
+            with self.cursor.pause():
+                self._train_again(**kwargs)
+        self.n_experiences_done += ends_experience(experience)
+
+    def _train_again(self, **kwargs: Any) -> None:
+        self.head_only.release()
+        self.second_stage.begin(self.network.branch)
+        if self.recipe == "corrected":  # the moments of the first stage belong to other weights
+            self.make_optimizer(reset_optimizer_state=True)
+        self._stop_training = False  # a stop of the first stage is none of the second
+        for plugin in self._first_stage_only():
+            plugin.active = False
+        try:
+            for _ in range(self.second_stage.epochs):
+                self._before_training_epoch(**kwargs)
+                if self._stop_training:
+                    break
+                self.training_epoch(**kwargs)
+                self._after_training_epoch(**kwargs)
+            self.second_stage.merge(self.network.branch, experience=self.n_experiences_done)
+        finally:
+            self._stop_training = False
+            self.second_stage.forget()
+            for plugin in self._first_stage_only():
+                plugin.active = True
 
     # --- checkpoints ---------------------------------------------------------------------------
 
@@ -249,63 +236,14 @@ class PEGP(PEFTTemplate):
 
         A run that is stopped there goes on from the last checkpoint of the first stage.
         """
-        own = {"n_experiences_done": self.n_experiences_done, "old": list(self._old)}
+        own = {"n_experiences_done": self.n_experiences_done, "old": self.second_stage.old}
         return super().state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self.n_experiences_done = state["n_experiences_done"]
-        self._old = list(state["old"])
-
-    # --- the second stage ----------------------------------------------------------------------
-
-    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        """Train on one experience, then once more without projection, and merge."""
-        online = hasattr(experience, "access_task_boundaries")
-        merges = bool(self.merge_epochs and self.n_experiences_done and not online)
-        self._old = [p.detach().clone() for p in self._tuned()] if merges else []
-        super()._train_exp(experience, eval_streams, **kwargs)
-        if merges:
-            with self.cursor.pause():
-                self._second_stage(**kwargs)
-        self.n_experiences_done += ends_experience(experience)
-
-    def _second_stage(self, **kwargs: Any) -> None:
-        self._head_only.release()
-        projected = [p.detach().clone() for p in self._tuned()]
-        self._exchange(self._old)
-        self._old = []
-        if self.recipe == "corrected":  # the moments of the first stage belong to other weights
-            self.make_optimizer(reset_optimizer_state=True)
-        self._anchor = projected
-        self._stop_training = False  # a stop of the first stage is none of the second
-        for plugin in self._own:
-            plugin.active = False
-        try:
-            for _ in range(self.merge_epochs):
-                self._before_training_epoch(**kwargs)
-                if self._stop_training:
-                    break
-                self.training_epoch(**kwargs)
-                self._after_training_epoch(**kwargs)
-        finally:
-            self._stop_training = False
-            self._anchor = self._distance = None
-            for plugin in self._own:
-                plugin.active = True
-        share = 1 / (self.n_experiences_done + self.merge_offset)
-        with torch.no_grad():
-            for p, first in zip(self._tuned(), projected, strict=True):
-                p.lerp_(first, 1 - share)
-
-    def _tuned(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.model.branch.parameters() if p.requires_grad]
-
-    def _exchange(self, values: list[Tensor]) -> None:
-        """Swap the values of the PEFT module's parameters with ``values``."""
-        for i, p in enumerate(self._tuned()):
-            p.data, values[i] = values[i], p.data
+        self.second_stage.old = None if state["old"] is None else list(state["old"])
 
 
 def sites_with_head(model: Any) -> list[ProjectionSite]:
@@ -328,7 +266,7 @@ def build_pegp(
     blocks: list[int] | None = None,
     recipe: Recipe = "corrected",
     projection: bool = True,
-    threshold: Share | None = None,
+    threshold: Share = 0.99,
     where: Where | None = None,
     n_samples: Count | None = 768,
     project_head: bool = False,
@@ -348,13 +286,10 @@ def build_pegp(
 ) -> PEGP:
     """Build :class:`PEGP` for one of four PEFT modules, or for a ``module`` with own options.
 
-    ``blocks=None`` gives the first five blocks a module, with prompts the first one;
-    ``threshold=None`` is 0.99, for released adapters 0.999.
+    ``blocks=None`` gives the first five blocks a module, with prompts the first one.
     """
     if module is None:
         module = build_module(peft, backbone, r=r, length=length, blocks=blocks)
-    if threshold is None:
-        threshold = 0.999 if recipe == "released" and peft == "adapter" else 0.99
     model = PEFTModel(backbone, module)
     return PEGP(
         model=model,

@@ -2,17 +2,33 @@
 
 from typing import Any
 
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.utils import _at_task_boundary
 
 from avalanche_peftcl.models.networks.dynamic import class_counts as class_counts
 from avalanche_peftcl.models.networks.dynamic import class_pairs as class_pairs
 
 
+def is_chunk(experience: Any) -> bool:
+    """Whether ``experience`` is a chunk of an online stream, of which each image is seen once."""
+    return isinstance(experience, OnlineCLExperience)
+
+
+def knows_boundaries(experience: Any) -> bool:
+    """Whether it is known where the experience begins that ``experience`` is, or is a chunk of."""
+    return not is_chunk(experience) or bool(experience.access_task_boundaries)
+
+
 def whole_experience(experience: Any) -> Any:
     """Return the experience that an online chunk was cut from, where its boundaries are known."""
-    if getattr(experience, "access_task_boundaries", False):
+    if is_chunk(experience) and knows_boundaries(experience):
         return experience.origin_experience
     return experience
+
+
+def number_of(experience: Any) -> int:
+    """Return the number of the whole experience in its stream, from 1."""
+    return int(whole_experience(experience).current_experience) + 1
 
 
 def starts_experience(experience: Any) -> bool:

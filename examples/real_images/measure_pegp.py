@@ -38,6 +38,7 @@ PARTS = {  # the three things that the published method adds to sequential tunin
 }
 # chosen on held-out training images, see --validate
 RATE = 0.003
+RELEASED_THRESHOLD = "0.999"  # of adapters; that of LoRA is the default
 TRIED_RATES = (0.003, 0.01)
 TRIED_THRESHOLDS = (0.9, 0.99, 0.999, 1.0)
 COLUMNS = ("average_accuracy", "forgetting")
@@ -57,6 +58,8 @@ def settings(kind: str, stream: str, changes: str, **options: float) -> str:
         "merge_epochs": 0,
     }
     changed = dict(part.split(": ") for part in changes.split(", ")) if changes else {}
+    if changes == VARIANTS["released"] and kind == "adapter":
+        changed["threshold"] = RELEASED_THRESHOLD
     values = values | changed | options
     return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
 

@@ -1,27 +1,24 @@
 """Keep parameters from moving along the features of earlier experiences."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.evaluation.metric_results import MetricValue
-from avalanche.models.utils import avalanche_forward
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.subspace import extend_basis, gram
-from avalanche_peftcl.models.networks.dynamic import DynamicModel
 from avalanche_peftcl.models.projection.batches import SiteBatch, batch_sites, listen
 from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.registry.ranges import Count, Seed, Share
+from avalanche_peftcl.training.feature_pass import draw, feature_pass
+from avalanche_peftcl.training.plugins.projection_report import TOLD, in_a_line
+from avalanche_peftcl.training.publishing import publish
 from avalanche_peftcl.training.streams import (
     ends_experience,
+    number_of,
     starts_experience,
-    whole_experience,
 )
 
 Where = Literal["gradient", "step"]
@@ -164,7 +161,9 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         )
         self.n_experiences_done += 1
         self._grams = {}
-        self._publish(strategy)
+        for site in self._reports[-1]:
+            for key in TOLD:
+                publish(strategy, self, f"Projection_{key.title()}", site[key], of=site["site"])
 
     def read(self, strategy: Any, sites: list[ProjectionSite], *, num_workers: int) -> None:
         """Add the features of the experience's images to the sites' Gram matrices."""
@@ -175,12 +174,30 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
             old = self._grams.get(site.name)
             self._grams[site.name] = new if old is None else old + new
 
-        with listen(sites, add):
-            self._run(strategy, self._draw(strategy.experience), num_workers)
+        self.listen(strategy, sites, add, num_workers=num_workers)
+
+    def listen(
+        self,
+        strategy: Any,
+        sites: list[ProjectionSite],
+        take: Callable[[ProjectionSite, Tensor], None],
+        *,
+        num_workers: int,
+    ) -> None:
+        """Run the drawn images through the network in full precision, its head included."""
+        seed = self.seed + self.n_experiences_done
+        with listen(sites, take):
+            feature_pass(
+                strategy,
+                dataset=draw(strategy.experience, self.n_samples, seed=seed),
+                classify=True,
+                full_precision=True,
+                num_workers=num_workers,
+            )
 
     def check(self, experience: Any) -> None:
         """Refuse statistics of the experience that are not finite numbers."""
-        number = int(whole_experience(experience).current_experience) + 1
+        number = number_of(experience)
         check_finite(list(self._grams.values()), f"the Gram matrices of experience {number}")
 
     def extend(self, site: ProjectionSite) -> dict[str, Any]:
@@ -214,41 +231,6 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
                 "(adapter, LoRA, prefix, prompt), or give sites="
             )
         return sites
-
-    def _draw(self, experience: Any) -> Any:
-        """Return the dataset to read, with the test transforms."""
-        dataset = experience.dataset.eval()
-        if self.n_samples is None:
-            return dataset
-        share = len(dataset) / max(1, len(whole_experience(experience).dataset))
-        size = math.ceil(self.n_samples * share)
-        if size >= len(dataset):
-            return dataset
-        generator = torch.Generator().manual_seed(self.seed + self.n_experiences_done)
-        return dataset.subset(torch.randperm(len(dataset), generator=generator)[:size].tolist())
-
-    @torch.no_grad()
-    def _run(self, strategy: Any, dataset: Any, num_workers: int) -> None:
-        """Pass the images through the model in eval mode and in full precision."""
-        model = strategy.model
-        grows = isinstance(model, DynamicModel)
-        was_training = model.training
-        model.eval()
-        loader = DataLoader(
-            dataset,
-            strategy.eval_mb_size or 1,
-            num_workers=num_workers,
-            generator=torch.Generator(),  # or it would draw from the global one
-        )
-        for batch in loader:
-            images = batch[0].to(strategy.device)
-            if grows:
-                model.classify(model.embed(images))
-            elif len(batch) > 2:
-                avalanche_forward(model, images, batch[-1].to(strategy.device))
-            else:
-                model(images)
-        model.train(was_training)
 
     # --- checkpoints ---------------------------------------------------------------------------
 
@@ -310,27 +292,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
 
     def headline(self) -> str | None:
         """Return one line about the last experience, ``None`` before the first has ended."""
-        if not self._reports:
-            return None
-        last = self._reports[-1]
-        size, dim = (sum(site[key] for site in last) for key in ("size", "dim"))
-        shares = [site["removed_share"] for site in last]
-        energy = [site["captured_energy"] for site in last]
-        return (
-            f"projection: {size} of {dim} directions at {len(last)} sites, "
-            f"{100 * min(energy):.1f} to {100 * max(energy):.1f} % of the energy; "
-            f"removed {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the updates"
-        )
-
-    def _publish(self, strategy: Any) -> None:
-        """Hand the report to the host's evaluator, which hands it to its loggers."""
-        publish = getattr(strategy.evaluator, "publish_metric_value", None)
-        if publish is None:
-            return
-        for site in self._reports[-1]:
-            for key in ("size", "captured_energy", "removed_share"):
-                name = f"Projection_{key.title()}/train_phase/train_stream/{site['site']}"
-                publish(MetricValue(self, name, site[key], strategy.clock.train_iterations))
+        return in_a_line(self._reports[-1]) if self._reports else None
 
 
 def build_gradient_projection(

@@ -6,7 +6,7 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 from torch import nn
 
-from avalanche_peftcl.training.streams import ends_experience
+from avalanche_peftcl.training.streams import ends_experience, is_chunk
 
 
 class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
@@ -44,9 +44,9 @@ class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ign
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze or let go."""
         self.release()
-        online = hasattr(strategy.experience, "access_task_boundaries")
         early = strategy.clock.train_exp_epochs < self.epochs
-        if self.active and self.n_experiences_done and early and not online:
+        once = is_chunk(strategy.experience)
+        if self.active and self.n_experiences_done and early and not once:
             self._held = [
                 p
                 for name, p in strategy.model.named_parameters()

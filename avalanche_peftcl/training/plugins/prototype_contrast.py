@@ -8,6 +8,7 @@ from avalanche.core import SupervisedPlugin
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.losses import pooled_nce
+from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.streams import (
     class_pairs,
     starts_experience,
@@ -56,7 +57,7 @@ class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # 
             torch.cat([labels, drawn]),
             temperature=self.temperature,
         )
-        strategy.loss = strategy.loss + self.weight * loss
+        add_loss(strategy, "contrast", self.weight * loss)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the plugin remembers: nothing."""

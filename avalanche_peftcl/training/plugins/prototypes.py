@@ -1,17 +1,17 @@
 """Class means of the model's features, taken after each experience."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch.utils.data import DataLoader
 
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.models.heads.running_means import RunningClassMeans
-from avalanche_peftcl.training.streams import class_counts, whole_experience
+from avalanche_peftcl.training.feature_pass import Features, feature_pass
+from avalanche_peftcl.training.joints import Tuning
+from avalanche_peftcl.training.streams import class_counts, number_of
 
 
 class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
@@ -64,10 +64,9 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         """Take in the minibatch's features."""
         if self.running is None:
             return
-        if (views := getattr(strategy, "mb_features", None)) is not None:
-            self.running.update(views[-1].detach(), strategy.mb_rows)
-        elif (features := getattr(strategy.model, "last_features", None)) is not None:
-            # one of the host's own strategies
+        if isinstance(strategy, Tuning) and strategy.mb_rows is not None:
+            self.running.update(strategy.mb_features[-1].detach(), strategy.mb_rows)
+        elif (features := strategy.model.last_features) is not None:
             labels = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
             rows = strategy.model.classes.index(strategy.mb_y, labels)
             self.running.update(features, rows)
@@ -75,28 +74,17 @@ class PrototypePlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Add the experience's images to the class means."""
-        model = strategy.model
-        head = model.prototypes
-        device = head.counts.device
+        head = strategy.model.prototypes
         sums = in_double(torch.zeros_like(head.prototypes))
         counts = torch.zeros_like(head.counts)
-        was_training = model.training
-        model.eval()
-        for batch in DataLoader(
-            strategy.experience.dataset.eval(),
-            batch_size=strategy.eval_mb_size,
-            num_workers=kwargs.get("num_workers", 0),
-        ):
-            images, targets = batch[0].to(device), batch[1].to(device)
-            task_labels = batch[-1].to(device) if len(batch) > 2 else None
-            rows = model.classes.index(targets, task_labels)
-            with getattr(strategy, "autocast", nullcontext)():
-                features = model.embed(images)
-            sums.index_add_(0, rows.to(sums.device), in_double(features))
-            counts += torch.bincount(rows, minlength=len(counts))
-        model.train(was_training)
-        number = int(whole_experience(strategy.experience).current_experience) + 1
-        check_finite([sums], f"the class means of experience {number}")
+
+        def add(batch: Features) -> None:
+            sums.index_add_(0, batch.rows.to(sums.device), in_double(batch.features))
+            counts.add_(torch.bincount(batch.rows, minlength=len(counts)))
+
+        feature_pass(strategy, add, num_workers=kwargs.get("num_workers", 0))
+        torch.empty((), dtype=torch.int64).random_()  # a loader's seed: recorded runs drew one here
+        check_finite([sums], f"the class means of experience {number_of(strategy.experience)}")
         seen = counts.nonzero()[:, 0].tolist()
         head.add(seen, sums[seen], counts[seen])
         self.running = None

@@ -14,10 +14,9 @@ from avalanche_peftcl.functional.released_projection import (
     released_mask,
     released_spectrum,
 )
-from avalanche_peftcl.models.projection.batches import listen
 from avalanche_peftcl.models.projection.sites import ProjectionSite, column, projection_sites, rows
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
-from avalanche_peftcl.training.streams import whole_experience
+from avalanche_peftcl.training.streams import number_of
 
 
 class ReleasedProjectionPlugin(GradientProjectionPlugin):
@@ -71,12 +70,11 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
         def keep(site: ProjectionSite, features: Tensor) -> None:
             self._features[site.name].append(features.cpu())
 
-        with listen(sites, keep):
-            self._run(strategy, self._draw(strategy.experience), num_workers)
+        self.listen(strategy, sites, keep, num_workers=num_workers)
 
     def check(self, experience: Any) -> None:
         """Refuse features of the experience that are not finite numbers."""
-        number = int(whole_experience(experience).current_experience) + 1
+        number = number_of(experience)
         features = [part for parts in self._features.values() for part in parts]
         check_finite(features, f"the features of experience {number}")
 

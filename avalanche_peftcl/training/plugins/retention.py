@@ -7,6 +7,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_peftcl.registry.ranges import Weight
+from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.streams import starts_experience
 
 
@@ -50,7 +51,7 @@ class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         current = dict(strategy.model.named_parameters())
         moved = [(current[n] - p).square().sum() for n, p in self.reference.items()]
         if moved:
-            strategy.loss = strategy.loss + self.weight * sum(moved)
+            add_loss(strategy, "retention", self.weight * sum(moved[1:], moved[0]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the plugin remembers."""

@@ -14,6 +14,7 @@ from avalanche_peftcl.functional.losses import (
     span_energy,
 )
 from avalanche_peftcl.functional.subspace import orthonormal_basis
+from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.streams import starts_experience
 
 
@@ -49,9 +50,8 @@ class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # 
         if self.basis is None:
             return
         features = strategy.mb_features[:-1] or strategy.mb_features
-        strategy.loss = strategy.loss + self.weight * sum(
-            self.term(z, self.basis) for z in features
-        )
+        terms = [self.term(z, self.basis) for z in features]
+        add_loss(strategy, "orthogonality", self.weight * sum(terms[1:], terms[0]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the plugin remembers."""

@@ -1,0 +1,169 @@
+"""The one way to run an experience's images through the network after it was trained."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from avalanche.models.utils import avalanche_forward
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import ClassRows, DynamicModel
+from avalanche_peftcl.training.joints import Tuning
+from avalanche_peftcl.training.rng import random_state, set_random_state
+from avalanche_peftcl.training.streams import whole_experience
+
+
+@dataclass(frozen=True)
+class Features:
+    """A minibatch of a :func:`feature_pass`.
+
+    Attributes:
+        features: What a :class:`~avalanche_peftcl.models.DynamicModel` classifies, ``(B, D)``; what
+            any other network returns.
+        targets: Class of each image, ``(B,)``.
+        task_labels: Task label of each image, ``(B,)``; ``None`` where the benchmark gives none.
+        classes: The network's rows; ``None`` where it has none.
+    """
+
+    features: Tensor
+    targets: Tensor
+    task_labels: Tensor | None
+    classes: ClassRows | None
+
+    @property
+    def rows(self) -> Tensor:
+        """Head row of each image, ``(B,)``.
+
+        Raises:
+            ConfigError: If the network has no rows.
+        """
+        if self.classes is None:
+            raise ConfigError("only the heads of a DynamicModel have rows; use targets instead")
+        return self.classes.index(self.targets, self.task_labels)
+
+
+def feature_pass(
+    strategy: Any,
+    consume: Callable[[Features], object] | None = None,
+    *,
+    dataset: Any = None,
+    classify: bool = False,
+    full_precision: bool = False,
+    num_workers: int = 0,
+) -> None:
+    """Run images through the network in eval mode, with the test transforms, without gradient.
+
+    Modes of all modules and the global random generators are as before when it returns, so that
+    training goes on to the same weights with it and without.
+
+    Args:
+        strategy: Any Avalanche strategy, from the end of an experience's training on.
+        consume: Called with each minibatch, in the order of the dataset. May be left out where
+            hooks on modules see all there is to see.
+        dataset: An Avalanche dataset; the images of the current experience by default.
+        classify: Let the head of a ``DynamicModel`` see the features too; any other network runs as
+            a whole.
+        full_precision: Compute in float32 instead of the strategy's precision.
+        num_workers: Processes that load images.
+
+    Example:
+        >>> from avalanche_peftcl.testing import toy_backbone, toy_benchmark
+        >>> from avalanche_peftcl.training.naive import build_naive
+        >>> strategy = build_naive(backbone=toy_backbone(), train_epochs=1)
+        >>> experience = toy_benchmark().train_stream[0]
+        >>> _ = strategy.train(experience)
+        >>> shapes = []
+        >>> feature_pass(
+        ...     strategy,
+        ...     lambda batch: shapes.append(tuple(batch.features.shape)),
+        ...     dataset=experience.dataset,
+        ... )
+        >>> shapes
+        [(12, 32)]
+    """
+    data = (strategy.experience.dataset if dataset is None else dataset).eval()
+    loader = DataLoader(
+        data,
+        batch_size=strategy.eval_mb_size,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # the same workers' seeds in each pass
+    )
+    network, device = network_of(strategy), strategy.device
+    modes = {module: module.training for module in network.modules()}
+    random = random_state(device)
+    network.eval()
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                images, targets = batch[0].to(device), batch[1].to(device)
+                task_labels = batch[-1].to(device) if len(batch) > 2 else None
+                with _precision(strategy, full=full_precision):
+                    features = _features(network, images, task_labels, classify=classify)
+                if consume is not None:
+                    classes = network.classes if isinstance(network, DynamicModel) else None
+                    consume(Features(features, targets, task_labels, classes))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        set_random_state(random, device)
+
+
+def draw(experience: Any, n_samples: int | None, *, seed: int) -> Any:
+    """Return images of an experience to read, each at most once, as a dataset.
+
+    Args:
+        experience: Whole, or a chunk of an online one: then its share of ``n_samples`` is drawn.
+        n_samples: How many; ``None``, or more than there are, is all.
+        seed: Of the draw; no global generator is touched.
+    """
+    dataset = experience.dataset
+    if n_samples is None:
+        return dataset
+    share = len(dataset) / max(1, len(whole_experience(experience).dataset))
+    size = math.ceil(n_samples * share)
+    if size >= len(dataset):
+        return dataset
+    generator = torch.Generator().manual_seed(seed)
+    return dataset.subset(torch.randperm(len(dataset), generator=generator)[:size].tolist())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside what ``torch.compile`` put around it.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> unwrapped(torch.compile(network)) is network
+        True
+    """
+    while (inner := dict(model.named_children()).get("_orig_mod")) is not None:
+        model = inner
+    return model
+
+
+def network_of(strategy: Any) -> nn.Module:
+    """Return the network that any Avalanche strategy trains, unwrapped."""
+    return unwrapped(strategy.model)
+
+
+def _precision(strategy: Any, *, full: bool) -> AbstractContextManager[Any]:
+    return nullcontext() if full or not isinstance(strategy, Tuning) else strategy.autocast()
+
+
+def _features(
+    network: nn.Module, images: Tensor, task_labels: Tensor | None, *, classify: bool
+) -> Tensor:
+    if isinstance(network, DynamicModel):
+        features = network.embed(images)
+        if classify:
+            network.classify(features)
+        return features
+    if task_labels is None:
+        output: Tensor = network(images)
+    else:
+        output = avalanche_forward(network, images, task_labels)
+    return output

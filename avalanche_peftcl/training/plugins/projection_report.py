@@ -1,0 +1,28 @@
+"""What a gradient projection tells of an experience, in words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+TOLD = ("size", "captured_energy", "removed_share")
+"""What of each site the host's loggers are told."""
+
+
+def in_a_line(sites: Sequence[dict[str, Any]]) -> str:
+    """Return one line about the sites of an experience.
+
+    Args:
+        sites: ``size``, ``dim``, ``captured_energy`` and ``removed_share`` of each, see
+            :meth:`.GradientProjectionPlugin.summary`.
+
+    Example:
+        >>> in_a_line([{"size": 3, "dim": 8, "captured_energy": 0.99, "removed_share": 0.25}])
+        'projection: 3 of 8 directions at 1 sites, 99.0 to 99.0 % of the energy; removed 25 to ...'
+    """
+    size, dim = (sum(site[key] for site in sites) for key in ("size", "dim"))
+    shares = [site["removed_share"] for site in sites]
+    energy = [site["captured_energy"] for site in sites]
+    return (
+        f"projection: {size} of {dim} directions at {len(sites)} sites, "
+        f"{100 * min(energy):.1f} to {100 * max(energy):.1f} % of the energy; "
+        f"removed {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the updates"
+    )

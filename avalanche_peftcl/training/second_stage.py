@@ -1,0 +1,98 @@
+"""A second stage of training one module, and what becomes of both."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avalanche_peftcl.models import Branch, PEFTModel, forward_tokens
+
+
+class SecondStage:
+    r"""Training from old values :math:`o` near the tokens of new ones :math:`p`, and the merging.
+
+    With :math:`q` what it ends with in experience :math:`t`, from 0, the module becomes
+
+    .. math:: (1 - b)\,p + b\,q, \qquad b = 1 / (t + a)
+
+    Args:
+        epochs: How many; 0 for no second stage.
+        offset: :math:`a`.
+
+    Attributes:
+        old: Values from which it will start; ``None`` where there will be none.
+
+    Source:
+        Released code JingyangQiao/PEGP f6515bf (PEGP-ViT). Differs: nothing.
+    """
+
+    def __init__(self, *, epochs: int, offset: float) -> None:
+        self.epochs, self.offset = epochs, offset
+        self.old: list[Tensor] | None = None
+        self._first: list[Tensor] | None = (
+            None  # what the first stage ended with, while the second runs
+        )
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs."""
+        return self._first is not None
+
+    def remember(self, branch: Branch) -> None:
+        """Take the values from which it will start."""
+        self.old = _values(branch)
+
+    def forget(self) -> None:
+        """Let there be no second stage, or no more."""
+        self.old = self._first = None
+
+    def begin(self, branch: Branch) -> None:
+        """Keep what the first stage ended with, and put the old values back."""
+        self._first = _values(branch)
+        for p, value in zip(_tuned(branch), self.old or (), strict=True):
+            p.data = value
+        self.old = None
+
+    def features(self, model: PEFTModel, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled feature, ``(B, D)``, and the mean squared distance of the tokens."""
+        backbone, branch = model.backbone, model.branch
+        with torch.no_grad(), _lent(branch, self._first or []):
+            fixed = backbone.norm(forward_tokens(backbone, branch, images))  # (B, N, D)
+        torch.clear_autocast_cache()  # it holds the weights just put away
+        tokens = forward_tokens(backbone, branch, images)
+        return backbone.pool(tokens), F.mse_loss(backbone.norm(tokens), fixed)
+
+    @torch.no_grad()
+    def merge(self, branch: Branch, *, experience: int) -> None:
+        """Merge what both stages ended with into the module.
+
+        Args:
+            branch: The module.
+            experience: Number of the experience, from 0.
+        """
+        share = 1 / (experience + self.offset)
+        for p, first in zip(_tuned(branch), self._first or [], strict=True):
+            p.lerp_(first, 1 - share)
+
+
+def _tuned(branch: Branch) -> list[nn.Parameter]:
+    return [p for p in branch.parameters() if p.requires_grad]
+
+
+def _values(branch: Branch) -> list[Tensor]:
+    return [p.detach().clone() for p in _tuned(branch)]
+
+
+@contextmanager
+def _lent(branch: Branch, values: list[Tensor]) -> Iterator[None]:
+    """Let the module's parameters have ``values`` for a while."""
+    own = [p.data for p in _tuned(branch)]
+    for p, value in zip(_tuned(branch), values, strict=True):
+        p.data = value
+    try:
+        yield
+    finally:
+        for p, value in zip(_tuned(branch), own, strict=True):
+            p.data = value
