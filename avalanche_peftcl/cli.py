@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from avalanche_peftcl import __version__
+from avalanche_peftcl.config.resources import check_home
 from avalanche_peftcl.console import (
     add_row,
     complain,
@@ -27,7 +28,6 @@ from avalanche_peftcl.errors import (
     PEFTCLError,
     PluginLoadWarning,
 )
-from avalanche_peftcl.models.resources import check_home
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import SWITCH
 from avalanche_peftcl.registry.wording import clip

@@ -16,8 +16,8 @@ from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models import InputConfig
 
 SOURCES = sorted(Path(avalanche_peftcl.__file__).parent.rglob("*.py"))
-RESTRICTED = "benchmarks/plain_pickle.py"  # the one that may, and what it knows is tested below
-IMAGES = "models/images.py"
+RESTRICTED = "benchmarks/images/plain_pickle.py"  # tested below
+IMAGES = "models/backbones/images.py"
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "runpy"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 LOADERS = {  # a function, the keyword that makes it safe, and values that do not

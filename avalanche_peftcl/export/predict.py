@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from avalanche_peftcl.config.resources import plain_resource_errors, shortage
 from avalanche_peftcl.console import csv_row
 from avalanche_peftcl.errors import DataError
 from avalanche_peftcl.export.load import ExportedModel
 from avalanche_peftcl.files import write_file
 from avalanche_peftcl.models.backbones.images import read_image
 from avalanche_peftcl.models.heads.heads import MASK_VALUE
-from avalanche_peftcl.models.resources import plain_resource_errors, shortage
 
 _BATCH = 64
 _NO_NUMBER = (

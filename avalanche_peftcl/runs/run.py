@@ -24,17 +24,17 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "no QP solver found", UserWarning)
     from avalanche.training.plugins import EvaluationPlugin
 
+from avalanche_peftcl.config.resources import (
+    check_open_files,
+    check_processors,
+    plain_resource_errors,
+)
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
 from avalanche_peftcl.evaluation.running_matrix import MatrixRows
 from avalanche_peftcl.export.write import not_exported, write_model
 from avalanche_peftcl.logging import closing
 from avalanche_peftcl.models.backbones.weights import check_weights
 from avalanche_peftcl.models.device import check_device
-from avalanche_peftcl.models.resources import (
-    check_open_files,
-    check_processors,
-    plain_resource_errors,
-)
 from avalanche_peftcl.registry.kinds import kind_of
 from avalanche_peftcl.runs.matrix_file import MatrixFile
 from avalanche_peftcl.runs.output import (

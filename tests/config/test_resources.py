@@ -15,11 +15,8 @@ from typer.testing import CliRunner
 
 from avalanche_peftcl import Component
 from avalanche_peftcl.cli import app
-from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.config.settings import dump_settings
-from avalanche_peftcl.errors import ConfigError, ResourceError
-from avalanche_peftcl.models import resources
-from avalanche_peftcl.models.resources import (
+from avalanche_peftcl.config import RunConfig, resources
+from avalanche_peftcl.config.resources import (
     check_home,
     check_open_files,
     check_processors,
@@ -27,6 +24,8 @@ from avalanche_peftcl.models.resources import (
     shortage,
     ways_out,
 )
+from avalanche_peftcl.config.settings import dump_settings
+from avalanche_peftcl.errors import ConfigError, ResourceError
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
 from avalanche_peftcl.runs.matrix_file import read_matrix
