@@ -1,4 +1,4 @@
-"""Run every method on every stream of this folder and print the table of README.
+"""Run every method on every stream of this folder and print the table of README.md beside it.
 
     python examples/real_images/measure.py --seeds 0 1 2
 

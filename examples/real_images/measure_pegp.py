@@ -1,4 +1,4 @@
-"""Run PEGP with four kinds of module on four streams and print the tables of README.
+"""Run PEGP with four kinds of module on four streams and print the tables of README.md beside it.
 
     python examples/real_images/measure_pegp.py --seeds 0 1
 

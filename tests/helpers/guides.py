@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted([ROOT / "README.md", *ROOT.glob("examples/**/*.md"), *ROOT.glob("plugins/**/*.md")])
 _BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MODULE = re.compile(r"# (\w+)\.py\n")
 _NOT_RUN = "not run: "
 
 
@@ -29,6 +30,12 @@ class Block:
         _, found, reason = self.info.partition(_NOT_RUN)
         return reason if found else None
 
+    @property
+    def module(self) -> str | None:
+        """The name of the module that a Python block is the whole of: its first line says it."""
+        named = _MODULE.match(self.text) if self.language == "python" else None
+        return named[1] if named else None
+
     def __str__(self) -> str:
         return f"{self.guide.relative_to(ROOT)}:{self.line}"
 
@@ -42,3 +49,17 @@ def blocks(*guides: Path) -> list[Block]:
             line = text.count("\n", 0, match.start()) + 1
             found.append(Block(guide=guide, line=line, info=match[1], text=match[2]))
     return found
+
+
+def write_package(guide: Path, folder: Path) -> list[str]:
+    """Write the modules of a guide as an installed distribution; return those with hooks."""
+    modules = [block for block in blocks(guide) if block.module]
+    for block in modules:
+        (folder / f"{block.module}.py").write_text(block.text, encoding="utf-8")
+    offering = [str(block.module) for block in modules if "@hookimpl" in block.text]
+    info = folder / "guide-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guide\nVersion: 1.0\n")
+    points = "\n".join(["[avalanche_peftcl]", *(f"{name} = {name}" for name in offering)])
+    (info / "entry_points.txt").write_text(points + "\n")
+    return offering
