@@ -53,7 +53,7 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], *, benchmark: A
         >>> from avalanche_peftcl.training.naive import build_naive
         >>> benchmark = toy_benchmark("class")
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "checkpoint.safetensors"
+        ...     path = Path(folder) / "a.checkpoint"
         ...     for visits in (1, 3):  # as in two processes
         ...         strategy = build_naive(backbone=toy_backbone(), train_epochs=1)
         ...         strategy, start = maybe_load_checkpoint(strategy, path, benchmark=benchmark)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_peftcl.checkpoints.packing import pack, unpack
+from avalanche_peftcl.checkpoints.archive import decode_state, encode_state
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.export.load import rebuild
 from avalanche_peftcl.export.write import not_exported
@@ -129,9 +129,9 @@ class StrategyContract:
             pytest.skip(f"runs of the method cannot be resumed: {'; '.join(problems)}")
         stream, cpu = list(benchmark.train_stream), torch.device("cpu")
         done = stream[: strategy.clock.train_exp_counter]
-        held = pack([keeper.save(trained=done), random_state(cpu)])
+        held = encode_state([keeper.save(trained=done), random_state(cpu)])
         new = self.create_strategy(toy_backbone(), plugins=(), evaluator=EvaluationPlugin())
-        state, random = unpack(*held)
+        state, random = decode_state(held, "the state")
         StrategyState(new, frozen=[new.model.backbone]).load(state, trained=done, tested=[])
         ends = []
         for each in (strategy, new):

@@ -15,7 +15,6 @@ from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, Repl
 from torch import nn
 
 from avalanche_peftcl.checkpoints import maybe_load_checkpoint, save_checkpoint
-from avalanche_peftcl.checkpoints.packing import pack
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.evaluation import AccuracyMatrix
@@ -121,17 +120,28 @@ def end_of(strategy, benchmark):
     """Return the bits of all that a strategy remembers, its evaluator's numbers apart."""
     n = strategy.clock.train_exp_counter
     state = StrategyState(strategy).save(trained=list(benchmark.train_stream)[:n])
-    tensors, tree = pack(state)
-    bits = {k: (v.dtype, v.shape, v.numpy().tobytes()) for k, v in tensors.items()}
     numbers = {k: v for k, v in strategy.evaluator.get_last_metrics().items() if "Time" not in k}
-    return bits, tree, numbers
+    return dict(leaves(state)), numbers
+
+
+def leaves(value, path=""):
+    """Yield where in a nested state a plain value or the bits of a tensor stand."""
+    if isinstance(value, torch.Tensor):
+        yield path, (value.dtype, value.shape, value.detach().numpy().tobytes())
+    elif isinstance(value, dict | list | tuple):
+        yield path, (type(value), len(value))
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from leaves(inner, f"{path}.{key}")
+    else:
+        yield path, value
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_script_that_starts_again_ends_the_same(kind, tmp_path):
     build, scenario = KINDS[kind]
     options = {"experience_size": 8} if scenario == "online" else {}
-    path, ends = tmp_path / "checkpoint.safetensors", []
+    path, ends = tmp_path / "a.checkpoint", []
     for starts_again in (False, True):
         disturb(0)
         benchmark, strategy = toy_benchmark(scenario, **options), build()
@@ -146,40 +156,11 @@ def test_a_script_that_starts_again_ends_the_same(kind, tmp_path):
             if starts_again:
                 save_checkpoint(strategy, path, benchmark=benchmark)
         ends.append(end_of(strategy, benchmark))
-    (bits, tree, numbers), (other_bits, other_tree, other_numbers) = ends
-    assert other_tree == tree
+    (bits, numbers), (other_bits, other_numbers) = ends
     assert bits.keys() == other_bits.keys()
     assert [name for name in bits if bits[name] != other_bits[name]] == []
     assert numbers == other_numbers
     assert any("Last_Accuracy" in name for name in numbers)
-
-
-def test_bases_come_back_and_projection_acts(sharp, small_benchmark, make_pegp, tmp_path):
-    """What a state dict alone loses: with it old features move, with the checkpoint they stay."""
-    path, drift = tmp_path / "a", {}
-    first, second, third = small_benchmark().train_stream
-    images = torch.stack([first.dataset.eval()[i][0] for i in range(len(first.dataset))])
-    old = make_pegp(sharp, "lora", lr=0.05)
-    old.train([first, second])
-    save_checkpoint(old, path, benchmark=small_benchmark())
-    with torch.no_grad():
-        before = old.model.eval().embed(images)
-    bases = old.projection.state_dict()["bases"]
-    assert any(basis.shape[1] for groups in bases.values() for basis in groups)
-    for kind in ("state dict", "checkpoint"):
-        new = make_pegp(sharp, "lora", lr=0.05, seed=9)
-        if kind == "checkpoint":
-            maybe_load_checkpoint(new, path, benchmark=small_benchmark())
-            loaded = new.projection.state_dict()["bases"]
-            for name, groups in bases.items():
-                assert all(torch.equal(*pair) for pair in zip(loaded[name], groups, strict=True))
-        else:
-            new.model.load_state_dict(old.model.state_dict())
-        new.train(third)
-        with torch.no_grad():
-            drift[kind] = float((new.model.eval().embed(images) - before).abs().max())
-    assert drift["checkpoint"] < 1e-4
-    assert drift["state dict"] > 0.1
 
 
 def test_the_frozen_backbone_is_left_out_until_it_changes(tmp_path):
@@ -212,7 +193,7 @@ SCRIPT = """
 import sys
 import torch
 sys.path.insert(0, {here!r})
-import test_checkpoint as t
+import test_script as t
 torch.set_num_threads(1)
 t.disturb(int(sys.argv[2]))
 benchmark, strategy = t.toy_benchmark(), t.pegp()

@@ -94,7 +94,7 @@ def test_inside_an_experience_it_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A checkpoint of PEGP after two experiences."""
-    path, benchmark = tmp_path_factory.mktemp("saved") / "checkpoint.safetensors", toy_benchmark()
+    path, benchmark = tmp_path_factory.mktemp("saved") / "a.checkpoint", toy_benchmark()
     strategy = pegp()
     strategy.train(benchmark.train_stream[:2], eval_streams=[])
     save_checkpoint(strategy, path, benchmark=benchmark)
@@ -183,7 +183,7 @@ DAMAGE = {
     "a bit of the middle": lambda c: flipped(c, len(c) // 2),
     "the last bit": lambda c: flipped(c, -1),
     "a picture": lambda c: b"\x89PNG\r\n\x1a\n" + bytes(1000),
-    "a format to come": lambda c: c.replace(b'checkpoint":"1 ', b'checkpoint":"2 ', 1),
+    "a format to come": lambda c: c.replace(b"checkpoint 2 ", b"checkpoint 3 ", 1),
 }
 
 
@@ -191,7 +191,7 @@ DAMAGE = {
 def test_a_damaged_file_is_told(saved, tmp_path, kind):
     path = tmp_path / "a"
     path.write_bytes(DAMAGE[kind](saved.read_bytes()))
-    message = r"is no checkpoint, or cut off|is damaged: it is not what was written|is of format 2,"
+    message = r"is no checkpoint: its|is damaged: it is (not what was written|cut off)|of format 3,"
     strategy = pegp()
     with pytest.raises(CheckpointError, match=message):
         maybe_load_checkpoint(strategy, path, benchmark=toy_benchmark())

@@ -20,6 +20,7 @@ from avalanche.training.plugins import (
 from avalanche.training.storage_policy import ClassBalancedBuffer
 from torch import nn
 
+from avalanche_peftcl.checkpoints.archive import decode_state, encode_state
 from avalanche_peftcl.checkpoints.host_metrics import load_metric_state, metric_state
 from avalanche_peftcl.checkpoints.host_plugins import positions
 from avalanche_peftcl.checkpoints.model_state import (
@@ -29,7 +30,6 @@ from avalanche_peftcl.checkpoints.model_state import (
     model_state,
     optimizer_state,
 )
-from avalanche_peftcl.checkpoints.packing import pack, unpack
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
@@ -40,6 +40,11 @@ from avalanche_peftcl.training.plugins import RetentionPlugin
 from avalanche_peftcl.training.rng import random_state, set_random_state
 
 CPU = torch.device("cpu")
+
+
+def as_read(state):
+    """Return a state as another process reads it."""
+    return decode_state(encode_state(state), "it")
 
 
 def network() -> nn.Module:
@@ -95,12 +100,11 @@ def test_a_new_strategy_goes_on_like_the_old_one(kind):
     old = build()
     trained(old, stream[:2])
     taker = StrategyState(old, frozen=[old.model.backbone])
-    held, tree = pack({"state": taker.save(trained=stream[:2]), "random": random_state(CPU)})
-    assert not any("backbone" in name for name in held)
+    saved = as_read({"state": taker.save(trained=stream[:2]), "random": random_state(CPU)})
+    assert not any("backbone" in name for name in saved["state"]["model"])
     expected = trained(old, stream[2:])
 
     new = build()
-    saved = unpack(held, tree)
     frozen = [new.model.backbone]
     StrategyState(new, frozen=frozen).load(saved["state"], trained=stream[:2], tested=[])
     set_random_state(saved["random"], CPU)
@@ -125,7 +129,7 @@ def test_the_copy_that_is_distilled_from_is_in_the_modes_it_was_in():
     (plugin, *_), (other, *_) = old.plugins, new.plugins
     plugin.lwf.prev_model.tuned.eval()
     saved = StrategyState(old).save(trained=stream[:1])
-    StrategyState(new).load(unpack(*pack(saved)), trained=stream[:1], tested=[])
+    StrategyState(new).load(as_read(saved), trained=stream[:1], tested=[])
     modes = {name: module.training for name, module in other.lwf.prev_model.named_modules()}
     assert modes["tuned"] is False
     assert modes["head"] is True
@@ -272,10 +276,10 @@ def test_metrics_of_avalanche_give_what_they_would_have(kind):
             built.train(experience, eval_streams=[])
             built.eval(benchmark.test_stream[: t + 1])
             if stop and t == 1:
-                held = pack(StrategyState(built).save(trained=benchmark.train_stream[:2]))
+                held = as_read(StrategyState(built).save(trained=benchmark.train_stream[:2]))
                 random, built = random_state(CPU), build()
                 StrategyState(built).load(
-                    unpack(*held),
+                    held,
                     trained=benchmark.train_stream[:2],
                     tested=benchmark.test_stream[:2],
                 )

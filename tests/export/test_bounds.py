@@ -9,7 +9,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from avalanche_peftcl.checkpoints.model_state import load_model_state, model_state
-from avalanche_peftcl.checkpoints.packing import pack, unpack
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.export import backbone as exported_backbone
@@ -191,14 +190,6 @@ def test_the_limit_leaves_random_numbers_alone():
     torch.manual_seed(0)
     with AllocationLimit(10**6, "it"):
         assert torch.equal(torch.nn.Linear(5, 5).weight, expected)
-
-
-def test_strides_of_a_checkpoint_ask_for_no_memory():
-    wide = torch.zeros(4, 3).T
-    tensors, tree = pack(wide)
-    assert unpack(tensors, tree).stride() == wide.stride()
-    for stride in ([10**12, 1], [1, 10**12], [-1, 1]):
-        assert unpack(tensors, tree | {"stride": stride}).is_contiguous()
 
 
 def test_a_checkpoint_with_weights_that_are_no_numbers():

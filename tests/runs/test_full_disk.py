@@ -96,7 +96,7 @@ def test_room_for_a_record_and_for_no_checkpoint(small_disk, tmp_path, registry)
     large = {"backbone": BACKBONE | {"embed_dim": 384}, "strategy": strategy}
     whole = run(tiny(tmp_path / "whole", **large), registry=registry)
     sizes = [-(-(whole.folder / name).stat().st_size // PAGE) for name in FILES]
-    checkpoints = (whole.folder / CHECKPOINTS).glob("*.safetensors")
+    checkpoints = (whole.folder / CHECKPOINTS).glob("*.checkpoint")
     smallest = min(path.stat().st_size // PAGE for path in checkpoints)
     room = sum(sizes) + max(sizes) + 2  # all of a record, and one file of it twice
     assert room < smallest  # AdamW remembers two numbers a weight

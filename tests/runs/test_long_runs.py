@@ -85,7 +85,7 @@ def test_the_bytes_after_an_experience_grow_linearly(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "_png", lambda figure: b"")
     small = last_experience(150, tmp_path / "small", monkeypatch)
     large = last_experience(300, tmp_path / "large", monkeypatch)
-    assert small.keys() == large.keys() >= {".json", ".safetensors", ".csv", ".md", ".yaml"}
+    assert small.keys() == large.keys() >= {".json", ".checkpoint", ".csv", ".md", ".yaml"}
     for kind, count in small.items():
         assert large[kind] <= 2.2 * count, kind
     assert sum(large.values()) <= 2.2 * sum(small.values())

@@ -71,7 +71,7 @@ def recorded(tmp_path) -> Path:
 @pytest.mark.parametrize("how", HOW, ids=["", "overwrite", "resume", "resume-overwrite"])
 @pytest.mark.parametrize(
     "name",
-    [*FILES, "notes.txt", "checkpoint/000123.json", "checkpoint/000123.safetensors", ".hidden"],
+    [*FILES, "notes.txt", "checkpoint/000123.json", "checkpoint/000123.checkpoint", ".hidden"],
 )
 def test_what_no_record_lists_is_refused_and_stays(tmp_path, registry, name, how):
     path = tmp_path / "run" / name
@@ -125,11 +125,9 @@ def test_what_lies_beside_a_run_is_refused_where_it_is_replaced_and_not_where_it
     assert check_output(recorded, resume=True) == stamp
 
 
-@pytest.mark.parametrize("name", ["000123.json", "000123.safetensors", "a.txt", "000001.json"])
+@pytest.mark.parametrize("name", ["000123.json", "000123.checkpoint", "a.txt"])
 def test_a_file_among_the_checkpoints_that_no_run_wrote_is_refused(recorded, name):
     (recorded / CHECKPOINTS / name).write_text('{"mine": 1}')
-    if name == "000001.json":  # its tensors say that they are ours
-        assert (recorded / CHECKPOINTS / "000001.safetensors").exists()
     before = contents(recorded)
     with pytest.raises(ConfigError, match=rf"might be lost: checkpoint/{name}\. Choose"):
         check_output(recorded, overwrite=True)
@@ -165,15 +163,22 @@ def test_a_list_that_is_none_lists_the_files_of_every_run(recorded, given):
 def test_checkpoints_vouch_for_the_files_beside_a_spoilt_record(recorded):
     (recorded / "metrics.json").write_text('{"format"')
     assert check_output(recorded, resume=True) is not None
-    (recorded / CHECKPOINTS / "000001.json").write_text("{}")
-    (recorded / CHECKPOINTS / "000001.safetensors").write_text("{}")
+    (recorded / CHECKPOINTS / "000001.checkpoint").write_text("{}")
     with pytest.raises(ConfigError, match=r"might be lost: accuracy_curve\.png, "):
         check_output(recorded, resume=True)
 
 
 # --- links, folders and pipes in the place of files ----------------------------------------------
 
-PLACES = [*FILES, ".lock", "run.log", CHECKPOINTS, "checkpoint/000001.json", "tensorboard", "wandb"]
+PLACES = [
+    *FILES,
+    ".lock",
+    "run.log",
+    CHECKPOINTS,
+    "checkpoint/000001.checkpoint",
+    "tensorboard",
+    "wandb",
+]
 
 
 def a_link(path: Path, outside: Path) -> str:

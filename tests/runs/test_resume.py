@@ -543,18 +543,18 @@ def test_a_damaged_checkpoint_is_passed_over(registry, tmp_path):
     with pytest.raises(Stopped):
         run(config, registry=registry)
     Stop.set(None)
-    newest = config.output / "checkpoint" / "000002.safetensors"
+    newest = config.output / "checkpoint" / "000002.checkpoint"
     newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.warns(CheckpointWarning, match="000002.json is damaged"):
+    with pytest.warns(CheckpointWarning, match="000002.checkpoint is damaged"):
         run(config, registry=registry, resume=True)
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
 def test_damaged_checkpoints_stop_before_anything_is_changed(stopped, registry):
-    path = stopped.output / "checkpoint" / "000001.json"
+    path = stopped.output / "checkpoint" / "000001.checkpoint"
     path.write_bytes(path.read_bytes()[:100])
     before = {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()}
-    with pytest.raises(CheckpointError, match=r"checkpoint/000001\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"checkpoint/000001\.checkpoint is damaged"):
         run(stopped, registry=registry, resume=True)
     assert {p: p.read_bytes() for p in stopped.output.rglob("*") if p.is_file()} == before
 
@@ -579,7 +579,7 @@ def test_a_checkpoint_whose_state_does_not_fit_is_refused(stopped, registry):
 
 
 def _damage(folder: Path) -> None:
-    for path in folder.glob("*.json"):
+    for path in folder.glob("*.checkpoint"):
         path.write_bytes(path.read_bytes()[:100])
 
 
@@ -683,14 +683,14 @@ def test_a_strategy_that_nobody_knows_runs_and_cannot_be_resumed(stopped, regist
 
 
 def test_overwriting_removes_the_checkpoints(stopped, registry):
-    old = (stopped.output / "checkpoint" / "000001.json").read_bytes()
+    old = (stopped.output / "checkpoint" / "000001.checkpoint").read_bytes()
     Stop.set(("before_training_exp", 1))
     with pytest.raises(Stopped):
         run(stopped, registry=registry, overwrite=True)
     assert not (stopped.output / "checkpoint").exists()
     Stop.set(None)
     run(stopped, registry=registry, overwrite=True)
-    assert (stopped.output / "checkpoint" / "000003.json").read_bytes() != old
+    assert (stopped.output / "checkpoint" / "000003.checkpoint").read_bytes() != old
 
 
 def test_the_folder_knows_its_configuration(stopped, registry, monkeypatch):
@@ -752,19 +752,19 @@ def test_the_command_goes_on_and_then_has_nothing_to_do(half_done):
 
 def test_the_command_tells_of_damaged_checkpoints(half_done):
     for number, code in ((3, 0), (2, 2)):
-        path = half_done / "checkpoint" / f"00000{number}.safetensors"
+        path = half_done / "checkpoint" / f"00000{number}.checkpoint"
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         metrics = (half_done / "metrics.json").read_bytes()
         result = CliRunner().invoke(app, ["run", "--resume", str(half_done)])
         assert result.exit_code == code, result.output
-        assert f"00000{number}.json is damaged" in result.stderr
+        assert f"00000{number}.checkpoint is damaged" in result.stderr
         assert result.stderr.startswith("warning: " if code == 0 else "error: ")
         assert "Traceback" not in result.output + result.stderr
         if code == 0:  # it went on from the second; damage both now
             assert read(half_done)["complete"] is True
             (half_done / "metrics.json").write_bytes(metrics)
-            newest = half_done / "checkpoint" / "000004.safetensors"
+            newest = half_done / "checkpoint" / "000004.checkpoint"
             newest.write_bytes(b"")
 
 

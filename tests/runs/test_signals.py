@@ -152,7 +152,9 @@ def test_the_runs_of_a_sweep_end_with_it_and_the_same_command_goes_on(file, tmp_
     command += ["--jobs", "2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
         for seed in (0, 1):
-            while not (tmp_path / "o" / f"seed{seed}" / "checkpoint" / "000001.json").exists():
+            while not (
+                tmp_path / "o" / f"seed{seed}" / "checkpoint" / "000001.checkpoint"
+            ).exists():
                 assert parent.poll() is None
                 time.sleep(0.1)
         children = children_of(parent.pid)
@@ -175,7 +177,7 @@ def test_a_run_that_is_terminated_inside_an_experience_goes_on(file, tmp_path):
     file.write_text(dump_settings(SETTINGS | settings))
     command = [sys.executable, "-m", "avalanche_peftcl", "run", str(file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "run" / "checkpoint" / "000002.json").exists():
+        while not (tmp_path / "run" / "checkpoint" / "000002.checkpoint").exists():
             assert process.poll() is None
             time.sleep(0.05)
         process.terminate()

@@ -322,7 +322,7 @@ def test_checkpoints_that_another_sweep_could_use_are_kept(stage, changed, versi
         stage.run(stage.config([0], **changed), **options)
         assert stage.calls == [0]
         (one.output / "metrics.json").unlink()
-        (folder / "000001.safetensors").write_bytes(b"")
+        (folder / "000001.checkpoint").write_bytes(b"")
 
 
 @pytest.mark.parametrize(
