@@ -19,8 +19,8 @@ from avalanche_peftcl.export.file import MODEL_FILE, ExportInfo, is_spec, read_e
 from avalanche_peftcl.functional.finite import not_finite
 from avalanche_peftcl.models.backbones.images import eval_transform
 from avalanche_peftcl.models.backbones.weights import weights_sha256
-from avalanche_peftcl.models.exportable import is_exportable
-from avalanche_peftcl.models.heads.heads import MASK_VALUE
+from avalanche_peftcl.models.exportable import is_exportable, takes_backbone
+from avalanche_peftcl.models.heads.rows import MASK_VALUE
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
 from avalanche_peftcl.registry.packages import plugin_modules
 from avalanche_peftcl.registry.schema import Schema
@@ -183,12 +183,15 @@ def rebuild(spec: Mapping[str, Any], backbone: nn.Module) -> nn.Module:
         CheckpointError: If no installed plugin package offers the builder, or it refuses.
     """
     offered = dict(builders(spec))
+    if not takes_backbone(offered[spec["build"]]):
+        raise CheckpointError(f"{spec['build']} takes no backbone: it builds a part, no network")
 
     def build(spec: Mapping[str, Any]) -> nn.Module:
         options = {k: build(v) if is_spec(v) else v for k, v in spec["options"].items()}
         target = offered[spec["build"]]
-        schema = Schema.of(target, given=frozenset({"backbone"}), title=spec["build"])
-        network: nn.Module = target(backbone=backbone, **schema.check(options))
+        given = {"backbone": backbone} if takes_backbone(target) else {}
+        schema = Schema.of(target, given=frozenset(given), title=spec["build"])
+        network: nn.Module = target(**given, **schema.check(options))
         return network
 
     try:

@@ -15,7 +15,7 @@ from avalanche_peftcl.errors import DataError
 from avalanche_peftcl.export.load import ExportedModel
 from avalanche_peftcl.files import write_file
 from avalanche_peftcl.models.backbones.images import read_image
-from avalanche_peftcl.models.heads.heads import MASK_VALUE
+from avalanche_peftcl.models.heads.rows import MASK_VALUE
 
 _BATCH = 64
 _NO_NUMBER = (

@@ -25,7 +25,7 @@ from avalanche_peftcl.export.file import (
 from avalanche_peftcl.export.load import assemble, builders, load, trained_keys
 from avalanche_peftcl.files import check_writable, write_file
 from avalanche_peftcl.models.backbones.weights import weights_sha256
-from avalanche_peftcl.models.exportable import export_spec, places
+from avalanche_peftcl.models.exportable import export_spec, places, takes_backbone
 from avalanche_peftcl.registry.wording import join
 from avalanche_peftcl.runs.schema import RECORD
 
@@ -34,7 +34,9 @@ def not_exported(model: nn.Module) -> str | None:
     """Return why ``model`` cannot be written to a file, ``None`` if it can."""
     try:
         spec = export_spec(model).to_json()
-        list(builders(spec))
+        offered = dict(builders(spec))
+        if not takes_backbone(offered[spec["build"]]):
+            return f"{spec['build']} takes no backbone, around which a network is built again"
     except PEFTCLError as error:
         return str(error)
     if names_a_place(spec):

@@ -3,9 +3,19 @@
 from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.backbones.timm_vit import create_backbone
-from avalanche_peftcl.models.branch import Branch, build_frozen, forward_branches, forward_tokens
+from avalanche_peftcl.models.branch import (
+    Branch,
+    FrozenBranch,
+    build_frozen,
+    forward_branches,
+    forward_tokens,
+)
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
-from avalanche_peftcl.models.heads.heads import ClassRows, CosineHead, LinearHead, PrototypeHead
+from avalanche_peftcl.models.heads.cosine import CosineHead, build_cosine
+from avalanche_peftcl.models.heads.head import Head, HeadBuilder
+from avalanche_peftcl.models.heads.linear import LinearHead, build_linear
+from avalanche_peftcl.models.heads.prototypes import PrototypeHead, build_prototypes
+from avalanche_peftcl.models.heads.rows import ClassRows
 from avalanche_peftcl.models.modules.adapter import Adapter, AdapterBranch, build_adapters
 from avalanche_peftcl.models.modules.attention_adapter import (
     AttentionAdapter,
@@ -29,7 +39,7 @@ from avalanche_peftcl.models.networks.ntk_cl import (
     ReleasedFusion,
     Views,
 )
-from avalanche_peftcl.models.networks.tuned import PEFTModel, PrototypeModel
+from avalanche_peftcl.models.networks.tuned import PEFTModel
 from avalanche_peftcl.models.precision import native_bfloat16
 from avalanche_peftcl.models.projection.sites import ProjectionSite, linear_sites, projection_sites
 
@@ -44,7 +54,10 @@ __all__ = [
     "ClassRows",
     "CosineHead",
     "DynamicModel",
+    "FrozenBranch",
     "Fusion",
+    "Head",
+    "HeadBuilder",
     "InputConfig",
     "LinearHead",
     "LoRABranch",
@@ -58,19 +71,21 @@ __all__ = [
     "PromptBranch",
     "PromptTokens",
     "PrototypeHead",
-    "PrototypeModel",
     "Recipe",
     "ReleasedFusion",
     "TunedBranch",
     "Views",
     "build_adapters",
     "build_attention_adapters",
+    "build_cosine",
     "build_frozen",
+    "build_linear",
     "build_lora",
     "build_patch_prompts",
     "build_peft_tuner",
     "build_prefix",
     "build_prompt",
+    "build_prototypes",
     "create_backbone",
     "export_spec",
     "exportable",

@@ -1,6 +1,7 @@
 """Adapted passes through one frozen backbone, and one forward function over a list of them."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ class Branch(nn.Module):
     """
 
     shares_start: bool = True
+    reads: Literal["pooled", "tokens"] = "pooled"
 
     def network(self, backbone: Backbone) -> Backbone:
         """Return the network that this pass runs through, ``backbone`` or a tuned view of it."""
@@ -95,7 +97,7 @@ def forward_branches(
         >>> torch.allclose(features, backbone(images), atol=1e-5)
         True
     """
-    tokens = _forward(backbone, branches, images, pooled=backbone.pools_cls)
+    tokens = _forward(backbone, branches, images, whole=False)
     return [
         branch.network(backbone).pool(out) for branch, out in zip(branches, tokens, strict=True)
     ]
@@ -112,19 +114,20 @@ def forward_tokens(backbone: Backbone, branch: Branch, images: Tensor) -> Tensor
     Returns:
         ``(B, N, D)``; ``backbone.pool`` makes the pass's feature of them.
     """
-    return _forward(backbone, [branch], images, pooled=False)[0]
+    return _forward(backbone, [branch], images, whole=True)[0]
 
 
 def _forward(
-    backbone: Backbone, branches: Sequence[Branch], images: Tensor, *, pooled: bool
+    backbone: Backbone, branches: Sequence[Branch], images: Tensor, *, whole: bool
 ) -> list[Tensor]:
-    """Return each pass's tokens; of the last block only the first token, where ``pooled``."""
+    """Return each pass's tokens; of the last block only what is read, unless ``whole``."""
     last = backbone.depth - 1
     embedded = backbone.embed(images)  # (B, N, D)
     shared: tuple[Tensor, Tensor] | None = None  # after the first block's attention, and its MLP
     results = []
     for branch in branches:
         network = branch.network(backbone)
+        pooled = backbone.pools_cls and branch.reads == "pooled" and not whole
         if not branch.shares_start:
             hidden = branch.attend(network, 0, embedded)
             start = hidden, hidden + network.feed(0, hidden)
@@ -140,6 +143,24 @@ def _forward(
             tokens = branch.step(network, index, hidden)
         results.append(branch.leave(network, tokens))
     return results
+
+
+@exportable
+class FrozenBranch(Branch):
+    """The frozen network as it is, computed to the bit as ``backbone(images)`` computes it.
+
+    A plain :class:`Branch` leaves out what the pooling does not read, which is equal to rounding.
+
+    Example:
+        >>> import torch
+        >>> from avalanche_peftcl.models import create_backbone
+        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> torch.equal(forward_branches(backbone, [FrozenBranch()], images)[0], backbone(images))
+        True
+    """
+
+    reads = "tokens"
 
 
 @exportable

@@ -1,4 +1,4 @@
-"""How a network is built again around a backbone: a builder by import path, and its options."""
+"""How a network and its parts are built again: a builder by import path, and its options."""
 
 import functools
 import inspect
@@ -68,18 +68,18 @@ def exportable(build: _Build) -> _Build:
     """Let what ``build`` makes remember how it is built again, so that a run can be exported.
 
     Args:
-        build: A function or class at the top of a module of an installed plugin package. It takes
-            the frozen network as ``backbone``; its other arguments are plain values, or networks
-            that are exportable themselves. What it makes has the attribute ``export_spec``, a
-            :class:`BuildSpec`. A network that is to be exported as a whole returns logits by
-            class id, ``(B, 3, H, W)`` and task labels ``(B,)`` or ``None`` to ``(B, C)``, and
-            loads its state dict into a network fresh from the builder, grown heads included.
+        build: A function or class at the top of a module of an installed plugin package. If it
+            takes a ``backbone``, that is the frozen network; its other arguments are plain values,
+            or networks that are exportable themselves, or functions that make one
+            (:data:`.HeadBuilder`), which the built network keeps as its child of the argument's
+            name and takes instead of the function when it is built again. What it makes has the
+            attribute ``export_spec``, a :class:`BuildSpec`. A network that is to be exported as a
+            whole takes a ``backbone``, returns logits by class id, ``(B, 3, H, W)`` and task labels
+            ``(B,)`` or ``None`` to ``(B, C)``, and loads its state dict into a network fresh from
+            the builder, grown heads included.
 
     Returns:
         ``build``, which does what it did.
-
-    Raises:
-        ConfigError: If ``build`` takes no ``backbone``.
 
     Example:
         >>> from avalanche_peftcl.models import create_backbone
@@ -90,18 +90,24 @@ def exportable(build: _Build) -> _Build:
     """
     path = f"{build.__module__}:{build.__qualname__}"
     signature = inspect.signature(build)
-    if "backbone" not in signature.parameters:
-        raise ConfigError(f"{path} takes no backbone, around which a network is built again")
 
     def remember(built: Any, args: Any, kwargs: Any) -> None:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        options = dict(bound.arguments)
-        del options["backbone"]
+        options = {name: value for name, value in bound.arguments.items() if name != "backbone"}
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 options |= options.pop(parameter.name)
-        built.export_spec = BuildSpec(path, {k: _spec_or_value(v) for k, v in options.items()})
+            elif parameter.kind is parameter.VAR_POSITIONAL and not options[parameter.name]:
+                del options[parameter.name]  # nn.Module's own, where a class has no __init__
+        parts = dict(built.named_children())
+        built.export_spec = BuildSpec(
+            path,
+            {
+                name: _spec_or_value(parts.get(name, value) if callable(value) else value)
+                for name, value in options.items()
+            },
+        )
 
     if isinstance(build, type):
         init = build.__init__  # type: ignore[misc]  # of exactly this class, wrapped below
@@ -129,6 +135,11 @@ def exportable(build: _Build) -> _Build:
 def is_exportable(target: Any) -> bool:
     """Return whether ``target`` was decorated with :func:`exportable`, itself and no parent."""
     return vars(target).get("is_exportable") is True if hasattr(target, "__dict__") else False
+
+
+def takes_backbone(build: Callable[..., Any]) -> bool:
+    """Return whether ``build`` is handed the frozen network; what is no whole network need not."""
+    return "backbone" in inspect.signature(build).parameters
 
 
 def export_spec(model: nn.Module) -> BuildSpec:

@@ -76,6 +76,25 @@ def peftcl_modules() -> Iterable[Component]:
 
 
 @hookimpl
+def peftcl_heads() -> Iterable[Component]:
+    """Classifiers."""
+    heads = f"{_MODELS}.heads"
+    return (
+        Component("linear", f"{heads}.linear:build_linear", source="one trained linear map"),
+        Component(
+            "cosine",
+            f"{heads}.cosine:build_cosine",
+            source="LUCIR, CVPR 2019; proxies of NTK-CL, arXiv 2407.17120",
+        ),
+        Component(
+            "prototypes",
+            f"{heads}.prototypes:build_prototypes",
+            source="class means: SimpleCIL, arXiv 2303.07338; NTK-CL, arXiv 2407.17120",
+        ),
+    )
+
+
+@hookimpl
 def peftcl_benchmarks() -> Iterable[Component]:
     """Streams of experiences."""
     classic = f"{_BENCHMARKS}.sources.classic"

@@ -9,6 +9,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]  # of images or experiences
 CountOrNone = Annotated[int, Field(ge=0, le=10**9)]  # the same, of which there may be none
 Memory = Annotated[int, Field(ge=1, le=10**8)]  # of images that are kept
 Width = Annotated[int, Field(ge=1, le=4096)]  # a rank, or a number of tokens
+FeatureWidth = Annotated[int, Field(ge=1, le=2**20)]  # of what a head classifies
 Draws = Annotated[int, Field(ge=0, le=2**14)]  # of prototypes, in each step
 MinibatchSize = Annotated[int, Field(ge=1, le=2**20)]
 Epochs = Annotated[int, Field(ge=1, le=10**6)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigWarning
-from avalanche_peftcl.models.heads.heads import MASK_VALUE
+from avalanche_peftcl.models.heads.rows import MASK_VALUE
 
 LossOver = Literal["local", "seen"]
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from avalanche_peftcl.models import Backbone, PrototypeModel
+from avalanche_peftcl.models import Backbone, FrozenBranch, PEFTModel
+from avalanche_peftcl.models.heads.prototypes import build_prototypes
 from avalanche_peftcl.models.precision import MixedPrecision
 from avalanche_peftcl.registry.ranges import MinibatchSize
 from avalanche_peftcl.training.plugins import PrototypePlugin
@@ -19,9 +20,14 @@ def build_nearest_class_mean(
     eval_mb_size: MinibatchSize = 64,
     mixed_precision: MixedPrecision = "auto",
 ) -> PEFTTemplate:
-    """Build a classifier by cosine to the mean frozen feature of each class; nothing trains."""
+    """Build a classifier by cosine to the mean frozen feature of each class; nothing trains.
+
+    Source:
+        SimpleCIL: Zhou et al., IJCV 2024. Differs: nothing.
+    """
+    head = build_prototypes(in_features=backbone.embed_dim)
     return PEFTTemplate(
-        model=PrototypeModel(backbone),
+        model=PEFTModel(backbone, FrozenBranch(), head),
         optimizer=None,
         train_mb_size=eval_mb_size,
         train_epochs=0,

@@ -14,7 +14,13 @@ from avalanche.training import supervised
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_peftcl.models import AdapterBranch, NTKCLModel, PEFTModel, PrototypeModel
+from avalanche_peftcl.models import (
+    AdapterBranch,
+    FrozenBranch,
+    NTKCLModel,
+    PEFTModel,
+    PrototypeHead,
+)
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 
 pytestmark = [
@@ -46,6 +52,10 @@ def peft():
 
 def ntk_cl():
     return NTKCLModel(toy_backbone())
+
+
+def class_means():
+    return PEFTModel(toy_backbone(), FrozenBranch(), PrototypeHead(32))
 
 
 def train(name, model, benchmark, *, epochs=10, optimizer=None, lr=0.003):
@@ -170,7 +180,7 @@ def test_lwf_distils_each_task_from_its_own_classes():
 # --- what the host takes them for ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [peft, ntk_cl, lambda: PrototypeModel(toy_backbone())])
+@pytest.mark.parametrize("build", [peft, ntk_cl, class_means])
 def test_they_are_the_hosts_dynamic_modules(build):
     model = build()
     kind = type(model)

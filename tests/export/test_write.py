@@ -357,7 +357,7 @@ def test_files_that_are_no_network(done, tmp_path):
         load(tmp_path)
 
 
-SPEC = {"build": "avalanche_peftcl.models.networks.tuned:PrototypeModel", "options": {}}
+SPEC = {"build": "avalanche_peftcl.models.networks.ntk_cl:NTKCLModel", "options": {}}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import inspect
 
 import pytest
 import torch
-from torch import nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import (
@@ -11,10 +10,11 @@ from avalanche_peftcl.models import (
     BuildSpec,
     NTKCLModel,
     PEFTModel,
+    PrototypeHead,
     export_spec,
-    exportable,
 )
 from avalanche_peftcl.models.exportable import is_exportable
+from avalanche_peftcl.models.heads.prototypes import build_prototypes
 from avalanche_peftcl.models.modules.injection import build_peft_tuner
 from avalanche_peftcl.models.modules.lora import build_lora
 
@@ -73,9 +73,16 @@ def test_options_that_no_file_holds_are_named():
     assert BuildSpec("p:b", plain).to_json()["options"] == plain | {"d": {"e": [1]}}
 
 
-def test_a_builder_takes_a_backbone():
-    with pytest.raises(ConfigError, match="takes no backbone"):
+def test_a_part_needs_no_backbone_and_a_builder_among_the_options_stands_as_what_it_built(backbone):
+    head = build_prototypes(in_features=64, section_weights=(0.3, 0.1))
+    assert export_spec(head).options == {"in_features": 64, "section_weights": (0.3, 0.1)}
+    model = NTKCLModel(backbone, head=lambda width: build_prototypes(in_features=width))
+    told = export_spec(model).to_json()["options"]["head"]
+    assert told["build"] == "avalanche_peftcl.models.heads.prototypes:build_prototypes"
+    assert told["options"]["in_features"] == model.embed_dim
+    with pytest.raises(ConfigError, match="given as head a ShutHead that does not say how"):
+        export_spec(NTKCLModel(backbone, head=ShutHead))
 
-        @exportable
-        def build(*, width):
-            return nn.Linear(width, width)
+
+class ShutHead(PrototypeHead):
+    """A head that does not say how it is built."""

@@ -48,6 +48,7 @@ def given(kind: str) -> dict[str, Any]:
     torch.manual_seed(0)
     return {
         "backbone": toy_backbone(depth=1),
+        "in_features": 12,
         "input_config": InputConfig(img_size=16),
         "device": "cpu",
         "plugins": [],

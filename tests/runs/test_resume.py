@@ -572,9 +572,9 @@ def test_a_checkpoint_whose_state_does_not_fit_is_refused(stopped, registry):
     checkpoint.write_checkpoint(folder, state, number=2)
     with pytest.raises(CheckpointError, match="a Stop stands where a Other stood"):
         run(stopped, registry=registry, resume=True)
-    del state["strategy"]["model"]["prototypes.counts"]
+    del state["strategy"]["model"]["head.counts"]
     checkpoint.write_checkpoint(folder, state, number=3)
-    with pytest.raises(CheckpointError, match=r"do not fit PrototypeModel: missing: .*counts"):
+    with pytest.raises(CheckpointError, match=r"do not fit PEFTModel: missing: .*counts"):
         run(stopped, registry=registry, resume=True)
 
 
@@ -586,7 +586,7 @@ def _damage(folder: Path) -> None:
 def _disown(folder: Path) -> None:
     """Give the checkpoint a state that fits only when all is built."""
     _, state = read_checkpoint(folder)
-    del state["strategy"]["model"]["prototypes.counts"]
+    del state["strategy"]["model"]["head.counts"]
     checkpoint.write_checkpoint(folder, state, number=3)
 
 

@@ -161,7 +161,7 @@ def test_a_features_overflow_reaches_no_prototype(backbone):
         for p in model.parameters():
             p.fill_(1e30)
     assert any(isinstance(plugin, PrototypePlugin) for plugin in strategy.plugins)
-    with pytest.raises(NotFiniteError, match="the class means of experience 1 are not finite"):
+    with pytest.raises(NotFiniteError, match="experience 1: the class means are not finite"):
         strategy.train(make_benchmark().train_stream[0])
     assert not model.prototypes.counts.any()
 

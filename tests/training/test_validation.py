@@ -11,7 +11,7 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin
 
 from avalanche_peftcl.evaluation import AccuracyMatrix
-from avalanche_peftcl.models import NTKCLModel, PrototypeModel
+from avalanche_peftcl.models import FrozenBranch, NTKCLModel, PEFTModel, PrototypeHead
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.nearest_class_mean import build_nearest_class_mean
@@ -196,13 +196,17 @@ def test_a_plugin_that_reads_before_the_strategys_own_sees_the_new_classes(metho
     assert min(reader.accuracies) >= 0.5  # a head without these classes predicts none of them
 
 
-@pytest.mark.parametrize("kind", [NTKCLModel, PrototypeModel])
-def test_prototypes_beside_the_hosts_own_strategy(kind):
+def class_means(backbone):
+    return PEFTModel(backbone, FrozenBranch(), PrototypeHead(backbone.embed_dim))
+
+
+@pytest.mark.parametrize("build", [NTKCLModel, class_means])
+def test_prototypes_beside_the_hosts_own_strategy(build):
     """`PrototypePlugin` reads the features of a forward pass that is not ours."""
     torch.manual_seed(0)
-    benchmark, model = two(), kind(toy_backbone())
+    benchmark, model = two(), build(toy_backbone())
     reader, seen = Reader(benchmark), Accuracies()
-    trains = kind is NTKCLModel
+    trains = build is NTKCLModel
     first = [seen, reader] if trains else []
     strategy = Naive(
         model=model,
@@ -216,7 +220,8 @@ def test_prototypes_beside_the_hosts_own_strategy(kind):
     for t, experience in enumerate(benchmark.train_stream):
         strategy.train(experience, eval_streams=[benchmark.test_stream[: t + 1]])
     assert min(reader.accuracies) > 0.5
-    assert model.prototypes.counts.tolist() == [6] * 4
+    head = next(head for head in model.heads if head.fitted)
+    assert head.counts.tolist() == [6] * 4
     for t in range(2 if trains else 0):
         assert min(seen.inside(t, t)) > 0.4
 

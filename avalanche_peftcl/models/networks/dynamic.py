@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_peftcl.models.heads.heads import ClassRows
+from avalanche_peftcl.models.heads.head import Head
+from avalanche_peftcl.models.heads.rows import ClassRows
 
 
 class DynamicModel(nn.Module):
@@ -86,6 +87,11 @@ class DynamicModel(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Return a logit a row: ``(B, D)`` to ``(B, R)``."""
         raise NotImplementedError
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Its heads; of those that are fitted somebody has to call :meth:`~.Head.observe`."""
+        return ()
 
     # --- what it gets for it -------------------------------------------------------------------
 

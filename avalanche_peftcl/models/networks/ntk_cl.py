@@ -16,7 +16,10 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch, forward_branches
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.heads.heads import ClassRows, CosineHead, PrototypeHead
+from avalanche_peftcl.models.heads.cosine import CosineHead
+from avalanche_peftcl.models.heads.head import Head, HeadBuilder
+from avalanche_peftcl.models.heads.prototypes import PrototypeHead
+from avalanche_peftcl.models.heads.rows import ClassRows
 from avalanche_peftcl.models.modules.adapter import AdapterBranch
 from avalanche_peftcl.models.modules.patch_prompt import PatchPromptBranch
 from avalanche_peftcl.models.networks.dynamic import DynamicModel
@@ -85,9 +88,12 @@ class NTKCLModel(DynamicModel):
         section_weights: Weight in the prediction of the unadapted section, of each older copy
             and of the current modules.
         dropout: Dropout of adapters and fusion.
+        head: What predicts in evaluation, or what builds it for the width of the fused view; a
+            head that is fitted, for the proxies are what trains. ``None`` takes the prototypes.
 
     Raises:
-        ConfigError: If ``n_copies`` is not 1, 2 or 3, or the recipe is unknown.
+        ConfigError: If ``n_copies`` is not 1, 2 or 3, the recipe is unknown, or the head is trained
+            by gradients.
 
     Source:
         Liu et al., arXiv 2407.17120; released code 24de712.
@@ -116,6 +122,7 @@ class NTKCLModel(DynamicModel):
         use_pretrained: bool = False,
         section_weights: tuple[float, float, float] = (1.0, 0.3, 0.1),
         dropout: float = 0.1,
+        head: HeadBuilder | Head | None = None,
     ) -> None:
         super().__init__()
         if recipe not in ("corrected", "released"):
@@ -145,12 +152,25 @@ class NTKCLModel(DynamicModel):
         self.classes = ClassRows()
         self.proxies = CosineHead(self.embed_dim)
         self.prototypes = PrototypeHead(self.embed_dim, section_weights=weights)
+        self.head = head if head is None or isinstance(head, Head) else head(self.embed_dim)
+        if self.head is not None and not self.head.fitted:
+            raise ConfigError(
+                f"NTK-CL trains its proxies and predicts with a head that is fitted, a "
+                f"{type(self.head).__name__} is trained; take one such as 'prototypes', or leave "
+                "head out"
+            )
         self.train()
 
     @property
     def forward_passes(self) -> int:
         """Passes through the backbone an image, in training and in evaluation."""
         return 2 * (len(self.channel_copies) + 1) + (self.pretrained is not None)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Proxies, prototypes, and the head that predicts where it is another."""
+        own = self.proxies, self.prototypes
+        return own if self.head is None else (*own, self.head)
 
     def train(self, mode: bool = True) -> "NTKCLModel":
         """Set the mode; the older copies of the corrected recipe stay in eval mode."""
@@ -170,8 +190,10 @@ class NTKCLModel(DynamicModel):
         """
         known = len(self.classes)
         rows = self.classes.add(pairs)
-        self.proxies.grow(len(self.classes))
+        self.proxies.grow(len(self.classes), draw=False)
         self.prototypes.grow(len(self.classes))
+        if self.head is not None:
+            self.head.grow(len(self.classes))
         self.proxies.reset(rows if fresh else [r for r in rows if r >= known])
 
     def views(self, images: Tensor) -> Views:
@@ -191,11 +213,14 @@ class NTKCLModel(DynamicModel):
         return self.views(images).fused
 
     def classify(self, fused: Tensor) -> Tensor:
-        """Return a logit a row: from the proxies in training, from the prototypes in evaluation.
+        """Return a logit a row: from the proxies in training, in evaluation from the head.
 
-        Where no class has a prototype, because no :class:`.PrototypePlugin` takes them (Avalanche's
-        own strategies), the proxies predict in evaluation too.
+        Where that are the prototypes and no class has one, because nobody hands them the images of
+        an experience (Avalanche's own strategies), the proxies predict in evaluation too.
         """
+        if self.head is not None and not self.training:
+            by_head: Tensor = self.head(fused)
+            return by_head
         by_proxy: Tensor = self.proxies(fused)
         if self.training:
             return by_proxy

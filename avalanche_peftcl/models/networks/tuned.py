@@ -1,4 +1,4 @@
-"""One adapted pass and one growing linear head: what sequential tuning trains."""
+"""One adapted pass and one head: what most methods are."""
 
 from collections.abc import Iterable
 
@@ -7,17 +7,20 @@ from torch import Tensor
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch, forward_branches
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.heads.heads import ClassRows, LinearHead, PrototypeHead
+from avalanche_peftcl.models.heads.head import Head
+from avalanche_peftcl.models.heads.linear import LinearHead
+from avalanche_peftcl.models.heads.rows import ClassRows
 from avalanche_peftcl.models.networks.dynamic import DynamicModel
 
 
 @exportable
 class PEFTModel(DynamicModel):
-    """A frozen backbone, one :class:`Branch` through it, and a linear head.
+    """A frozen backbone, one :class:`Branch` through it, and a head.
 
     Args:
         backbone: The frozen network.
         branch: The modules that train; ``Branch()`` trains the head alone.
+        head: The classifier; ``None`` takes a :class:`LinearHead` that fits.
 
     Example:
         >>> import torch
@@ -29,12 +32,17 @@ class PEFTModel(DynamicModel):
         torch.Size([2, 3])
     """
 
-    def __init__(self, backbone: Backbone, branch: Branch) -> None:
+    def __init__(self, backbone: Backbone, branch: Branch, head: Head | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.branch = branch
         self.classes = ClassRows()
-        self.head = LinearHead(backbone.embed_dim)
+        self.head: Head = LinearHead(backbone.embed_dim) if head is None else head
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The head."""
+        return (self.head,)
 
     def start_experience(self, pairs: Iterable[tuple[int, int]], *, fresh: bool = True) -> None:
         """Make room for the ``(task label, class)`` pairs of an experience; old rows stay."""
@@ -48,37 +56,4 @@ class PEFTModel(DynamicModel):
     def classify(self, features: Tensor) -> Tensor:
         """Return a logit a row: ``(B, D)`` to ``(B, R)``."""
         logits: Tensor = self.head(features)
-        return logits
-
-
-@exportable
-class PrototypeModel(DynamicModel):
-    """A frozen backbone and the mean feature of each class; nothing trains.
-
-    Args:
-        backbone: The frozen network.
-
-    Source:
-        SimpleCIL: Zhou et al., IJCV 2024. Differs: nothing.
-    """
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.classes = ClassRows()
-        self.prototypes = PrototypeHead(backbone.embed_dim)
-
-    def start_experience(self, pairs: Iterable[tuple[int, int]], *, fresh: bool = True) -> None:
-        """Make room for the ``(task label, class)`` pairs of an experience."""
-        self.classes.add(pairs)
-        self.prototypes.grow(len(self.classes))
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the frozen features: ``(B, 3, H, W)`` to ``(B, D)``."""
-        features: Tensor = self.backbone(images)
-        return features
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Return a logit a row: ``(B, D)`` to ``(B, R)``."""
-        logits: Tensor = self.prototypes(features)
         return logits

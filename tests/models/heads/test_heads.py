@@ -2,41 +2,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from avalanche_peftcl.models.heads.heads import ClassRows, CosineHead, LinearHead, PrototypeHead
-
-
-def test_rows_are_kept_and_outputs_stand_at_their_class():
-    rows = ClassRows()
-    assert rows.add([(0, 4), (0, 2)]) == [0, 1]
-    assert rows.add([(0, 2), (0, 0)]) == [1, 2]
-    logits = torch.tensor([[1.0, 2.0, 3.0]])
-    assert rows.scatter(logits).tolist() == [[3, -1000, 2, -1000, 1]]
-
-
-def test_a_task_label_restricts_prediction_to_its_own_rows():
-    rows = ClassRows()
-    rows.add([(0, 0), (0, 1), (1, 0), (1, 2)])
-    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2)
-    out = rows.scatter(logits, torch.tensor([0, 1]))
-    assert out.tolist() == [[1, 2, -1000], [3, -1000, 4]]
-    assert rows.index(torch.tensor([0, 0]), torch.tensor([0, 1])).tolist() == [0, 2]
-    with pytest.raises(ValueError, match="task_labels are needed"):
-        rows.scatter(logits)
-
-
-def test_gradient_reaches_only_the_rows_that_may_be_predicted():
-    rows = ClassRows()
-    rows.add([(0, 0), (1, 0)])
-    logits = torch.tensor([[0.5, 0.7]], requires_grad=True)
-    rows.scatter(logits, torch.tensor([1])).sum().backward()
-    assert logits.grad.tolist() == [[0, 1]]
-
-
-def test_a_target_without_a_row_is_refused():
-    rows = ClassRows()
-    rows.add([(0, 0)])
-    with pytest.raises(ValueError, match=r"\(0, 5\)"):
-        rows.index(torch.tensor([0, 5]))
+from avalanche_peftcl.errors import ConfigError, NotFiniteError
+from avalanche_peftcl.models import (
+    Branch,
+    ClassRows,
+    CosineHead,
+    FrozenBranch,
+    LinearHead,
+    NTKCLModel,
+    PEFTModel,
+    PrototypeHead,
+)
+from avalanche_peftcl.models.heads.cosine import build_cosine
+from avalanche_peftcl.models.heads.linear import build_linear
+from avalanche_peftcl.models.heads.prototypes import build_prototypes
 
 
 @pytest.mark.parametrize("head", [LinearHead(4), CosineHead(4)])
@@ -99,3 +78,126 @@ def test_state_dicts_load_into_heads_of_another_size():
         for name, value in full.state_dict().items():
             assert torch.equal(empty.state_dict()[name], value)
     assert full.counts.shape == (4,)
+
+
+def test_observed_features_are_added_when_they_settle_and_not_before():
+    torch.manual_seed(0)
+    head, features, rows = PrototypeHead(6), torch.randn(9, 6), torch.tensor([0, 2] * 4 + [2])
+    head.grow(3)
+    head.begin([0, 2], [4, 5])
+    for part in (slice(0, 4), slice(4, 9)):
+        head.observe(features[part], rows[part])
+    assert not head.counts.any()
+    head.settle()
+    assert head.counts.tolist() == [4, 0, 5]
+    assert head.running is None
+    torch.testing.assert_close(head.prototypes[2], features[rows == 2].mean(0))
+    old = head.prototypes.clone()
+    head.settle()  # an experience without a pass over it
+    assert torch.equal(head.prototypes, old)
+
+
+def test_what_is_not_finite_reaches_no_prototype():
+    head = PrototypeHead(2)
+    head.grow(1)
+    head.begin([0], [1])
+    head.observe(torch.tensor([[1.0, float("nan")]]), torch.tensor([0]))
+    with pytest.raises(NotFiniteError, match="the class means are not finite"):
+        head.settle()
+    assert not head.counts.any()
+    head.observe(torch.ones(1, 2), torch.tensor([0]))
+    head.settle()
+    assert head.counts.tolist() == [1]
+
+
+def test_followed_features_stand_for_the_means_and_go_on_from_their_state():
+    head = PrototypeHead(2)
+    head.grow(2)
+    head.begin([1], [4])
+    assert head(torch.ones(1, 2)).tolist() == [[-1000, -1000]]
+    head.follow(torch.tensor([[0.0, 2.0]]), torch.tensor([1]))
+    state = head.passing_state()
+    assert head(torch.tensor([[0.0, 1.0]])).tolist() == [[-1000, 1]]
+    assert not any(key.startswith("running") for key in head.state_dict())
+    other = PrototypeHead(2)
+    other.grow(2)
+    other.begin([1], [4])
+    other.load_passing_state(state)
+    assert other(torch.tensor([[0.0, 1.0]])).tolist() == [[-1000, 1]]
+    other.grow(2)
+    assert other.passing_state() == {}
+
+
+def test_prototypes_move_with_a_drift_and_empty_rows_stay():
+    head = PrototypeHead(2)
+    head.grow(2)
+    head.add([0], torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
+    head.move(lambda old: 2 * old + 1)
+    assert head.prototypes.tolist() == [[3, 5], [0, 0]]
+
+
+@pytest.mark.parametrize("head", [LinearHead(4), CosineHead(4)])
+def test_a_trained_head_refuses_to_move(head):
+    with pytest.raises(ConfigError, match=rf"a {type(head).__name__} cannot move with features"):
+        head.move(lambda old: old)
+
+
+def test_new_cosines_can_train():
+    head = CosineHead(16)
+    head.grow(2)
+    old = head.weight.detach().clone()
+    head.grow(3)
+    assert torch.equal(head.weight[:2], old)
+    assert 0 < head.weight[2].norm() < 1
+    head(torch.randn(4, 16)).sum().backward()
+    assert 0 < head.weight.grad.abs().max() < 10
+
+
+def test_sections_are_of_one_width():
+    with pytest.raises(ConfigError, match="of width 6 are no 4 sections of one width"):
+        PrototypeHead(6, section_weights=(1.0, 1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("build", [build_linear, build_cosine, build_prototypes])
+def test_every_head_classifies_for_a_tuned_network(backbone, build):
+    model = PEFTModel(backbone, FrozenBranch(), build(in_features=backbone.embed_dim))
+    model.start_experience([(0, 1), (0, 0)])
+    (head,) = model.heads
+    images = torch.randn(4, 3, 16, 16)
+    rows = torch.tensor([0, 1, 0, 1])
+    head.begin([0, 1], [2, 2])
+    head.observe(model.embed(images), rows)
+    head.settle()
+    logits = model(images)
+    assert logits.shape == (4, 2)
+    assert torch.equal(logits[:, [1, 0]], head(model.embed(images)))
+    sited = {id(site.parameter) for site in head.head_sites()}
+    assert sited == ({id(p) for p in head.parameters()} if build is build_linear else set())
+
+
+def test_ntk_cl_predicts_with_the_head_that_it_is_given(backbone):
+    widths = []
+
+    def build(width):
+        widths.append(width)
+        return PrototypeHead(width)
+
+    model = NTKCLModel(backbone, n_copies=2, head=build)
+    model.start_experience([(0, 0), (0, 1)])
+    assert widths == [model.embed_dim]
+    assert [type(head) for head in model.heads] == [CosineHead, PrototypeHead, PrototypeHead]
+    model.eval()
+    features = model.embed(torch.randn(2, 3, 16, 16))
+    for head in (head for head in model.heads if head.fitted):
+        head.observe(features, torch.tensor([0, 1]))
+        head.settle()
+    assert torch.equal(model.classify(features), model.head(features))
+    assert not torch.equal(model.classify(features), model.prototypes(features))
+    model.train()
+    assert torch.equal(model.classify(features), model.proxies(features))
+    with pytest.raises(ConfigError, match="a LinearHead is trained; take one such as"):
+        NTKCLModel(backbone, head=LinearHead)
+
+
+def test_the_default_is_a_linear_head(backbone):
+    assert isinstance(PEFTModel(backbone, Branch()).head, LinearHead)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.losses import pooled_nce, span_energy
 from avalanche_peftcl.models import AdapterBranch, PEFTModel
-from avalanche_peftcl.models.heads.heads import PrototypeHead
+from avalanche_peftcl.models.heads.prototypes import PrototypeHead
 from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import (
@@ -94,6 +94,10 @@ class PrototypeTuning(PEFTModel):
     def start_experience(self, pairs, *, fresh=True):
         super().start_experience(pairs, fresh=fresh)
         self.prototypes.grow(len(self.classes))
+
+    @property
+    def heads(self):
+        return (self.head, self.prototypes)
 
 
 def tuning(backbone, plugins):
