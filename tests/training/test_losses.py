@@ -5,10 +5,10 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models import SimpleMLP
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche_peftcl.models.heads.heads import CosineHead
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import AdapterBranch, PEFTModel
+from avalanche_peftcl.models.heads.cosine import CosineHead
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.losses import add_loss
