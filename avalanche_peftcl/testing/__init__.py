@@ -3,6 +3,11 @@
 from avalanche_peftcl.testing.backbone import BackboneContract
 from avalanche_peftcl.testing.benchmark import BenchmarkContract
 from avalanche_peftcl.testing.branch import BranchContract
+from avalanche_peftcl.testing.learnable import (
+    blind_backbone,
+    learnable_benchmark,
+    learnable_images,
+)
 from avalanche_peftcl.testing.strategy import StrategyContract
 from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark, toy_images
 
@@ -11,6 +16,9 @@ __all__ = [
     "BenchmarkContract",
     "BranchContract",
     "StrategyContract",
+    "blind_backbone",
+    "learnable_benchmark",
+    "learnable_images",
     "toy_backbone",
     "toy_benchmark",
     "toy_images",

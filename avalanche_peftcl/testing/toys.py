@@ -1,4 +1,9 @@
-"""A tiny frozen ViT and a tiny stream of coloured noise."""
+"""A tiny frozen ViT and a tiny stream of coloured noise, for whatever needs no learning.
+
+Class means of the frozen features tell the colours apart (94 to 100 %): an accuracy on them shows
+that the parts fit together, not that anything was learnt. That is what :func:`.blind_backbone` and
+:func:`.learnable_benchmark` are for. Recorded numbers are of these toys as they are.
+"""
 
 from typing import Any
 
