@@ -78,6 +78,7 @@ def test_settings_of_ntk_cl(name: str) -> None:
     assert with_defaults(config, discover())["strategy"] == {
         "name": "ntk_cl",
         "loss": "local",
+        "plugin_order": "before",
         "recipe": "released",
         "r": 16,
         "prompt_length": 10,

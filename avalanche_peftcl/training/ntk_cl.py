@@ -5,7 +5,7 @@ A step minimises ``CE(c) + CE(p) + CE(m)`` over the classes at hand, plus ``eta 
 adapters become the mean of all, and class means of ``m`` become the classifier.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Unpack
 
 import torch
@@ -13,24 +13,12 @@ from pydantic import Field
 from torch import Tensor
 
 from avalanche_peftcl.models import Backbone, NTKCLModel, Recipe
-from avalanche_peftcl.models.precision import MixedPrecision
-from avalanche_peftcl.registry.ranges import (
-    Draws,
-    Dropout,
-    Epochs,
-    GradNorm,
-    LearningRate,
-    MinibatchSize,
-    Momentum,
-    Steps,
-    Temperature,
-    Weight,
-    WeightDecay,
-    Width,
-)
+from avalanche_peftcl.registry.ranges import Draws, Dropout, Temperature, Weight, Width
+from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.optimizers import annealing
+from avalanche_peftcl.training.options import TrainingOptions
 from avalanche_peftcl.training.plugins import (
     PrototypeContrastPlugin,
     PrototypePlugin,
@@ -200,13 +188,15 @@ def _released(name: str) -> bool:
     return _adapted(name) and name.endswith(".weight")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Options(TrainingOptions):
+    loss: LossOver = "local"
+
+
+@takes(_Options)
 def build_ntk_cl(
     *,
     backbone: Backbone,
-    device: str = "cpu",
-    plugins: Sequence[Any] = (),
-    evaluator: Any = None,
-    loss: LossOver = "local",
     recipe: Recipe = "corrected",
     r: Width = 16,
     prompt_length: Width = 10,
@@ -214,21 +204,13 @@ def build_ntk_cl(
     use_pretrained: bool = False,
     section_weights: tuple[Weight, Weight, Weight] = (1.0, 0.3, 0.1),
     dropout: Dropout = 0.1,
-    lr: LearningRate = 0.025,
-    momentum: Momentum = 0.9,
-    weight_decay: WeightDecay = 5e-4,
     contrast_weight: Weight = 0.03,
     temperature: Temperature = 0.1,
     contrast_prototypes: Draws | None = None,
     orthogonality_weight: Weight = 1e-4,
     retention_weight: Weight = 1e-3,
     anneal: bool | None = None,
-    train_mb_size: MinibatchSize = 16,
-    train_epochs: Epochs = 20,
-    eval_mb_size: MinibatchSize = 64,
-    max_grad_norm: GradNorm | None = None,
-    accumulation_steps: Steps = 1,
-    mixed_precision: MixedPrecision = "auto",
+    options: _Options,
 ) -> NTKCL:
     """Build :class:`NTKCL` with its network and SGD on a backbone."""
     model = NTKCLModel(
@@ -241,24 +223,16 @@ def build_ntk_cl(
         section_weights=section_weights,
         dropout=dropout,
     )
-    trainable = [p for p in model.parameters() if p.requires_grad]
     return NTKCL(
         model=model,
-        optimizer=torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay),
-        loss=loss,
+        optimizer=torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], **options.rates()
+        ),
         contrast_weight=contrast_weight,
         temperature=temperature,
         contrast_prototypes=contrast_prototypes,
         orthogonality_weight=orthogonality_weight,
         retention_weight=retention_weight,
         anneal=anneal,
-        train_mb_size=train_mb_size,
-        train_epochs=train_epochs,
-        eval_mb_size=eval_mb_size,
-        device=device,
-        plugins=plugins,
-        evaluator=evaluator,
-        max_grad_norm=max_grad_norm,
-        accumulation_steps=accumulation_steps,
-        mixed_precision=mixed_precision,
+        **options.template(),
     )

@@ -6,8 +6,8 @@ next one the head trains alone first, then with the PEFT module under ``dW' = dW
 of ``p`` (giving ``q``), and both are merged: ``(1 - b) p + b q`` with ``b = 1 / (t + a)``.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
 import torch
@@ -16,25 +16,23 @@ from torch import Tensor
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import Backbone, Branch, PEFTModel
 from avalanche_peftcl.models.modules.kinds import Kind, build_module
-from avalanche_peftcl.models.precision import MixedPrecision
 from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.registry.ranges import (
     Count,
     Epochs,
     EpochsOrNone,
-    GradNorm,
     LearningRate,
     MinibatchSize,
-    Momentum,
     Offset,
     Share,
-    Steps,
     WeightDecay,
     Width,
 )
+from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
+from avalanche_peftcl.training.options import TrainingOptions
 from avalanche_peftcl.training.plugins import (
     GradientProjectionPlugin,
     HeadOnlyPlugin,
@@ -252,14 +250,20 @@ def sites_with_head(model: Any) -> list[ProjectionSite]:
     return projection_sites(model) + head
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Options(TrainingOptions):
+    loss: LossOver = "local"
+    lr: LearningRate = 0.0028125
+    weight_decay: WeightDecay = 0.0
+    train_mb_size: MinibatchSize = 24
+    train_epochs: Epochs = 5
+
+
+@takes(_Options)
 def build_pegp(
     *,
     backbone: Backbone,
     module: Branch | None = None,
-    device: str = "cpu",
-    plugins: Sequence[Any] = (),
-    evaluator: Any = None,
-    loss: LossOver = "local",
     peft: Kind = "adapter",
     r: Width = 5,
     length: Width = 10,
@@ -274,15 +278,7 @@ def build_pegp(
     merge_epochs: EpochsOrNone = 1,
     merge_offset: Offset = 1.0,
     optimizer: OptimizerName = "adam",
-    lr: LearningRate = 0.0028125,
-    momentum: Momentum = 0.9,
-    weight_decay: WeightDecay = 0.0,
-    train_mb_size: MinibatchSize = 24,
-    train_epochs: Epochs = 5,
-    eval_mb_size: MinibatchSize = 64,
-    max_grad_norm: GradNorm | None = None,
-    accumulation_steps: Steps = 1,
-    mixed_precision: MixedPrecision = "auto",
+    options: _Options,
 ) -> PEGP:
     """Build :class:`PEGP` for one of four PEFT modules, or for a ``module`` with own options.
 
@@ -293,10 +289,7 @@ def build_pegp(
     model = PEFTModel(backbone, module)
     return PEGP(
         model=model,
-        optimizer=make_optimizer(
-            optimizer, model, lr=lr, momentum=momentum, weight_decay=weight_decay
-        ),
-        loss=loss,
+        optimizer=make_optimizer(optimizer, model, **options.rates()),
         recipe=recipe,
         projection=projection,
         threshold=threshold,
@@ -306,13 +299,5 @@ def build_pegp(
         head_epochs=head_epochs,
         merge_epochs=merge_epochs,
         merge_offset=merge_offset,
-        train_mb_size=train_mb_size,
-        train_epochs=train_epochs,
-        eval_mb_size=eval_mb_size,
-        device=device,
-        plugins=plugins,
-        evaluator=evaluator,
-        max_grad_norm=max_grad_norm,
-        accumulation_steps=accumulation_steps,
-        mixed_precision=mixed_precision,
+        **options.template(),
     )

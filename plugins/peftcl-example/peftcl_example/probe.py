@@ -1,28 +1,30 @@
 """A strategy: one growing linear head on frozen features."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from avalanche.models import IncrementalClassifier
 from pydantic import Field
 from torch import nn
 
+from avalanche_peftcl import takes
 from avalanche_peftcl.models import Backbone
-from avalanche_peftcl.training import PEFTTemplate
+from avalanche_peftcl.training import PEFTTemplate, TrainingOptions
 
 
-def linear_probe(
-    *,
-    backbone: Backbone,
-    device: str,
-    plugins: Sequence[Any],
-    evaluator: Any,
-    lr: Annotated[float, Field(gt=0)] = 0.1,
-    train_epochs: Annotated[int, Field(ge=1)] = 5,
-    train_mb_size: Annotated[int, Field(ge=1)] = 16,
-) -> PEFTTemplate:
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(TrainingOptions):
+    """The options of every strategy that trains, some with other defaults."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    train_epochs: Annotated[int, Field(ge=1)] = 5
+
+
+@takes(ProbeOptions)
+def linear_probe(*, backbone: Backbone, options: ProbeOptions) -> PEFTTemplate:
     """Train a linear head that gets new rows with new classes; nothing else changes.
 
     Source:
@@ -31,11 +33,6 @@ def linear_probe(
     head = IncrementalClassifier(backbone.embed_dim)
     return PEFTTemplate(
         model=nn.Sequential(OrderedDict(backbone=backbone, head=head)),
-        optimizer=torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9),
-        train_epochs=train_epochs,
-        train_mb_size=train_mb_size,
-        eval_mb_size=train_mb_size,
-        device=device,
-        plugins=plugins,
-        evaluator=evaluator,
+        optimizer=torch.optim.SGD(head.parameters(), **options.rates()),
+        **options.template(),
     )
