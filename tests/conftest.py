@@ -1,3 +1,5 @@
+import doctest
+import inspect
 import os
 import socket
 import time
@@ -18,6 +20,16 @@ settings.load_profile("untimed")
 if "OMP_NUM_THREADS" not in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
+
+_is_of = doctest.DocTestFinder._from_module
+
+
+def _is_of_unwrapped(finder, module, found):
+    return _is_of(finder, module, inspect.unwrap(found) if inspect.isroutine(found) else found)
+
+
+# else the examples of decorated functions are left out in silence
+doctest.DocTestFinder._from_module = _is_of_unwrapped
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -26,14 +26,17 @@ from avalanche_peftcl.benchmarks.sources.five_datasets import five_datasets
 from avalanche_peftcl.benchmarks.sources.image_folder import image_folder
 from avalanche_peftcl.benchmarks.sources.image_list import image_list
 from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
-from avalanche_peftcl.benchmarks.stream.transforms import eval_transform, train_transform
+from avalanche_peftcl.benchmarks.stream.options import StreamOptions
+from avalanche_peftcl.benchmarks.stream.transforms import Augment, eval_transform, train_transform
 
 __all__ = [
+    "Augment",
     "Contents",
     "Entry",
     "ImageArray",
     "ImageFiles",
     "JoinedImages",
+    "StreamOptions",
     "check_manifest",
     "cifar10",
     "cifar100",

@@ -11,8 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from avalanche_peftcl.compare.alike import dataset, tested_on
 from avalanche_peftcl.compare.records import Metrics, Run
+from avalanche_peftcl.registry.component import Scenario
 
-Scenario = Literal["class", "task", "domain", "online"]
 Text = Annotated[str, Field(min_length=1)]
 
 

@@ -11,6 +11,8 @@ from avalanche_peftcl.registry.hookspecs import hookimpl
 _MODELS = "avalanche_peftcl.models"
 _BENCHMARKS = "avalanche_peftcl.benchmarks"
 _TRAINING = "avalanche_peftcl.training"
+_WITHOUT_DOMAINS: tuple[Scenario, ...] = ("class", "task", "online")
+_WITHOUT_TASK_LABELS: tuple[Scenario, ...] = ("class", "domain", "online")
 
 
 @hookimpl
@@ -98,7 +100,6 @@ def peftcl_heads() -> Iterable[Component]:
 def peftcl_benchmarks() -> Iterable[Component]:
     """Streams of experiences."""
     classic = f"{_BENCHMARKS}.sources.classic"
-    several = "CIFAR-10, MNIST, Fashion-MNIST, SVHN, notMNIST; Ebrahimi et al., arXiv 2003.09553"
     return (
         Component(
             "digits",
@@ -115,22 +116,27 @@ def peftcl_benchmarks() -> Iterable[Component]:
             f"{_BENCHMARKS}.sources.image_list:image_list",
             source="lists of images; DomainNet, arXiv 1812.01754",
         ),
-        Component("mnist", f"{classic}:mnist", source="LeCun et al., Proc. IEEE 1998"),
-        Component("fashion_mnist", f"{classic}:fashion_mnist", source="arXiv 1708.07747"),
-        Component("cifar10", f"{classic}:cifar10", source="Krizhevsky, technical report 2009"),
-        Component("cifar100", f"{classic}:cifar100", source="Krizhevsky, technical report 2009"),
-        Component("tiny_imagenet", f"{classic}:tiny_imagenet", source="Stanford CS231n"),
-        Component("cub200", f"{classic}:cub200", source="Wah et al., CNS-TR-2011-001"),
-        Component(
-            "oxford_pets",
-            f"{classic}:oxford_pets",
-            source="Parkhi et al., Cats and Dogs, CVPR 2012",
-        ),
-        Component("eurosat", f"{classic}:eurosat", source="arXiv 1709.00029"),
-        Component("svhn", f"{classic}:svhn", source="Netzer et al., NIPS workshop 2011"),
         Component("core50", f"{_BENCHMARKS}.sources.core50:core50", source="arXiv 1705.03550"),
         Component(
-            "five_datasets", f"{_BENCHMARKS}.sources.five_datasets:five_datasets", source=several
+            "five_datasets",
+            f"{_BENCHMARKS}.sources.five_datasets:five_datasets",
+            source="CIFAR-10, MNIST, Fashion-MNIST, SVHN, notMNIST; Ebrahimi et al., arXiv "
+            "2003.09553",
+            scenarios=_WITHOUT_DOMAINS,
+        ),
+        *(
+            Component(name, f"{classic}:{name}", source, scenarios=_WITHOUT_DOMAINS)
+            for name, source in (
+                ("mnist", "LeCun et al., Proc. IEEE 1998"),
+                ("fashion_mnist", "arXiv 1708.07747"),
+                ("cifar10", "Krizhevsky, technical report 2009"),
+                ("cifar100", "Krizhevsky, technical report 2009"),
+                ("tiny_imagenet", "Stanford CS231n"),
+                ("cub200", "Wah et al., CNS-TR-2011-001"),
+                ("oxford_pets", "Parkhi et al., Cats and Dogs, CVPR 2012"),
+                ("eurosat", "arXiv 1709.00029"),
+                ("svhn", "Netzer et al., NIPS workshop 2011"),
+            )
         ),
     )
 
@@ -156,7 +162,6 @@ def peftcl_strategies() -> Iterable[Component]:
 def peftcl_strategy_plugins() -> Iterable[Component]:
     """Pieces of NTK-CL and PEGP that any strategy can use, and Avalanche's own plugins."""
     plugins, host = f"{_TRAINING}.plugins", f"{_TRAINING}.plugins.host"
-    without_task_labels: tuple[Scenario, ...] = ("class", "domain", "online")
     return (
         Component(
             "gradient_projection",
@@ -178,13 +183,13 @@ def peftcl_strategy_plugins() -> Iterable[Component]:
             "ewc",
             f"{host}:ewc",
             source="arXiv 1612.00796; Avalanche EWCPlugin",
-            scenarios=without_task_labels,
+            scenarios=_WITHOUT_TASK_LABELS,
         ),
         Component(
             "lwf",
             f"{host}:lwf",
             source="arXiv 1606.09282; Avalanche LwFPlugin",
-            scenarios=without_task_labels,
+            scenarios=_WITHOUT_TASK_LABELS,
         ),
     )
 

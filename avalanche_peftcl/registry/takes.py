@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
@@ -17,11 +18,13 @@ def takes(shared: type[Any]) -> Callable[[Callable[..., _Built]], Callable[..., 
 
     The builder has one keyword-only argument ``options``, which is handed an instance of
     ``shared``. To callers, and to ``peftcl list``, each field stands in its place: annotation,
-    default, errors and all. What one builder wants otherwise it says in a subclass of the
-    dataclass. :func:`vars` of the instance hands the options on.
+    default, errors and all; in the docstring the fields' entries follow the builder's own. What one
+    builder wants otherwise it says in a subclass of the dataclass: another default, or a value that
+    nobody may choose, ``field(default=..., init=False)``. ``vars(options)`` are all values by name.
 
     Args:
-        shared: A dataclass whose fields are annotated as options are.
+        shared: A dataclass, without slots, whose fields are annotated as options are and described
+            under ``Args`` of its docstring or a parent's.
 
     Returns:
         A decorator for a builder. It raises a :class:`ConfigError` where the builder has no
@@ -57,7 +60,8 @@ def takes(shared: type[Any]) -> Callable[[Callable[..., _Built]], Callable[..., 
     except NameError as error:
         raise ConfigError(f"the annotations of {shared.__name__} name what is not there") from error
     parameters = [_parameter(field, types[field.name]) for field in fields(shared) if field.init]
-    names = {parameter.name for parameter in parameters}
+    fixed = {f.name: f.default for f in fields(shared) if not f.init and f.default is not MISSING}
+    names = [parameter.name for parameter in parameters]
 
     def decorate(build: Callable[..., _Built]) -> Callable[..., _Built]:
         own = inspect.signature(build)
@@ -67,9 +71,11 @@ def takes(shared: type[Any]) -> Callable[[Callable[..., _Built]], Callable[..., 
         def taking(*args: Any, **kwargs: Any) -> _Built:
             signature.bind(*args, **kwargs)  # says what is missing or unknown in Python's words
             options = shared(**{k: v for k, v in kwargs.items() if k in names})
+            vars(options).update(fixed)  # else they are attributes of the class alone
             mine = {k: v for k, v in kwargs.items() if k not in names}
             return build(*args, options=options, **mine)
 
+        taking.__doc__ = _document(build, shared, names)
         taking.__signature__ = signature  # type: ignore[attr-defined]  # what inspect looks for
         taking.__annotations__ = {
             name: p.annotation
@@ -111,3 +117,30 @@ def _flat(
     for parameter in own.parameters.values():
         flat += parameters if parameter is place else [parameter]
     return flat
+
+
+def _document(build: Callable[..., Any], shared: type[Any], names: list[str]) -> str | None:
+    """Return the builder's docstring, what it does not say of ``names`` added to its ``Args``."""
+    text = build.__doc__
+    margin, own = _entries(text)
+    if text is None or not own:
+        return text
+    described: dict[str, str] = {}
+    for each in reversed(shared.__mro__):
+        theirs, entries = _entries(each.__doc__)
+        described |= {k: entry.replace(theirs, margin) for k, entry in entries.items()}
+    shown = {name: entry for name, entry in own.items() if name != _NAME}
+    shown |= {name: described[name] for name in names if name in described and name not in own}
+    return text.replace("".join(own.values()), "".join(shown.values()))
+
+
+def _entries(text: str | None) -> tuple[str, dict[str, str]]:
+    """Return the entries under ``Args`` of a docstring by name, and the margin they stand at."""
+    head = re.search(r"^( *)Args:\n", text or "", re.MULTILINE)
+    if text is None or head is None:
+        return "", {}
+    margin, found, at = head[1] + "    ", dict[str, str](), head.end()
+    entry = re.compile(rf"{margin}(\w+): .*\n(?:{margin} +.*\n)*")
+    while match := entry.match(text, at):
+        found[match[1]], at = match[0], match.end()
+    return margin, found

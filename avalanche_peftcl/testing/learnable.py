@@ -159,7 +159,7 @@ def learnable_benchmark(
         learnable_images(n, per_class * domains, seed=2 * seed, domains=domains),
         learnable_images(n, test_per_class * domains, seed=2 * seed + 1, domains=domains),
         input_config=InputConfig(img_size=16),
-        scenario=scenario,  # type: ignore[arg-type]  # checked there
+        scenario=scenario,
         **(defaults | options),
     )
 

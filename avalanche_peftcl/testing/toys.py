@@ -69,6 +69,6 @@ def toy_benchmark(
         train,
         test,
         input_config=InputConfig(img_size=16),
-        scenario=scenario,  # type: ignore[arg-type]  # checked there
+        scenario=scenario,
         **(defaults | options),
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
+from torch import nn
 
 from avalanche_peftcl import takes
 from avalanche_peftcl.errors import ConfigError
@@ -18,6 +19,16 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
+    """What both take.
+
+    Args:
+        width: Of the thing.
+        lr: Learning rate,
+            above 0.
+        mode: One of two.
+        order: Of arrival.
+    """
+
     width: int
     lr: "Rate" = 0.1
     mode: Literal["a", "b"] = "a"
@@ -129,9 +140,55 @@ def test_it_is_itself_elsewhere():
     assert pickle.loads(pickle.dumps(taken)) is taken
 
 
-class Built:
+class Built(nn.Module):
     def __init__(self, options):
+        super().__init__()
         self.options = options
+
+
+def test_the_docstring_describes_every_argument():
+    @takes(Faster)
+    def build(*, r: int = 1, options: Faster) -> None:
+        """Build it.
+
+        Args:
+            r: Rank.
+            mode: Which one.
+            options: The others.
+
+        Returns:
+            Nothing.
+        """
+
+    assert inspect.getdoc(build) == inspect.cleandoc("""
+        Build it.
+
+        Args:
+            r: Rank.
+            mode: Which one.
+            width: Of the thing.
+            lr: Learning rate,
+                above 0.
+            order: Of arrival.
+
+        Returns:
+            Nothing.
+        """)
+
+
+def test_a_fixed_field_is_no_option_and_is_handed_on():
+    @dataclass(frozen=True, kw_only=True)
+    class OneMode(Shared):
+        mode: Literal["a", "b"] = field(default="b", init=False)
+
+    @takes(OneMode)
+    def build(*, options: OneMode) -> dict[str, object]:
+        return vars(options)
+
+    assert "mode" not in inspect.signature(build).parameters
+    assert build(width=1) == {"width": 1, "lr": 0.1, "mode": "b", "order": []}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mode'"):
+        build(width=1, mode="a")
 
 
 def test_what_it_builds_can_be_exported():

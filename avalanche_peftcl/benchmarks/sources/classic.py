@@ -18,7 +18,7 @@ from torchvision.datasets import (
 
 from avalanche_peftcl.benchmarks.images.datasets import ImageArray, ImageFiles
 from avalanche_peftcl.benchmarks.images.folders import draw_test
-from avalanche_peftcl.benchmarks.sources.download import Download, Loaded
+from avalanche_peftcl.benchmarks.sources.download import Download, GlyphOptions, Loaded
 
 _EUROSAT_TEST = 0.2
 
@@ -85,7 +85,7 @@ MNIST_FILES = Download(
     folder="mnist",
     files="the four idx files as MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte",
     default_experiences=5,
-    default_augment="none",
+    options=GlyphOptions,
 )
 FASHION_MNIST_FILES = Download(
     "fashion_mnist",
@@ -94,7 +94,7 @@ FASHION_MNIST_FILES = Download(
     folder="fashionmnist",
     files="the four idx files as FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte",
     default_experiences=5,
-    default_augment="none",
+    options=GlyphOptions,
 )
 SVHN_FILES = Download(
     "svhn",
@@ -103,7 +103,7 @@ SVHN_FILES = Download(
     folder="svhn",
     files="train_32x32.mat and test_32x32.mat",
     default_experiences=5,
-    default_augment="none",
+    options=GlyphOptions,
 )
 CIFAR10_FILES = Download(
     "cifar10",

@@ -9,12 +9,10 @@ from avalanche_peftcl.benchmarks.images.datasets import ImageFiles
 from avalanche_peftcl.benchmarks.images.plain_pickle import read_plain
 from avalanche_peftcl.benchmarks.sources.classic import folder_names
 from avalanche_peftcl.benchmarks.sources.download import Download, Loaded
-from avalanche_peftcl.benchmarks.stream.make_benchmark import Scenario, make_benchmark
-from avalanche_peftcl.benchmarks.stream.splits import ClassOrder
-from avalanche_peftcl.benchmarks.stream.transforms import Augment
+from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
+from avalanche_peftcl.benchmarks.stream.options import StreamOptions
 from avalanche_peftcl.errors import ConfigError, DataError
-from avalanche_peftcl.models.backbones.backbone import InputConfig
-from avalanche_peftcl.registry.ranges import Count, CountOrNone, CropScale, Seed
+from avalanche_peftcl.registry.takes import takes
 
 _IMAGES = "core50_128x128"
 _EXPERIENCES = 10
@@ -59,23 +57,13 @@ CORE50_FILES = Download(
 )
 
 
+@takes(StreamOptions)
 def core50(
     *,
-    input_config: InputConfig,
     root: Path | None = None,
     download: bool = True,
-    scenario: Scenario = "class",
-    n_experiences: Count | None = None,
-    classes_per_experience: list[Count] | None = None,
-    seed: Seed = 0,
-    class_order: ClassOrder | None = None,
     domain_order: list[str] | None = None,
-    experience_size: Count = 10,
-    augment: Augment = "random_resized_crop",
-    crop_scale: CropScale = (0.05, 1.0),
-    train_per_class: Count | None = None,
-    validation_per_class: CountOrNone = 0,
-    manifest: Path | None = None,
+    options: StreamOptions,
 ) -> CLScenario:
     """Make a benchmark from CORe50: 50 objects, 128 pixels, filmed in 11 sessions.
 
@@ -83,37 +71,26 @@ def core50(
     other eight sessions in turn, each with all objects, and one test experience of all test images.
 
     Args:
-        input_config: What the backbone expects of an image.
         root: Folder of the files; ``None`` takes ``core50`` in Avalanche's data folder.
         download: Fetch what is missing in ``root``.
-        scenario: ``"class"``, ``"task"``, ``"domain"`` or ``"online"``, see
-            :func:`.scenarios.make_benchmark`, also for the options below.
-        n_experiences: Number of experiences with equally many classes. ``None``: 10, or as many as
-            ``classes_per_experience`` or the sessions are.
-        classes_per_experience: Number of classes in each experience, instead.
-        seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival, or ``"natural"``, instead of drawing it.
         domain_order: Names of the eight sessions in order of arrival; ``None``: s1, s2, s4, s5, s6,
             s8, s9, s11.
-        experience_size: Images in a chunk of scenario ``"online"``.
-        augment: Augmentation in training.
-        crop_scale: Share of the area that a random crop keeps, smallest and largest.
-        train_per_class: Train on at most that many images of a class (in a session); ``None``, all.
-        validation_per_class: If positive, that many training images of a class (in a session)
-            replace the test images, session by session.
-        manifest: File that lists the images; each is compared with it, which reads them all.
+        n_experiences: Number of experiences with equally many classes. ``None``: 10, or as many as
+            ``classes_per_experience`` or the sessions are.
+        options: The others, see :class:`.StreamOptions`.
 
     Returns:
-        The benchmark, see :func:`.scenarios.make_benchmark`.
+        The benchmark, see :func:`.make_benchmark`.
 
     Raises:
         ConfigError: An option that is out of range or makes no sense in the scenario.
         DataError: The files are missing or could not be downloaded; a split does not divide; images
             are not those of the manifest.
     """
-    if scenario != "domain" and n_experiences is None and classes_per_experience is None:
+    domains, n_experiences = options.scenario == "domain", options.n_experiences
+    if not domains and n_experiences is None and options.classes_per_experience is None:
         n_experiences = _EXPERIENCES
-    if domain_order is not None and scenario != "domain":
+    if domain_order is not None and not domains:
         raise ConfigError(
             f"domain_order={domain_order} orders the sessions of scenario 'domain'; leave it out"
         )
@@ -130,19 +107,8 @@ def core50(
     return make_benchmark(
         train,
         test,
-        input_config=input_config,
-        scenario=scenario,
-        n_experiences=n_experiences,
-        classes_per_experience=classes_per_experience,
-        seed=seed,
-        class_order=class_order,
         class_names=class_names,
         train_domains=[number[name] for name in sessions],
         domain_names=names,
-        experience_size=experience_size,
-        augment=augment,
-        crop_scale=crop_scale,
-        train_per_class=train_per_class,
-        validation_per_class=validation_per_class,
-        manifest=manifest,
+        **vars(options) | {"n_experiences": n_experiences},
     )

@@ -12,11 +12,10 @@ from avalanche.benchmarks.datasets import default_dataset_location
 
 from avalanche_peftcl.benchmarks.images.datasets import NamedImages
 from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
-from avalanche_peftcl.benchmarks.stream.splits import ClassOrder
+from avalanche_peftcl.benchmarks.stream.options import StreamOptions
 from avalanche_peftcl.benchmarks.stream.transforms import Augment
 from avalanche_peftcl.errors import DataError
-from avalanche_peftcl.models.backbones.backbone import InputConfig
-from avalanche_peftcl.registry.ranges import Count, CountOrNone, CropScale, Seed
+from avalanche_peftcl.registry.takes import takes
 
 Loaded = tuple[NamedImages, list[str]]  # images, and the name of each label
 
@@ -25,32 +24,34 @@ _DOC = """Make a benchmark from {about}
     Scenario ``"domain"`` is not offered: these data have no domains that have test images.
 
     Args:
-        input_config: What the backbone expects of an image.
         root: Folder of the files; ``None`` takes ``{folder}`` in Avalanche's data folder.
         download: Fetch what is missing in ``root``.
-        scenario: ``"class"``, ``"task"`` or ``"online"``, see
-            :func:`.scenarios.make_benchmark`, also for the options below.
         n_experiences: Number of experiences with equally many classes. ``None``: {n_experiences},
             or as many as ``classes_per_experience`` has.
-        classes_per_experience: Number of classes in each experience, instead.
-        seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival, or ``"natural"``, instead of drawing it.
-        experience_size: Images in a chunk of scenario ``"online"``.
-        augment: Augmentation in training.
-        crop_scale: Share of the area that a random crop keeps, smallest and largest.
-        train_per_class: Train on at most that many images of a class; ``None``, on all.
-        validation_per_class: If positive, that many training images of a class replace the test
-            images.
-        manifest: File that lists the images; each is compared with it, which reads them all.
+        options: The others, see :class:`.StreamOptions`.
 
     Returns:
-        The benchmark, see :func:`.scenarios.make_benchmark`.
+        The benchmark, see :func:`.make_benchmark`.
 
     Raises:
         ConfigError: An option that is out of range or makes no sense in the scenario.
         DataError: The files are missing or could not be downloaded; a split does not divide; images
             are not those of the manifest.
     """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassOptions(StreamOptions):
+    """What data without domains take."""
+
+    scenario: Literal["class", "task", "online"] = "class"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlyphOptions(ClassOptions):
+    """What is told by its orientation must not be mirrored: digits, letters, single garments."""
+
+    augment: Augment = "none"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Download:
         folder: Its folder in Avalanche's data folder.
         files: What has to lie in ``root``, for the message of a failed download.
         default_experiences: Number of experiences, or of classes in each, unless told.
-        default_augment: Augmentation, unless told.
+        options: What its builder takes beside the folder.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Download:
     folder: str
     files: str
     default_experiences: int | tuple[int, ...]
-    default_augment: Augment = "random_resized_crop"
+    options: type[ClassOptions] = ClassOptions
 
     def get(self, root: Path | None, download: bool) -> tuple[NamedImages, NamedImages, list[str]]:
         """Return training images, test images and the names of the classes.
@@ -105,45 +106,17 @@ class Download:
         """Return a function that makes a benchmark; its keyword arguments are the options."""
 
         def build(
-            *,
-            input_config: InputConfig,
-            root: Path | None = None,
-            download: bool = True,
-            scenario: Literal["class", "task", "online"] = "class",
-            n_experiences: Count | None = None,
-            classes_per_experience: list[Count] | None = None,
-            seed: Seed = 0,
-            class_order: ClassOrder | None = None,
-            experience_size: Count = 10,
-            augment: Augment = self.default_augment,
-            crop_scale: CropScale = (0.05, 1.0),
-            train_per_class: Count | None = None,
-            validation_per_class: CountOrNone = 0,
-            manifest: Path | None = None,
+            *, root: Path | None = None, download: bool = True, options: ClassOptions
         ) -> CLScenario:
-            if n_experiences is None and classes_per_experience is None:
-                if isinstance(self.default_experiences, int):
-                    n_experiences = self.default_experiences
-                else:
-                    classes_per_experience = list(self.default_experiences)
+            chosen, default = vars(options), self.default_experiences
+            if options.n_experiences is None and options.classes_per_experience is None:
+                chosen = chosen | (
+                    {"n_experiences": default}
+                    if isinstance(default, int)
+                    else {"classes_per_experience": list(default)}
+                )
             train, test, class_names = self.get(root, download)
-            return make_benchmark(
-                train,
-                test,
-                input_config=input_config,
-                scenario=scenario,
-                n_experiences=n_experiences,
-                classes_per_experience=classes_per_experience,
-                seed=seed,
-                class_order=class_order,
-                class_names=class_names,
-                experience_size=experience_size,
-                augment=augment,
-                crop_scale=crop_scale,
-                train_per_class=train_per_class,
-                validation_per_class=validation_per_class,
-                manifest=manifest,
-            )
+            return make_benchmark(train, test, class_names=class_names, **chosen)
 
         build.__name__ = build.__qualname__ = self.name
         build.__doc__ = _DOC.format(
@@ -153,4 +126,4 @@ class Download:
             if isinstance(self.default_experiences, int)
             else f"``classes_per_experience={list(self.default_experiences)}``",
         )
-        return build
+        return takes(self.options)(build)

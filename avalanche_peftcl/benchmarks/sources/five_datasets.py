@@ -1,5 +1,6 @@
 """Five data sets in turn: ten classes each, CIFAR-10, clothes, house numbers, digits, letters."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,10 +17,10 @@ from avalanche_peftcl.benchmarks.sources.classic import (
     SVHN_FILES,
 )
 from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
+from avalanche_peftcl.benchmarks.stream.options import StreamOptions
 from avalanche_peftcl.benchmarks.stream.transforms import Augment
 from avalanche_peftcl.errors import ConfigError, DataError
-from avalanche_peftcl.models.backbones.backbone import InputConfig
-from avalanche_peftcl.registry.ranges import Count, CountOrNone, CropScale, Seed
+from avalanche_peftcl.registry.takes import takes
 
 Name = Literal["cifar10", "mnist", "fashion_mnist", "svhn", "notmnist"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -33,20 +34,24 @@ _NOTMNIST_BROKEN = {  # the archive's two files that are no images
 _DOWNLOADS = {f.name: f for f in (CIFAR10_FILES, MNIST_FILES, FASHION_MNIST_FILES, SVHN_FILES)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class FiveOptions(StreamOptions):
+    """Each data set is an experience, its classes in their own order; digits are not mirrored."""
+
+    scenario: Literal["class", "task", "online"] = "class"
+    n_experiences: None = field(default=None, init=False)
+    classes_per_experience: list[int] = field(default_factory=lambda: [10] * 5, init=False)
+    class_order: Literal["natural"] = field(default="natural", init=False)
+    augment: Augment = "none"
+
+
+@takes(FiveOptions)
 def five_datasets(
     *,
-    input_config: InputConfig,
     root: Path | None = None,
     download: bool = True,
     order: list[Name] | None = None,
-    scenario: Literal["class", "task", "online"] = "class",
-    seed: Seed = 0,
-    experience_size: Count = 10,
-    augment: Augment = "none",
-    crop_scale: CropScale = (0.05, 1.0),
-    train_per_class: Count | None = None,
-    validation_per_class: CountOrNone = 0,
-    manifest: Path | None = None,
+    options: FiveOptions,
 ) -> CLScenario:
     """Make a benchmark from CIFAR-10, MNIST, Fashion-MNIST, SVHN and notMNIST: 5 times 10 classes.
 
@@ -56,25 +61,15 @@ def five_datasets(
     the test; the two files of the archive (an A and an F) that are no images are left out.
 
     Args:
-        input_config: What the backbone expects of an image.
         root: Folder with ``notMNIST_small`` and a folder for each of the others (``cifar10``,
             ``mnist``, ``fashionmnist``, ``svhn``); ``None`` takes Avalanche's data folder.
         download: Fetch what is missing of the other four.
         order: The five names in order of arrival; ``None``: ``cifar10``, ``mnist``,
             ``fashion_mnist``, ``svhn``, ``notmnist``.
-        scenario: ``"class"``, ``"task"`` or ``"online"``, see :func:`.scenarios.make_benchmark`,
-            also for the options below.
-        seed: Seed of the subsets and of the chunks.
-        experience_size: Images in a chunk of scenario ``"online"``.
-        augment: Augmentation in training; none by default, digits must not be mirrored.
-        crop_scale: Share of the area that a random crop keeps, smallest and largest.
-        train_per_class: Train on at most that many images of a class; ``None``, on all.
-        validation_per_class: If positive, that many training images of a class replace the test
-            images.
-        manifest: File that lists the images; each is compared with it, which reads them all.
+        options: The others, see :class:`.StreamOptions`.
 
     Returns:
-        The benchmark, see :func:`.scenarios.make_benchmark`.
+        The benchmark, see :func:`.make_benchmark`.
 
     Raises:
         ConfigError: An option that is out of range, or an order that does not name each of the five
@@ -100,22 +95,12 @@ def five_datasets(
             place = None if root is None else Path(root) / files.folder
             trains[name], tests[name], own = files.get(place, download)
         class_names += [f"{name}/{each}" for each in own]
-    sizes = [10] * len(names)
+    sizes = options.classes_per_experience
     return make_benchmark(
         JoinedImages(trains, n_classes=sizes),
         JoinedImages(tests, n_classes=sizes),
-        input_config=input_config,
-        scenario=scenario,
-        classes_per_experience=sizes,
-        seed=seed,
-        class_order="natural",
         class_names=class_names,
-        experience_size=experience_size,
-        augment=augment,
-        crop_scale=crop_scale,
-        train_per_class=train_per_class,
-        validation_per_class=validation_per_class,
-        manifest=manifest,
+        **vars(options),
     )
 
 

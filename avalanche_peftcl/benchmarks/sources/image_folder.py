@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from avalanche.benchmarks import CLScenario
 
@@ -15,36 +15,25 @@ from avalanche_peftcl.benchmarks.images.folders import (
     subfolders,
 )
 from avalanche_peftcl.benchmarks.images.names import normal
-from avalanche_peftcl.benchmarks.stream.make_benchmark import Scenario, make_benchmark
-from avalanche_peftcl.benchmarks.stream.splits import ClassOrder
-from avalanche_peftcl.benchmarks.stream.transforms import Augment
+from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
+from avalanche_peftcl.benchmarks.stream.options import StreamOptions
 from avalanche_peftcl.errors import ConfigError, DataError
-from avalanche_peftcl.models.backbones.backbone import InputConfig
-from avalanche_peftcl.registry.ranges import Count, CountOrNone, CropScale, Seed, TestShare
+from avalanche_peftcl.registry.ranges import TestShare
+from avalanche_peftcl.registry.takes import takes
 
 Part = Literal["train", "test"]
 PARTS: tuple[Part, Part] = ("train", "test")
 
 
+@takes(StreamOptions)
 def image_folder(
     *,
-    input_config: InputConfig,
     root: Path,
     test_share: TestShare | None = None,
-    scenario: Scenario = "class",
-    n_experiences: Count | None = None,
-    classes_per_experience: list[Count] | None = None,
-    seed: Seed = 0,
-    class_order: ClassOrder | None = None,
     domain_order: list[str] | None = None,
     own_classes: bool | None = None,
-    experience_size: Count = 10,
-    augment: Augment = "random_resized_crop",
-    crop_scale: CropScale = (0.05, 1.0),
-    train_per_class: Count | None = None,
-    validation_per_class: CountOrNone = 0,
     in_memory: bool = False,
-    manifest: Path | None = None,
+    options: StreamOptions,
 ) -> CLScenario:
     """Make a benchmark from ``root/{train,test}/class/`` or ``root/domain/{train,test}/class/``.
 
@@ -57,35 +46,23 @@ def image_folder(
     unless ``own_classes`` is false.
 
     Args:
-        input_config: What the backbone expects of an image.
         root: The folder.
         test_share: For data without a split, in ``root/class/`` or ``root/domain/class/``: the
             share of each class (in each domain) that is the test, drawn by
             :func:`.folders.draw_test`, the same for every ``seed``.
-        scenario: ``"class"``, ``"task"``, ``"domain"`` or ``"online"``, see
-            :func:`.scenarios.make_benchmark`, also for the options below.
-        n_experiences: Number of experiences with equally many classes; leave it out where each
-            domain is an experience.
-        classes_per_experience: Number of classes in each experience, instead.
-        seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival, or ``"natural"``, instead of drawing it.
         domain_order: Names of all domains in order of arrival; ``None`` sorts them.
         own_classes: Whether folders of one name in two domains are two classes, named
             ``domain/class`` (the characters of alphabets), or one (photographs and sketches of a
             dog). ``None``: true in scenario ``"task"``, false in the others.
-        experience_size: Images in a chunk of scenario ``"online"``.
-        augment: Augmentation in training.
-        crop_scale: Share of the area that a random crop keeps, smallest and largest.
-        train_per_class: Train on at most that many images of a class; ``None``, on all.
-        validation_per_class: If positive, that many training images of a class replace the test
-            images.
         in_memory: Decode every image at the start and keep it, 3 bytes a pixel: finds a broken
             file at once and saves the decoding in every epoch. Otherwise a broken file is found
             when it is read.
-        manifest: File that lists the images; each is compared with it, which reads them all.
+        n_experiences: Number of experiences with equally many classes; leave it out where each
+            domain is an experience.
+        options: The others, see :class:`.StreamOptions`.
 
     Returns:
-        The benchmark, see :func:`.scenarios.make_benchmark`.
+        The benchmark, see :func:`.make_benchmark`.
 
     Raises:
         ConfigError: An option that is out of range or makes no sense for this folder.
@@ -97,8 +74,8 @@ def image_folder(
     root = Path(root)
     domains = _find_domains(root, domain_order, split=test_share is None)
     if own_classes is None:
-        own_classes = scenario == "task" and domains is not None
-    if own_classes and (domains is None or scenario == "domain"):
+        own_classes = options.scenario == "task" and domains is not None
+    if own_classes and (domains is None or options.scenario == "domain"):
         reason = f"{root} has no domain folders" if domains is None else "scenario is 'domain'"
         raise ConfigError(f"own_classes=True makes no sense: {reason}; leave it out")
 
@@ -120,24 +97,18 @@ def image_folder(
     class_names = sorted({name for _, name in cells["train"]})
     if own_classes:  # domain by domain, in order of arrival
         class_names = [name for _, name in sorted(cells["train"])]
-    by_domain = own_classes and scenario == "task"
+    arrival: dict[str, Any] = {}
+    by_domain = own_classes and options.scenario == "task"
     if by_domain:
-        given = {
-            "n_experiences": n_experiences,
-            "classes_per_experience": classes_per_experience,
-            "class_order": class_order,
-        }
-        for option, value in given.items():
-            if value is not None:
+        for option in ("n_experiences", "classes_per_experience", "class_order"):
+            if (value := vars(options)[option]) is not None:
                 raise ConfigError(
                     f"{option}={value}: each of the {len(domains or [])} domains is a task with "
                     "its own classes; leave it out (domain_order gives the order), or say "
                     "own_classes=False to join the domains"
                 )
-        classes_per_experience = [
-            sum(d == at for at, _ in cells["train"]) for d in range(len(domains or []))
-        ]
-        class_order = list(range(len(class_names)))
+        sizes = [sum(d == at for at, _ in cells["train"]) for d in range(len(domains or []))]
+        arrival = {"classes_per_experience": sizes, "class_order": list(range(len(class_names)))}
 
     label = {name: i for i, name in enumerate(class_names)}
     datasets = {
@@ -152,22 +123,11 @@ def image_folder(
     benchmark = make_benchmark(
         datasets["train"],
         datasets["test"],
-        input_config=input_config,
-        scenario=scenario,
-        n_experiences=n_experiences,
-        classes_per_experience=classes_per_experience,
-        seed=seed,
-        class_order=class_order,
         class_names=class_names,
         train_domains=[d for d, _, _ in found["train"]] if domains else None,
         test_domains=[d for d, _, _ in found["test"]] if domains else None,
         domain_names=[normal(domain) for domain in domains] if domains else None,
-        experience_size=experience_size,
-        augment=augment,
-        crop_scale=crop_scale,
-        train_per_class=train_per_class,
-        validation_per_class=validation_per_class,
-        manifest=manifest,
+        **vars(options) | arrival,
     )
     if by_domain:
         benchmark.domains = [normal(domain) for domain in domains or []]

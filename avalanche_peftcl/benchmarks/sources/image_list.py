@@ -9,30 +9,15 @@ from avalanche.benchmarks import CLScenario
 from avalanche_peftcl.benchmarks.images.datasets import ImageFiles
 from avalanche_peftcl.benchmarks.images.homes import where_to_get
 from avalanche_peftcl.benchmarks.images.names import normal
-from avalanche_peftcl.benchmarks.stream.make_benchmark import Scenario, make_benchmark
-from avalanche_peftcl.benchmarks.stream.splits import ClassOrder
-from avalanche_peftcl.benchmarks.stream.transforms import Augment
+from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
+from avalanche_peftcl.benchmarks.stream.options import StreamOptions
 from avalanche_peftcl.errors import ConfigError, DataError
-from avalanche_peftcl.models.backbones.backbone import InputConfig
-from avalanche_peftcl.registry.ranges import Count, CountOrNone, CropScale, Seed
+from avalanche_peftcl.registry.takes import takes
 
 
+@takes(StreamOptions)
 def image_list(
-    *,
-    input_config: InputConfig,
-    root: Path,
-    domains: list[str] | None = None,
-    scenario: Scenario = "class",
-    n_experiences: Count | None = None,
-    classes_per_experience: list[Count] | None = None,
-    seed: Seed = 0,
-    class_order: ClassOrder | None = None,
-    experience_size: Count = 10,
-    augment: Augment = "random_resized_crop",
-    crop_scale: CropScale = (0.05, 1.0),
-    train_per_class: Count | None = None,
-    validation_per_class: CountOrNone = 0,
-    manifest: Path | None = None,
+    *, root: Path, domains: list[str] | None = None, options: StreamOptions
 ) -> CLScenario:
     """Make a benchmark from ``root/{train,test}.txt`` or ``root/domain_{train,test}.txt``.
 
@@ -41,27 +26,15 @@ def image_list(
     for both training and test.
 
     Args:
-        input_config: What the backbone expects of an image.
         root: Folder of the lists and of the images.
         domains: Names of the domains in order of arrival; scenario ``"domain"`` has one experience
             a domain, the others join them. ``None``: there is one pair of lists and no domain.
-        scenario: ``"class"``, ``"task"``, ``"domain"`` or ``"online"``, see
-            :func:`.scenarios.make_benchmark`, also for the options below.
         n_experiences: Number of experiences with equally many classes; leave it out where each
             domain is an experience.
-        classes_per_experience: Number of classes in each experience, instead.
-        seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival, or ``"natural"``, instead of drawing it.
-        experience_size: Images in a chunk of scenario ``"online"``.
-        augment: Augmentation in training.
-        crop_scale: Share of the area that a random crop keeps, smallest and largest.
-        train_per_class: Train on at most that many images of a class; ``None``, on all.
-        validation_per_class: If positive, that many training images of a class replace the test
-            images.
-        manifest: File that lists the images; each is compared with it, which reads them all.
+        options: The others, see :class:`.StreamOptions`.
 
     Returns:
-        The benchmark, see :func:`.scenarios.make_benchmark`.
+        The benchmark, see :func:`.make_benchmark`.
 
     Raises:
         ConfigError: An option that is out of range or makes no sense in the scenario, a domain
@@ -113,22 +86,11 @@ def image_list(
     return make_benchmark(
         datasets["train"],
         datasets["test"],
-        input_config=input_config,
-        scenario=scenario,
-        n_experiences=n_experiences,
-        classes_per_experience=classes_per_experience,
-        seed=seed,
-        class_order=class_order,
         class_names=[names.get(label, str(label)) for label in range(n_classes)],
         train_domains=[d for d, _, _ in rows["train"]] if domains else None,
         test_domains=[d for d, _, _ in rows["test"]] if domains else None,
         domain_names=domains,
-        experience_size=experience_size,
-        augment=augment,
-        crop_scale=crop_scale,
-        train_per_class=train_per_class,
-        validation_per_class=validation_per_class,
-        manifest=manifest,
+        **vars(options),
     )
 
 

@@ -1,8 +1,7 @@
 """From labelled images to an Avalanche benchmark: class-, task-, domain-incremental or online."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from avalanche.benchmarks import (
@@ -26,34 +25,25 @@ from avalanche_peftcl.benchmarks.stream.labels import (
     domains_of,
     labels_of,
 )
+from avalanche_peftcl.benchmarks.stream.options import StreamOptions
 from avalanche_peftcl.benchmarks.stream.splits import experience_sizes, hold_out, order_classes
-from avalanche_peftcl.benchmarks.stream.transforms import Augment, eval_transform, train_transform
+from avalanche_peftcl.benchmarks.stream.transforms import eval_transform, train_transform
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbones.backbone import InputConfig
+from avalanche_peftcl.registry.component import SCENARIOS
+from avalanche_peftcl.registry.takes import takes
+from avalanche_peftcl.registry.wording import join
 
-Scenario = Literal["class", "task", "domain", "online"]
 
-
+@takes(StreamOptions)
 def make_benchmark(
     train: LabelledImages,
     test: LabelledImages,
     *,
-    input_config: InputConfig,
-    scenario: Scenario = "class",
-    n_experiences: int | None = None,
-    classes_per_experience: Sequence[int] | None = None,
-    seed: int = 0,
-    class_order: Sequence[int] | Literal["natural"] | None = None,
+    options: StreamOptions,
     class_names: Sequence[str] | None = None,
     train_domains: Sequence[int] | None = None,
     test_domains: Sequence[int] | None = None,
     domain_names: Sequence[str] | None = None,
-    experience_size: int = 10,
-    augment: Augment = "random_resized_crop",
-    crop_scale: tuple[float, float] = (0.05, 1.0),
-    train_per_class: int | None = None,
-    validation_per_class: int = 0,
-    manifest: str | Path | None = None,
 ) -> CLScenario:
     """Make a benchmark from labelled images.
 
@@ -64,32 +54,13 @@ def make_benchmark(
     Args:
         train: Training images: map-style, items ``(image, label)``, all labels in ``.targets``.
         test: Test images, likewise.
-        input_config: What the backbone expects of an image.
-        scenario: ``"class"``, every experience brings new classes; ``"task"``, likewise, and each
-            is a task of its own; ``"domain"``, every experience brings all classes in a new
-            domain; ``"online"``, as ``"class"``, handed out in chunks of ``experience_size``
-            images: ``train_stream`` has the chunks, ``original_train_stream`` the experiences,
-            with which ``test_stream`` lines up.
-        n_experiences: Number of experiences with equally many classes.
-        classes_per_experience: Number of classes in each experience, instead.
-        seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival; ``"natural"`` for 0, 1, 2, ...; ``None`` draws a
-            permutation. In scenario ``"domain"`` the default is the order of the labels.
         class_names: Name of each label; ``None`` takes the numbers.
         train_domains: Domain of each training image, from 0 in order of arrival; required by
             scenario ``"domain"``, not used by the others.
         test_domains: Domain of each test image. ``None`` in scenario ``"domain"``: the test images
             belong to no domain, and ``test_stream`` is one experience of them all.
         domain_names: Name of each domain; ``None`` takes the numbers.
-        experience_size: Images in a chunk of scenario ``"online"``.
-        augment: Augmentation in training, see :func:`.transforms.train_transform`.
-        crop_scale: Share of the area that a random crop keeps, smallest and largest.
-        train_per_class: Train on a seeded choice of at most that many images of a class (in
-            scenario ``"domain"``: of a class in a domain); ``None``, on all.
-        validation_per_class: If positive, that many training images of a class are held out and
-            *replace* the test images, for choosing hyper-parameters without seeing them.
-        manifest: File that lists the images, see :mod:`.manifest`; each is compared with it, which
-            reads them all. ``peftcl manifest`` writes it.
+        options: The others, see :class:`.StreamOptions`.
 
     Returns:
         An Avalanche benchmark with ``train_stream``, ``test_stream`` and the attributes
@@ -111,6 +82,7 @@ def make_benchmark(
 
     Example:
         >>> from avalanche_peftcl.benchmarks.images.datasets import ImageArray
+        >>> from avalanche_peftcl.models import InputConfig
         >>> images = ImageArray(np.zeros((8, 6, 6), np.uint8), [0, 1, 2, 3] * 2)
         >>> benchmark = make_benchmark(
         ...     images, images, input_config=InputConfig(img_size=4), n_experiences=2, seed=1
@@ -118,31 +90,30 @@ def make_benchmark(
         >>> benchmark.class_order, benchmark.test_stream[1].classes_in_this_experience
         ([3, 2, 0, 1], [2, 3])
     """
-    if scenario not in ("class", "task", "domain", "online"):
-        raise ConfigError(
-            f"scenario={scenario!r} is not one of 'class', 'task', 'domain', 'online'"
-        )
-    if experience_size < 1:
-        raise ConfigError(f"experience_size={experience_size} is not a positive number")
+    scenario, seed, held_out = options.scenario, options.seed, options.validation_per_class
+    if scenario not in SCENARIOS:
+        raise ConfigError(f"scenario={scenario!r} is not one of {join(map(repr, SCENARIOS))}")
+    if options.experience_size < 1:
+        raise ConfigError(f"experience_size={options.experience_size} is not a positive number")
     train_labels, test_labels = labels_of(train, "training"), labels_of(test, "test")
     n_classes = count_classes(train_labels, test_labels, class_names)
     names = [str(c) for c in range(n_classes)] if class_names is None else list(class_names)
     contents = Contents(train, test, names, train_domains, test_domains, domain_names)
 
     if scenario == "domain":
-        if classes_per_experience is not None:
+        if options.classes_per_experience is not None:
             raise ConfigError("scenario='domain' takes no classes_per_experience")
         train_at, test_at = domains_of(train, test, train_domains, test_domains)
         n = int(train_at.max()) + 1
-        if n_experiences not in (None, n):
+        if options.n_experiences not in (None, n):
             raise ConfigError(
-                f"n_experiences={n_experiences}, but there are {n} domains and each is an "
+                f"n_experiences={options.n_experiences}, but there are {n} domains and each is an "
                 "experience; leave n_experiences out"
             )
         order = (
             by_arrival(train_labels, train_at)
-            if class_order is None
-            else order_classes(n_classes, seed=seed, class_order=class_order)
+            if options.class_order is None
+            else order_classes(n_classes, seed=seed, class_order=options.class_order)
         )
         domains = [str(d) for d in range(n)] if domain_names is None else list(domain_names)
         if len(domains) != n:
@@ -150,10 +121,12 @@ def make_benchmark(
         check_tested(train_labels, test_labels, names)
     else:
         sizes = experience_sizes(
-            n_classes, n_experiences=n_experiences, classes_per_experience=classes_per_experience
+            n_classes,
+            n_experiences=options.n_experiences,
+            classes_per_experience=options.classes_per_experience,
         )
         n, domains = len(sizes), None
-        order = order_classes(n_classes, seed=seed, class_order=class_order)
+        order = order_classes(n_classes, seed=seed, class_order=options.class_order)
         experience_of = np.empty(n_classes, int)
         experience_of[order] = np.repeat(np.arange(n), sizes)
         train_at, test_at = experience_of[train_labels], experience_of[test_labels]
@@ -166,20 +139,23 @@ def make_benchmark(
         cells,
         cell_names,
         seed=seed,
-        train_per_class=train_per_class,
-        validation_per_class=validation_per_class,
+        train_per_class=options.train_per_class,
+        validation_per_class=held_out,
     )
-    one_test = domains is not None and test_domains is None and not validation_per_class
-    if validation_per_class:
+    one_test = domains is not None and test_domains is None and not held_out
+    if held_out:
         test, test_labels, test_at, tested = train, train_labels, train_at, held
     else:
         tested = np.ones(len(test_labels), bool)
 
     new_id = np.empty(n_classes, int)
     new_id[order] = np.arange(n_classes)
+    training = train_transform(
+        options.input_config, augment=options.augment, crop_scale=options.crop_scale
+    )
     groups = {
-        "train": (train_transform(input_config, augment=augment, crop_scale=crop_scale), None),
-        "eval": (eval_transform(input_config), None),
+        "train": (training, None),
+        "eval": (eval_transform(options.input_config), None),
     }
     trains, tests = [], []
     earlier: set[int] | None = None if domains is None else set()
@@ -196,15 +172,17 @@ def make_benchmark(
             earlier |= set(seen.tolist())
     benchmark = GenericCLScenario(stream_definitions={"train": (trains,), "test": (tests,)})
     if scenario == "online":
-        benchmark = _online(benchmark, experience_size, seed)
+        benchmark = _online(benchmark, options.experience_size, seed)
     benchmark.class_order = order
     benchmark.class_names = [names[c] for c in order]
     benchmark.n_classes = n_classes
     benchmark.scenario = scenario
     benchmark.domains = domains
-    benchmark.tested_on = "held-out training images" if validation_per_class else "test images"
+    benchmark.tested_on = "held-out training images" if held_out else "test images"
     benchmark.contents = contents
-    benchmark.manifest_sha256 = None if manifest is None else check_manifest(manifest, contents)
+    benchmark.manifest_sha256 = (
+        None if options.manifest is None else check_manifest(options.manifest, contents)
+    )
     return benchmark
 
 
