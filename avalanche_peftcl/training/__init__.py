@@ -4,19 +4,26 @@ from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.feature_pass import Features, draw, feature_pass
 from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.ntk_cl import NTKCL
+from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
 from avalanche_peftcl.training.options import StrategyOptions, TrainingOptions
 from avalanche_peftcl.training.pegp import PEGP
+from avalanche_peftcl.training.streams import ends_experience, starts_experience
 from avalanche_peftcl.training.template import PEFTTemplate
 
 __all__ = [
     "NTKCL",
     "PEGP",
     "Features",
+    "OptimizerName",
     "PEFTTemplate",
     "StrategyOptions",
     "TemplateArguments",
     "TrainingOptions",
     "add_loss",
+    "annealing",
     "draw",
+    "ends_experience",
     "feature_pass",
+    "make_optimizer",
+    "starts_experience",
 ]
