@@ -1,16 +1,12 @@
 """Networks: a frozen backbone, adapted passes through it, and heads that grow."""
 
 from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig
+from avalanche_peftcl.models.backbones.embedded import Embedded
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.backbones.timm_vit import create_backbone
-from avalanche_peftcl.models.branch import (
-    Branch,
-    FrozenBranch,
-    build_frozen,
-    forward_branches,
-    forward_tokens,
-)
+from avalanche_peftcl.models.branch import Branch, FrozenBranch, build_frozen
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
+from avalanche_peftcl.models.further_keys import attend_with_prefix, attend_with_prompts
 from avalanche_peftcl.models.heads.cosine import CosineHead, build_cosine
 from avalanche_peftcl.models.heads.head import Head, HeadBuilder
 from avalanche_peftcl.models.heads.linear import LinearHead, build_linear
@@ -40,6 +36,7 @@ from avalanche_peftcl.models.networks.ntk_cl import (
     Views,
 )
 from avalanche_peftcl.models.networks.tuned import PEFTModel
+from avalanche_peftcl.models.passes import forward_branches, forward_tokens
 from avalanche_peftcl.models.precision import native_bfloat16
 from avalanche_peftcl.models.projection.sites import ProjectionSite, linear_sites, projection_sites
 
@@ -54,6 +51,7 @@ __all__ = [
     "ClassRows",
     "CosineHead",
     "DynamicModel",
+    "Embedded",
     "FrozenBranch",
     "Fusion",
     "Head",
@@ -75,6 +73,8 @@ __all__ = [
     "ReleasedFusion",
     "TunedBranch",
     "Views",
+    "attend_with_prefix",
+    "attend_with_prompts",
     "build_adapters",
     "build_attention_adapters",
     "build_cosine",

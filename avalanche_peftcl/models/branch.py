@@ -1,12 +1,14 @@
-"""Adapted passes through one frozen backbone, and one forward function over a list of them."""
+"""What a PEFT module is: an adapted pass through the frozen blocks."""
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.backbones.embedded import Embedded
 from avalanche_peftcl.models.exportable import exportable
+
+Reads = Literal["pooled", "tokens", "blocks"]
 
 
 class Branch(nn.Module):
@@ -14,21 +16,99 @@ class Branch(nn.Module):
 
     A subclass adapts a block after its attention: it says how the pass leaves the first block
     (:meth:`enter`, which is handed what all branches share) and every later one (:meth:`step`).
-    Or it adapts the attention itself (:meth:`attend`), or the network (:meth:`network`).
+    Or it adapts the attention itself (:meth:`attend`), or the network (:meth:`network`). What it
+    wants to know of each image beforehand it asks in :meth:`begin`; what is classified it says by
+    :attr:`reads` and :meth:`pool`.
 
     Attributes:
         shares_start: Whether the first block's attention sees nothing of this branch.
+        reads: What :meth:`pool` is handed: ``"pooled"``, the last block's tokens that the
+            backbone's pooling reads, or more; ``"tokens"``, all of them; ``"blocks"``, a list with
+            all tokens after every block.
+        forward_passes: Passes that an image costs: 2 where :meth:`begin` asks for the query.
+        terms: What the last pass adds to the loss by name, weighted; empty again before the next,
+            and in copies.
+
+    Example:
+        A prompt an image, chosen by what the frozen network sees in it, as in L2P (Wang et al.,
+        CVPR 2022), in front of the first block's attention:
+
+        >>> import torch
+        >>> from torch.nn import functional as F
+        >>> from avalanche_peftcl.models import (
+        ...     PEFTModel, attend_with_prompts, create_backbone, exportable
+        ... )
+        >>> class ChosenPrompt(Branch):
+        ...     shares_start = False
+        ...     forward_passes = 2
+        ...
+        ...     def __init__(self, embed_dim, *, size=10, length=5, pull=0.1):
+        ...         super().__init__()
+        ...         self.keys = nn.Parameter(torch.randn(size, embed_dim))
+        ...         self.prompts = nn.Parameter(0.02 * torch.randn(size, length, embed_dim))
+        ...         self.pull = pull
+        ...
+        ...     def begin(self, backbone, embedded):
+        ...         fit = F.normalize(embedded.query()) @ F.normalize(self.keys).T  # (B, size)
+        ...         best, index = fit.max(dim=1)
+        ...         self.terms["pull"] = self.pull * (1 - best).mean()
+        ...         return self.prompts[index]  # (B, P, D)
+        ...
+        ...     def attend(self, backbone, index, tokens, *, queries=None, context=None):
+        ...         if index:
+        ...             return backbone.attend(index, tokens, queries=queries)
+        ...         return attend_with_prompts(backbone, index, tokens, context, queries=queries)
+        >>> @exportable
+        ... def build_chosen_prompt(*, backbone, size: int = 10, length: int = 5):
+        ...     return ChosenPrompt(backbone.embed_dim, size=size, length=length)
+        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32, depth=2)
+        >>> model = PEFTModel(backbone, build_chosen_prompt(backbone=backbone))
+        >>> model.start_experience([(0, 0), (0, 1)])
+        >>> model(torch.randn(3, 3, 32, 32)).shape, list(model.losses()), model.forward_passes
+        (torch.Size([3, 2]), ['pull'], 2)
     """
 
     shares_start: bool = True
-    reads: Literal["pooled", "tokens"] = "pooled"
+    reads: Reads = "pooled"
+    forward_passes: int = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"terms": {}}  # a graph of a pass can be neither copied nor pickled
+
+    # --- how a pass goes -----------------------------------------------------------------------
 
     def network(self, backbone: Backbone) -> Backbone:
-        """Return the network that this pass runs through, ``backbone`` or a tuned view of it."""
+        """Return the network that this pass runs through, ``backbone`` or a tuned view of it.
+
+        It is what all that follow are handed as ``backbone``.
+        """
         return backbone
 
+    def begin(self, backbone: Backbone, embedded: Embedded) -> Any:
+        """Return what this pass has to know of the images, before any block.
+
+        Args:
+            backbone: The frozen network.
+            embedded: The minibatch; :meth:`.Embedded.query` is its frozen feature.
+
+        Returns:
+            Anything; it is handed as ``context`` to :meth:`attend`, :meth:`enter`, :meth:`step` and
+            :meth:`leave`.
+        """
+        return None
+
     def attend(
-        self, backbone: Backbone, index: int, tokens: Tensor, *, queries: int | None = None
+        self,
+        backbone: Backbone,
+        index: int,
+        tokens: Tensor,
+        *,
+        queries: int | None = None,
+        context: Any = None,
     ) -> Tensor:
         """Return tokens plus their attention in block ``index``, see :meth:`Backbone.attend`.
 
@@ -36,113 +116,61 @@ class Branch(nn.Module):
         """
         return backbone.attend(index, tokens, queries=queries)
 
-    def enter(self, backbone: Backbone, hidden: Tensor, output: Tensor) -> Tensor:
+    def enter(
+        self, backbone: Backbone, hidden: Tensor, output: Tensor, *, context: Any = None
+    ) -> Tensor:
         """Return the tokens after the first block.
 
         Args:
             backbone: The frozen network.
             hidden: Tokens after the first block's attention and residual, ``(B, N, D)``.
             output: The frozen block's output of them, ``(B, N, D)``.
+            context: What :meth:`begin` returned.
 
         Returns:
             ``(B, N, D)``, or more tokens than entered; the prefix tokens stay in front.
         """
         return output
 
-    def step(self, backbone: Backbone, index: int, hidden: Tensor) -> Tensor:
+    def step(
+        self, backbone: Backbone, index: int, hidden: Tensor, *, context: Any = None
+    ) -> Tensor:
         """Return the tokens after block ``index``.
 
         Args:
             backbone: The frozen network.
             index: Which block, from 1.
             hidden: Tokens after the block's attention and residual, ``(B, N, D)``; of the last
-                block only the first token, where the backbone pools no other.
+                block only the first token, where no other is read.
+            context: What :meth:`begin` returned.
 
         Returns:
             As many tokens as in ``hidden``.
         """
         return hidden + backbone.feed(index, hidden)
 
-    def leave(self, backbone: Backbone, tokens: Tensor) -> Tensor:
-        """Return the tokens that the backbone pools: those that it would have alone."""
+    def leave(self, backbone: Backbone, tokens: Tensor, *, context: Any = None) -> Tensor:
+        """Return those of a block's tokens that it would have alone, for :meth:`pool`."""
         return tokens
 
+    # --- what comes of it ----------------------------------------------------------------------
 
-def forward_branches(
-    backbone: Backbone, branches: Sequence[Branch], images: Tensor
-) -> list[Tensor]:
-    """Run every branch and return its pooled features.
+    def pool(self, backbone: Backbone, tokens: Any) -> Tensor:
+        """Return the feature that is classified, ``(B, out_features)``.
 
-    The embedding and the first block's attention and MLP see nothing of a branch: they are
-    computed once for all. Of the last block only what the pooling reads is computed. Both are
-    exact.
+        Args:
+            backbone: The network of this pass.
+            tokens: As :attr:`reads` says, each ``(B, N, D)`` before the final norm.
+        """
+        return backbone.pool(tokens[-1] if self.reads == "blocks" else tokens)
 
-    Args:
-        backbone: The frozen network.
-        branches: Passes to run, each in turn.
-        images: ``(B, 3, H, W)``.
+    def out_features(self, backbone: Backbone) -> int:
+        """Return the width of the feature."""
+        return backbone.embed_dim
 
-    Returns:
-        One ``(B, D)`` a branch, after the final norm.
-
-    Source:
-        Equal to separate passes; specs of the released NTK-CL code 24de712. Differs: nothing.
-
-    Example:
-        >>> import torch
-        >>> from avalanche_peftcl.models import create_backbone
-        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
-        >>> images = torch.randn(2, 3, 32, 32)
-        >>> (features,) = forward_branches(backbone, [Branch()], images)
-        >>> torch.allclose(features, backbone(images), atol=1e-5)
-        True
-    """
-    tokens = _forward(backbone, branches, images, whole=False)
-    return [
-        branch.network(backbone).pool(out) for branch, out in zip(branches, tokens, strict=True)
-    ]
-
-
-def forward_tokens(backbone: Backbone, branch: Branch, images: Tensor) -> Tensor:
-    """Return all tokens of a pass after the last block, before the final norm.
-
-    Args:
-        backbone: The frozen network.
-        branch: The pass.
-        images: ``(B, 3, H, W)``.
-
-    Returns:
-        ``(B, N, D)``; ``backbone.pool`` makes the pass's feature of them.
-    """
-    return _forward(backbone, [branch], images, whole=True)[0]
-
-
-def _forward(
-    backbone: Backbone, branches: Sequence[Branch], images: Tensor, *, whole: bool
-) -> list[Tensor]:
-    """Return each pass's tokens; of the last block only what is read, unless ``whole``."""
-    last = backbone.depth - 1
-    embedded = backbone.embed(images)  # (B, N, D)
-    shared: tuple[Tensor, Tensor] | None = None  # after the first block's attention, and its MLP
-    results = []
-    for branch in branches:
-        network = branch.network(backbone)
-        pooled = backbone.pools_cls and branch.reads == "pooled" and not whole
-        if not branch.shares_start:
-            hidden = branch.attend(network, 0, embedded)
-            start = hidden, hidden + network.feed(0, hidden)
-        else:
-            if shared is None:
-                hidden = backbone.attend(0, embedded)
-                shared = hidden, hidden + backbone.feed(0, hidden)
-            start = shared
-        tokens = branch.enter(network, *start)
-        for index in range(1, backbone.depth):
-            queries = 1 if pooled and index == last else None
-            hidden = branch.attend(network, index, tokens, queries=queries)
-            tokens = branch.step(network, index, hidden)
-        results.append(branch.leave(network, tokens))
-    return results
+    def losses(self) -> dict[str, Tensor]:
+        """Return by name what the last pass adds to the loss, weighted."""
+        return dict(self.terms)
 
 
 @exportable
@@ -153,14 +181,14 @@ class FrozenBranch(Branch):
 
     Example:
         >>> import torch
-        >>> from avalanche_peftcl.models import create_backbone
+        >>> from avalanche_peftcl.models import create_backbone, forward_branches
         >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
         >>> images = torch.randn(2, 3, 32, 32)
         >>> torch.equal(forward_branches(backbone, [FrozenBranch()], images)[0], backbone(images))
         True
     """
 
-    reads = "tokens"
+    reads: Reads = "tokens"
 
 
 @exportable

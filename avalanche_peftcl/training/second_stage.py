@@ -59,10 +59,10 @@ class SecondStage:
         """Return the pooled feature, ``(B, D)``, and the mean squared distance of the tokens."""
         backbone, branch = model.backbone, model.branch
         with torch.no_grad(), _lent(branch, self._first or []):
-            fixed = backbone.norm(forward_tokens(backbone, branch, images))  # (B, N, D)
+            fixed = backbone.norm(forward_tokens(backbone, branch, images)[1])  # (B, N, D)
         torch.clear_autocast_cache()  # it holds the weights just put away
-        tokens = forward_tokens(backbone, branch, images)
-        return backbone.pool(tokens), F.mse_loss(backbone.norm(tokens), fixed)
+        features, tokens = forward_tokens(backbone, branch, images)
+        return features, F.mse_loss(backbone.norm(tokens), fixed)
 
     @torch.no_grad()
     def merge(self, branch: Branch, *, experience: int) -> None:

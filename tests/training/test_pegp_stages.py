@@ -128,7 +128,9 @@ def test_the_second_stage_adds_how_far_the_tokens_are_from_those_of_the_first(
     fixed.branch.load_state_dict(epochs.epochs[1][2])
     x, y, loss = epochs.losses[1][3]  # one minibatch an epoch
     with torch.no_grad():
-        tokens = [m.backbone.norm(forward_tokens(m.backbone, m.branch, x)) for m in (live, fixed)]
+        tokens = [
+            m.backbone.norm(forward_tokens(m.backbone, m.branch, x)[1]) for m in (live, fixed)
+        ]
         away = (tokens[0] - tokens[1]).square().mean().item()
         error = F.cross_entropy(live(x)[:, 2:4], y - 2).item()
     assert away > 1e-3

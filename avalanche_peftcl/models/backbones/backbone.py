@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, cast
 
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.attention import Extend, attend, is_plain
+from avalanche_peftcl.models.backbones.timm_api import (
+    Block,
+    VisionTransformer,
+    VisionTransformerDistilled,
+)
 
 MAX_SIDE = 8192
 """Pixels a side, of the input and of the resized image that it is cut from."""
@@ -193,9 +196,9 @@ def not_plain(vit: nn.Module) -> str | None:
     """Return why the passes here are not those of ``vit``, ``None`` if they are.
 
     Example:
-        >>> import timm
-        >>> not_plain(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32))
-        >>> not_plain(timm.create_model("vit_base_patch16_rpn_224", depth=1, img_size=32))
+        >>> from avalanche_peftcl.models.backbones.timm_api import create_model
+        >>> not_plain(create_model("vit_tiny_patch16_224", depth=1, img_size=32))
+        >>> not_plain(create_model("vit_base_patch16_rpn_224", depth=1, img_size=32))
         'its blocks are a ResPostBlock'
     """
     if not isinstance(vit, VisionTransformer):
@@ -205,6 +208,6 @@ def not_plain(vit: nn.Module) -> str | None:
     if not len(vit.blocks):
         return "it has no blocks"
     for block in vit.blocks:
-        if getattr(type(block), "forward", None) is not Block.forward:
+        if type(block).forward is not Block.forward:
             return f"its blocks are a {type(block).__name__}"
     return None if vit.global_pool or vit.attn_pool is not None else "it pools no tokens"

@@ -4,10 +4,8 @@ import re
 import warnings
 from difflib import get_close_matches
 
-import timm
-from timm.models import _registry
-
 from avalanche_peftcl.errors import BackboneWarning, ConfigError
+from avalanche_peftcl.models.backbones.timm_api import given_up_names, model_names, weight_names
 from avalanche_peftcl.registry.wording import clip
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
@@ -42,7 +40,7 @@ def current_name(model_name: str) -> str:
             "'vit_base_patch16_224.augreg_in21k'; weights from elsewhere are given as a file: "
             "checkpoint=..."
         )
-    given_up: dict[str, str | None] = _registry._deprecated_models
+    given_up = given_up_names()
     if model_name in given_up:
         current = given_up[model_name]
         if current is None:
@@ -54,7 +52,7 @@ def current_name(model_name: str) -> str:
         )
         return current
     base, _, tag = model_name.partition(".")
-    if model_name not in (timm.list_pretrained(f"{base}.*") if tag else timm.list_models()):
+    if model_name not in (weight_names(base) if tag else model_names()):
         raise ConfigError(
             f"timm has no model {shown!r}{_near(model_name)}; see timm.list_pretrained()"
         )
@@ -64,8 +62,8 @@ def current_name(model_name: str) -> str:
 def _near(name: str) -> str:
     """Say which names are spelt alike, and that the networks behind them are others."""
     base, _, tag = name.partition(".")
-    tags = timm.list_pretrained(f"{base}.*") if tag else []
-    known = tags or [*timm.list_models(), *_registry._deprecated_models]
+    tags = weight_names(base) if tag else []
+    known = tags or [*model_names(), *given_up_names()]
     near = get_close_matches(name[:_LONGEST], known, n=3)
     if not near:
         return ""

@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import timm
 import torch
 from pydantic import Field
-from timm.models.vision_transformer import VisionTransformer
 
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig, not_plain
+from avalanche_peftcl.models.backbones.timm_api import (
+    VisionTransformer,
+    create_model,
+    data_config,
+    pretrained_config,
+)
 from avalanche_peftcl.models.backbones.timm_names import current_name
 from avalanche_peftcl.models.backbones.weight_files import load_checkpoint
 from avalanche_peftcl.registry.schema import Schema
@@ -107,7 +111,7 @@ def create_backbone(
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             check_fit(model_name, _create(model_name, architecture), architecture)
         try:
-            vit = timm.create_model(model_name, pretrained=True, num_classes=0, **architecture)
+            vit = create_model(model_name, pretrained=True, num_classes=0, **architecture)
         except Exception as error:  # a download can fail in any way
             raise CheckpointError(
                 f"the weights of {model_name!r} could not be downloaded "
@@ -134,7 +138,7 @@ def _create(model_name: str, architecture: Mapping[str, Any]) -> VisionTransform
     """
     told = ", ".join(f"{k}={v!r}" for k, v in architecture.items()) or "its own options"
     try:
-        vit = timm.create_model(model_name, num_classes=0, **architecture)
+        vit = create_model(model_name, num_classes=0, **architecture)
     except Exception as error:  # assertions, wrong arguments, a division by zero, memory, ...
         said = say(error) if str(error) else "these options do not go together"
         raise ConfigError(f"timm cannot build {model_name!r} with {told}: {said}") from error
@@ -186,7 +190,7 @@ def check_fit(model_name: str, vit: VisionTransformer, architecture: Mapping[str
 
 
 def _input_config(vit: VisionTransformer, normalize: Normalize) -> InputConfig:
-    config = timm.data.resolve_model_data_config(vit)
+    config = data_config(vit)
     shape = {"mean": config["mean"], "std": config["std"]} if normalize == "data_config" else {}
     return InputConfig(
         img_size=vit.patch_embed.img_size[0],
@@ -198,5 +202,5 @@ def _input_config(vit: VisionTransformer, normalize: Normalize) -> InputConfig:
 
 def _with_tag(vit: VisionTransformer, model_name: str) -> str:
     """Return the model's name with the tag that timm takes where none is given."""
-    tag = getattr(vit, "pretrained_cfg", {}).get("tag")
+    tag = pretrained_config(vit).get("tag")
     return f"{model_name}.{tag}" if tag and "." not in model_name else model_name

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from timm.models import vision_transformer
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from avalanche_peftcl.errors import BackboneWarning, CheckpointError
+from avalanche_peftcl.models.backbones.timm_api import (
+    VisionTransformer,
+    convert_weights,
+    pretrained_config,
+)
 from avalanche_peftcl.registry.wording import clip, join, say
 
 _SHOWN = 3  # names in a message
@@ -46,12 +49,12 @@ def load_checkpoint(vit: VisionTransformer, path: str | Path) -> None:
         for k, v in _without_prefix(read_state_dict(path), path).items()
     }
     try:
-        state = checkpoint_filter_fn(state, vit, **_as_timm_reads(vit))
+        state = convert_weights(state, vit)
     except Exception as error:  # a converter of timm's fails in its own way
         raise CheckpointError(
             f"{path} does not fit {type(vit).__name__}: {clip(say(error), 200)}"
         ) from error
-    classifier = _config(vit).get("classifier") or "head"
+    classifier = pretrained_config(vit).get("classifier") or "head"
     left_out = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     left_out += () if vit.attn_pool is not None else ("attn_pool",)  # the pooling it has not
     heads = tuple(f"{name}." for name in left_out)
@@ -147,24 +150,6 @@ def _without_prefix(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 def _is_anchor(name: str) -> bool:
     return name == _ANCHOR or name.endswith(f".{_ANCHOR}")
-
-
-def _as_timm_reads(vit: VisionTransformer) -> dict[str, Any]:
-    """Return how timm's own loading of these models resamples and renames."""
-    name = str(_config(vit).get("architecture") or "")
-    options: dict[str, Any] = {}
-    if name.startswith("deit"):
-        options["adapt_layer_scale"] = True
-    if "flexi" in name or "radio" in name:
-        options |= {"interpolation": "bilinear", "antialias": False}
-    aligned = getattr(vision_transformer, "_RADIO_ALIGN_CORNERS", ())
-    if "radio" in name and aligned:
-        options["align_corners"] = any(part in name for part in aligned)
-    return options
-
-
-def _config(vit: VisionTransformer) -> dict[str, Any]:
-    return getattr(vit, "pretrained_cfg", None) or {}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -84,12 +85,16 @@ class AdapterBranch(Branch):
             Adapter(embed_dim, r=r, scale=scale, dropout=dropout) for _ in range(depth)
         )
 
-    def enter(self, backbone: Backbone, hidden: Tensor, output: Tensor) -> Tensor:
+    def enter(
+        self, backbone: Backbone, hidden: Tensor, output: Tensor, *, context: Any = None
+    ) -> Tensor:
         """Add the first adapter to the frozen output of the first block."""
         added: Tensor = self.adapters[0](hidden)
         return output + added
 
-    def step(self, backbone: Backbone, index: int, hidden: Tensor) -> Tensor:
+    def step(
+        self, backbone: Backbone, index: int, hidden: Tensor, *, context: Any = None
+    ) -> Tensor:
         """Run the MLP of block ``index`` with its adapter beside it."""
         added: Tensor = self.adapters[index](hidden)
         return hidden + backbone.feed(index, hidden) + added

@@ -111,7 +111,13 @@ class AttentionAdapterBranch(Branch):
         )
 
     def attend(
-        self, backbone: Backbone, index: int, tokens: Tensor, *, queries: int | None = None
+        self,
+        backbone: Backbone,
+        index: int,
+        tokens: Tensor,
+        *,
+        queries: int | None = None,
+        context: Any = None,
     ) -> Tensor:
         """Return tokens plus their attention plus the adapter's output, where there is one."""
         hidden = backbone.attend(index, tokens, queries=queries)

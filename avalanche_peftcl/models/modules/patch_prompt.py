@@ -1,7 +1,7 @@
 """Prompt tokens made from the patches: p = LN((W hᵀ + b)ᵀ), fresh in every block."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +96,16 @@ class PatchPromptBranch(Branch):
         )
         self.length, self.carry, self.prefix = length, carry, num_prefix_tokens
 
-    def enter(self, backbone: Backbone, hidden: Tensor, output: Tensor) -> Tensor:
+    def enter(
+        self, backbone: Backbone, hidden: Tensor, output: Tensor, *, context: Any = None
+    ) -> Tensor:
         """Put the MLP's output of the first prompts behind the prefix tokens."""
         prompts = backbone.feed(0, self.prompts[0](hidden))
         return self._insert(output, prompts)  # (B, N + P, D)
 
-    def step(self, backbone: Backbone, index: int, hidden: Tensor) -> Tensor:
+    def step(
+        self, backbone: Backbone, index: int, hidden: Tensor, *, context: Any = None
+    ) -> Tensor:
         """Refresh the prompts, then run the MLP of block ``index`` on all tokens."""
         if hidden.shape[1] == 1:  # the pooled token of the last block
             return super().step(backbone, index, hidden)
@@ -110,7 +114,7 @@ class PatchPromptBranch(Branch):
         prompts = self.prompts[index](others) + self.carry * attended
         return hidden + backbone.feed(index, self._insert(others, prompts))
 
-    def leave(self, backbone: Backbone, tokens: Tensor) -> Tensor:
+    def leave(self, backbone: Backbone, tokens: Tensor, *, context: Any = None) -> Tensor:
         """Drop the prompts: ``(B, N + P, D)`` to ``(B, N, D)``."""
         if tokens.shape[1] == 1:
             return tokens

@@ -4,11 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbones.attention import is_plain, split_heads
+from avalanche_peftcl.models.backbones.attention import (
+    SelfAttention,
+    in_front,
+    is_plain,
+    split_heads,
+)
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
@@ -24,21 +28,7 @@ from avalanche_peftcl.registry.ranges import InitBound, Width
 Against = Literal["queries", "inputs"]
 
 
-def in_front(heads: Tensor, tokens: Tensor) -> Tensor:
-    """Put learnt keys or values in front of the tokens' own.
-
-    Args:
-        heads: The same for each image, ``(H, P, D / H)``.
-        tokens: ``(B, H, N, D / H)``.
-
-    Returns:
-        ``(B, H, P + N, D / H)``, in the dtype of ``tokens``.
-    """
-    heads = heads.to(tokens.dtype).expand(len(tokens), -1, -1, -1)
-    return torch.cat([heads, tokens], dim=2)
-
-
-def weights_on_first(attention: Attention, q: Tensor, k: Tensor, *, length: int) -> Tensor:
+def weights_on_first(attention: SelfAttention, q: Tensor, k: Tensor, *, length: int) -> Tensor:
     """Return the attention weights that fall on the first keys, in float32.
 
     Args:
@@ -56,7 +46,7 @@ def weights_on_first(attention: Attention, q: Tensor, k: Tensor, *, length: int)
     return weights
 
 
-def extensible_attentions(backbone: Backbone, blocks: Sequence[int]) -> list[Attention]:
+def extensible_attentions(backbone: Backbone, blocks: Sequence[int]) -> list[SelfAttention]:
     """Return the attention of each of ``blocks``, all of which take further keys and values.
 
     Raises:
@@ -121,7 +111,7 @@ class PrefixTokens(nn.Module):
         self.key_probe, self.value_probe = Probe(), Probe()
 
     def forward(
-        self, attention: Attention, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor
+        self, attention: SelfAttention, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values with the prefix in front.
 
@@ -170,7 +160,13 @@ class ExtendingBranch(Branch):
         self.extensions = nn.ModuleDict({str(index): m for index, m in extensions.items()})
 
     def attend(
-        self, backbone: Backbone, index: int, tokens: Tensor, *, queries: int | None = None
+        self,
+        backbone: Backbone,
+        index: int,
+        tokens: Tensor,
+        *,
+        queries: int | None = None,
+        context: Any = None,
     ) -> Tensor:
         """Return tokens plus their attention, to the further keys too where there are any."""
         name = str(index)

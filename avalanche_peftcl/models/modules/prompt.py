@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbones.attention import split_heads
+from avalanche_peftcl.models.backbones.attention import SelfAttention, in_front, keys_and_values
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.modules.blocks import choose_blocks
@@ -16,7 +14,6 @@ from avalanche_peftcl.models.modules.prefix import (
     Against,
     ExtendingBranch,
     extensible_attentions,
-    in_front,
     weights_on_first,
 )
 from avalanche_peftcl.models.projection.sites import Probe, ProjectionSite
@@ -74,7 +71,7 @@ class PromptTokens(nn.Module):
         self.key_probe, self.value_probe = Probe(), Probe()
 
     def forward(
-        self, attention: Attention, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor
+        self, attention: SelfAttention, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values with those of the prompts in front.
 
@@ -88,14 +85,11 @@ class PromptTokens(nn.Module):
         Returns:
             Two of ``(B, H, P + N, D / H)``.
         """
-        dim = self.tokens.shape[1]
-        weight, bias = attention.qkv.weight, attention.qkv.bias
-        kv = F.linear(self.tokens, weight[dim:], None if bias is None else bias[dim:])  # (P, 2 D)
-        keys, values = (split_heads(half, attention.num_heads) for half in kv.chunk(2, dim=1))
-        k = in_front(attention.k_norm(keys), k)
-        v = in_front(values, v)
+        keys, values = keys_and_values(attention, self.tokens)
+        k, v = in_front(keys, k), in_front(values, v)
         if self.key_probe.listening:
-            self.key_probe(self._key_rows(tokens, q, weight[dim : 2 * dim]))
+            dim = attention.attn_dim
+            self.key_probe(self._key_rows(tokens, q, attention.qkv.weight[dim : 2 * dim]))
         if self.value_probe.listening:
             self.value_probe(weights_on_first(attention, q, k, length=len(self.tokens)))
         return k, v

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.heads.head import Head
 from avalanche_peftcl.models.heads.rows import ClassRows
 
@@ -93,6 +94,11 @@ class DynamicModel(nn.Module):
         """Its heads; of those that are fitted somebody has to call :meth:`~.Head.observe`."""
         return ()
 
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Its passes through the backbone."""
+        return ()
+
     # --- what it gets for it -------------------------------------------------------------------
 
     def forward(self, images: Tensor, task_labels: Tensor | None = None) -> Any:
@@ -117,6 +123,22 @@ class DynamicModel(nn.Module):
                 t: self.classes.scatter(logits, keys.new_full((len(logits),), t)) for t in labels
             }
         return self.classes.scatter(logits, task_labels)
+
+    @property
+    def forward_passes(self) -> int:
+        """Passes through the backbone that an image costs, in training and in evaluation."""
+        return sum(branch.forward_passes for branch in self.branches) or 1
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return by name what its branches add to the loss, weighted, of the last forward pass.
+
+        Terms of one name, from several branches, are summed.
+        """
+        found: dict[str, Tensor] = {}
+        for branch in self.branches:
+            for name, term in branch.losses().items():
+                found[name] = found[name] + term if name in found else term
+        return found
 
     def adaptation(self, experience: Any) -> None:
         """Make room for the classes of an experience; Avalanche calls this before each.

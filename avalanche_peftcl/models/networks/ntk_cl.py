@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone
-from avalanche_peftcl.models.branch import Branch, forward_branches
+from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.cosine import CosineHead
 from avalanche_peftcl.models.heads.head import Head, HeadBuilder
@@ -23,6 +23,7 @@ from avalanche_peftcl.models.heads.rows import ClassRows
 from avalanche_peftcl.models.modules.adapter import AdapterBranch
 from avalanche_peftcl.models.modules.patch_prompt import PatchPromptBranch
 from avalanche_peftcl.models.networks.dynamic import DynamicModel
+from avalanche_peftcl.models.passes import forward_branches
 
 Recipe = Literal["corrected", "released"]
 
@@ -162,9 +163,18 @@ class NTKCLModel(DynamicModel):
         self.train()
 
     @property
-    def forward_passes(self) -> int:
-        """Passes through the backbone an image, in training and in evaluation."""
-        return 2 * (len(self.channel_copies) + 1) + (self.pretrained is not None)
+    def branches(self) -> tuple[Branch, ...]:
+        """The unadapted pass, if it is used, then adapters, then patch prompts.
+
+        Of each the oldest copy comes first and the current modules last: the order of the sections.
+        """
+        passes = [] if self.pretrained is None else [self.pretrained]
+        for copies, current in (
+            (self.channel_copies, self.channel),
+            (self.patch_copies, self.patch),
+        ):
+            passes += [*reversed(list(copies)), current]  # type: ignore[list-item]  # a ModuleList of branches
+        return tuple(passes)
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -198,14 +208,11 @@ class NTKCLModel(DynamicModel):
 
     def views(self, images: Tensor) -> Views:
         """Return the three views of ``images``: ``(B, 3, H, W)`` to three ``(B, D)``."""
-        # oldest copy first, current modules last: the order of the sections
-        channel: list[Branch] = [*reversed(list(self.channel_copies)), self.channel]  # type: ignore[list-item]  # a ModuleList of branches
-        patch: list[Branch] = [*reversed(list(self.patch_copies)), self.patch]  # type: ignore[list-item]  # a ModuleList of branches
-        front = [] if self.pretrained is None else [self.pretrained]
-        features = forward_branches(self.backbone, [*front, *channel, *patch], images)
-        head, tail = features[: len(front)], features[len(front) :]
-        c = torch.cat(head + tail[: len(channel)], dim=1)  # (B, D)
-        p = torch.cat(head + tail[len(channel) :], dim=1)  # (B, D)
+        features = forward_branches(self.backbone, self.branches, images)
+        n = len(self.channel_copies) + 1
+        front, channel, patch = features[: -2 * n], features[-2 * n : -n], features[-n:]
+        c = torch.cat([*front, *channel], dim=1)  # (B, D)
+        p = torch.cat([*front, *patch], dim=1)  # (B, D)
         return Views(c, p, self.fusion(c, p))
 
     def embed(self, images: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from avalanche_peftcl.models.backbones.backbone import Backbone
-from avalanche_peftcl.models.branch import Branch, forward_branches
+from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.head import Head
 from avalanche_peftcl.models.heads.linear import LinearHead
 from avalanche_peftcl.models.heads.rows import ClassRows
 from avalanche_peftcl.models.networks.dynamic import DynamicModel
+from avalanche_peftcl.models.passes import forward_branches
 
 
 @exportable
@@ -37,7 +38,12 @@ class PEFTModel(DynamicModel):
         self.backbone = backbone
         self.branch = branch
         self.classes = ClassRows()
-        self.head: Head = LinearHead(backbone.embed_dim) if head is None else head
+        self.head: Head = LinearHead(branch.out_features(backbone)) if head is None else head
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branch."""
+        return (self.branch,)
 
     @property
     def heads(self) -> tuple[Head, ...]:

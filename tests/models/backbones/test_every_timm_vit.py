@@ -123,7 +123,7 @@ def check(name):
     torch.testing.assert_close(vit(images), expected, **near)
     torch.testing.assert_close(backbone(images), expected, **near)
     torch.testing.assert_close(
-        backbone.norm(forward_tokens(backbone, Branch(), images)),
+        backbone.norm(forward_tokens(backbone, Branch(), images)[1]),
         tokens,
         rtol=1e-4,
         atol=1e-4 * float(tokens.abs().max()),
@@ -137,7 +137,7 @@ def check(name):
         if kind in IDENTITY:
             torch.testing.assert_close(feature, expected, msg=lambda m, k=kind: f"{k}: {m}", **near)
         if kind in EXTENDING:  # of the tokens that the pooling reads, and of all
-            all_tokens = forward_tokens(backbone, passes[kind], images)
+            all_tokens = forward_tokens(backbone, passes[kind], images)[1]
             torch.testing.assert_close(feature, backbone.pool(all_tokens), **near)
             assert not torch.allclose(feature, expected, **near), kind
 
