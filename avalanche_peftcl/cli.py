@@ -164,6 +164,23 @@ def run(
 ) -> None:
     """Train and evaluate one configuration and write its record.
 
+    The output folder holds config.yaml with every default, accuracy_matrix.csv,
+    metrics.json, summary.md, pictures and the trained network; it is
+    rewritten after each experience. Only what the record lists is ever removed,
+    and a folder that holds anything else is refused. One process at a time
+    writes into it.
+
+    Seeds run one after the other, in --jobs processes that share out the cores
+    unless num_threads says otherwise, or on Ray, which needs a file system that
+    all nodes share. A seed that fails or is killed stops no other and is listed
+    with its error.
+
+    A checkpoint is written after each experience, and every checkpoint_every
+    minibatches. What goes on from it ends with the same numbers and weights,
+    bit for bit on the CPU. One of other settings, versions, weights or data is
+    refused; images and weights may have moved. What cannot be resumed is told
+    when the run begins.
+
     Exit status 1 if one of several seeds failed.
     """
     if resume is not None and (seeds is not None or jobs != 1 or ray is not None):
@@ -217,7 +234,15 @@ def compare(
         bool, typer.Option("--force", help="Compare runs that do not share one protocol.")
     ] = False,
 ) -> None:
-    """Compare runs: mean and spread over the seeds, and tests between methods."""
+    """Compare runs: mean and spread over the seeds, and tests between methods.
+
+    Mean, standard deviation, 95 % confidence interval (Student's t) and number
+    of seeds; paired t-tests with Holm's correction. Runs that differ in
+    protocol, precision or weights are refused side by side, with the
+    difference, unless --force is given. --published sets quoted numbers of the
+    same data set, experiences, weights, kind of class order and all images
+    beside them.
+    """
     from avalanche_peftcl.compare.command import compare_and_show
 
     files = {"markdown": markdown, "latex": latex, "csv": csv, "html": html}
@@ -241,7 +266,12 @@ def manifest(
         bool, typer.Option("--overwrite", help="Replace an earlier manifest.")
     ] = False,
 ) -> None:
-    """Write the names and hashes of all images of a run's benchmark, for its option manifest."""
+    """Write the names and hashes of all images of a run's benchmark, for its option manifest.
+
+    A run with benchmark.manifest=FILE compares them first, and is refused with
+    what is missing, extra or changed. The hashes depend on no machine, folder,
+    seed or class order.
+    """
     check_home()
     from avalanche_peftcl.runs.manifest import manifest_from_file
 
@@ -306,7 +336,15 @@ def export_network(
     checkpoint: _Checkpoint = None,
     pretrained: _Pretrained = False,
 ) -> None:
-    """Write the trained network of a run to one file, for use without Avalanche."""
+    """Write the trained network of a run to one file, for use without Avalanche.
+
+    avalanche_peftcl.load(FILE) gives the logits of the run's own evaluation and
+    executes nothing in the file. Without --with-backbone the backbone is built
+    as the run's configuration says, and refused if the hash of its weights
+    differs; a download or a file of weights is the caller's to allow. A network
+    of your own exports if its class or builder is decorated with
+    avalanche_peftcl.models.exportable.
+    """
     check_home()
     from avalanche_peftcl.export.write import export_run
 
@@ -348,6 +386,10 @@ def predict_images(
     pretrained: _Pretrained = False,
 ) -> None:
     """Predict the class of images with a trained network.
+
+    The probabilities are a softmax of the logits; of methods whose logits are
+    cosines, such as ntk_cl and nearest_class_mean, they rank classes and
+    measure no certainty.
 
     Exit status 1 if an image cannot be read; the others are predicted.
     """
