@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from guides import ROOT, blocks
+from guides import ROOT, blocks, plan
+from PIL import Image
+from typer.testing import CliRunner
 
 from avalanche_peftcl.cli import app
 from avalanche_peftcl.config import load_config, parse_seeds
-from avalanche_peftcl.config.plan import check_components
 from avalanche_peftcl.errors import PEFTCLError
 from avalanche_peftcl.registry import discover
 
@@ -52,7 +53,7 @@ def check_peftcl(words: list[str], monkeypatch) -> None:
         assert given["config"].is_file()
         seeds = given.get("seeds") and parse_seeds(given["seeds"])
         config = load_config(given["config"], given["overrides"] or [], seeds=seeds)
-        check_components(config, discover())
+        plan(config)
 
 
 def check_python(words: list[str], monkeypatch) -> None:
@@ -135,3 +136,26 @@ def test_commands_that_there_are_not_are_found(line, monkeypatch, capsys):
     refused = (PEFTCLError, USAGE_ERROR, AssertionError, SystemExit)
     with pytest.raises(refused):
         CHECKS[command](words, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_six_commands_of_readme_run_after_the_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "examples" / "quickstart.yaml").read_text(encoding="utf-8")
+    text = text.replace("n_experiences: 5", "n_experiences: 2")
+    text = text.replace("train_epochs: 3", "train_epochs: 1")
+    text = text.replace("name: digits", "name: digits\n  train_per_class: 4")
+    Path("examples").mkdir()
+    Path("examples/quickstart.yaml").write_text(text, encoding="utf-8")
+    images = Path("folder/of/images")
+    images.mkdir(parents=True)
+    Image.new("L", (8, 8)).save(images / "five.png")
+    (six,) = [block.text for block in blocks(ROOT / "README.md") if "peftcl predict" in block.text]
+    found = commands(six)
+    assert len(found) == 6
+    quickstart = ["peftcl", "run", "examples/quickstart.yaml"]
+    for _, *words in [quickstart, *found]:
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, (words, result.output)
+    for name in ("report.html", "digits.manifest", "digits.safetensors", "predictions.csv"):
+        assert Path(name).is_file()

@@ -4,6 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.config.plan import Plan, make_plan
+from avalanche_peftcl.registry import discover
+
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted([ROOT / "README.md", *ROOT.glob("examples/**/*.md"), *ROOT.glob("plugins/**/*.md")])
 _BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -63,3 +67,9 @@ def write_package(guide: Path, folder: Path) -> list[str]:
     points = "\n".join(["[avalanche_peftcl]", *(f"{name} = {name}" for name in offering)])
     (info / "entry_points.txt").write_text(points + "\n")
     return offering
+
+
+def plan(config: RunConfig) -> Plan:
+    """Plan a run; of several seeds that of the first."""
+    one = config if config.seeds is None else config.for_seed(config.seeds[0])
+    return make_plan(one, discover())
