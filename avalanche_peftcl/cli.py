@@ -11,14 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from avalanche_peftcl import __version__
 from avalanche_peftcl.config.resources import check_home
-from avalanche_peftcl.console import (
-    add_row,
-    complain,
-    plain,
-    plain_table,
-    standard_console,
-    visible,
-)
+from avalanche_peftcl.console import complain, plain, standard_console, visible
 from avalanche_peftcl.errors import (
     BackboneWarning,
     CheckpointWarning,
@@ -28,8 +21,10 @@ from avalanche_peftcl.errors import (
     PEFTCLError,
     PluginLoadWarning,
 )
-from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.registry import discover
+from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.packages import SWITCH
+from avalanche_peftcl.registry.tables import component_page, component_table, package_table
 from avalanche_peftcl.registry.wording import clip
 from avalanche_peftcl.runs.signals import Terminated, termination_raised
 
@@ -280,38 +275,24 @@ def manifest(
 
 @app.command("list")
 def list_components(
-    kind: Annotated[
-        str | None, typer.Argument(help="Only this kind: " + ", ".join(Registry([]).kinds))
-    ] = None,
+    kind: Annotated[str | None, typer.Argument(help="Only this kind: " + ", ".join(KINDS))] = None,
     name: Annotated[
         str | None, typer.Argument(help="Show the options of this component of that kind.")
     ] = None,
 ) -> None:
     """List the components on offer, or the options of one."""
-    registry = discover()
-    if kind is not None and name is not None:
-        _print_options(registry, kind, name)
+    registry, console = discover(), standard_console()
+    if kind is None or name is None:
+        console.print(component_table(registry, kind))
         return
-    table = plain_table("kind", "name", "provider", "version", "source")
-    for each in registry.kinds if kind is None else (kind,):
-        pairs = zip(registry.names(each), registry.entries(each), strict=True)
-        for spelling, entry in pairs:
-            provider, source = entry.provider, entry.component.source
-            add_row(table, each, spelling, provider.name, provider.version, source)
-        table.add_section()
-    standard_console().print(table)
+    for part in component_page(registry, kind, name):
+        console.print(part)
 
 
 @app.command()
 def plugins() -> None:
     """List every plugin package, loaded or left out, and why."""
-    table = plain_table("package", "version", "entry point", "state", "remark")
-    registry = discover()
-    for record in registry.plugins:
-        provider, state = record.provider, "loaded" if record.loaded else "left out"
-        remark = registry.remark(record)
-        add_row(table, provider.name, provider.version, record.entry_point, state, remark)
-    standard_console().print(table)
+    standard_console().print(package_table(discover()))
 
 
 _Checkpoint = Annotated[
@@ -415,18 +396,6 @@ def predict_images(
     if failed := sum(prediction.error is not None for prediction in predictions):
         complain("error", f"{failed} of {len(images)} images could not be read", "red")
         raise typer.Exit(1)
-
-
-def _print_options(registry: Registry, kind: str, name: str) -> None:
-    entry = registry.get(kind, name)
-    console = standard_console()
-    console.print(
-        plain(f"{kind} {entry.component.name} of {entry.provider}: {entry.component.source}")
-    )
-    table = plain_table("option", "type", "default")
-    for option, annotation, default in registry.schema(kind, name).describe():
-        add_row(table, option, annotation, default or ("" if option[0] == "*" else "required"))
-    console.print(table if table.row_count else plain("It has no options."))
 
 
 def main() -> None:

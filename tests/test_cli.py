@@ -55,7 +55,7 @@ def test_list_shows_every_kind_with_provider_version_and_source(peftcl):
     assert result.exit_code == 0
     rows = [[c.strip() for c in r.split("│")[1:-1]] for r in result.stdout.splitlines() if "│" in r]
     assert ["strategy", "ntk_cl", "avalanche-peftcl", __version__, "arXiv 2407.17120"] in rows
-    assert {row[0] for row in rows} == set(KINDS) - {"head"}
+    assert {row[0] for row in rows} == set(KINDS)
     assert all(all(row) for row in rows)
 
 
@@ -70,6 +70,11 @@ def test_list_one_component_shows_its_options(peftcl):
     assert result.exit_code == 0, result.stderr
     rows = [[c.strip() for c in r.split("│")[1:-1]] for r in result.stdout.splitlines() if "│" in r]
     assert ["temperature", "float (>= 0.001, <= 1000)", "2.0"] in rows
+    assert result.stdout.splitlines()[:2] == [
+        f"strategy_plugin lwf of avalanche-peftcl {__version__}: arXiv 1606.09282; Avalanche "
+        "LwFPlugin",
+        "scenarios: class, domain, online",
+    ]
 
 
 def test_list_unknown_kind(peftcl):

@@ -3,6 +3,7 @@ from importlib import import_module
 
 import pytest
 
+from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.registry import Registry, builtin, discover, hookspecs
 from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.schema import Schema
@@ -17,7 +18,6 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 OFFERED = [
     (kind.name, component.name)
     for kind in KINDS.values()
-    if hasattr(builtin, kind.hook)
     for component in getattr(builtin, kind.hook)()
 ]
 
@@ -25,6 +25,12 @@ OFFERED = [
 def test_every_hook_has_a_kind():
     hooks = [n for n, f in inspect.getmembers(hookspecs, inspect.isfunction) if n[:7] == "peftcl_"]
     assert sorted(hooks) == sorted(kind.hook for kind in KINDS.values())
+
+
+def test_every_kind_has_its_key_in_a_configuration():
+    fields = RunConfig.model_fields
+    of_components = [k for k, field in fields.items() if "ComponentConfig" in str(field.annotation)]
+    assert sorted(of_components) == sorted(kind.key for kind in KINDS.values())
 
 
 def test_builtins_come_through_the_hooks(registry):

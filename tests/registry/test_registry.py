@@ -34,7 +34,7 @@ def test_only_the_built_in(install, discover_with_warnings):
         "metric",
         "logger",
     )
-    assert {e.kind for e in registry.entries()} == set(registry.kinds) - {"head"}
+    assert {e.kind for e in registry.entries()} == set(registry.kinds)
 
 
 def test_good_package(install, discover_with_warnings):
