@@ -167,14 +167,19 @@ def run(
 
     Seeds run one after the other, in --jobs processes that share out the cores
     unless num_threads says otherwise, or on Ray, which needs a file system that
-    all nodes share. A seed that fails or is killed stops no other and is listed
-    with its error.
+    all nodes share (and the extra "ray" of this package). A seed that fails or
+    is killed stops no other and is listed with its error.
 
     A checkpoint is written after each experience, and every checkpoint_every
     minibatches. What goes on from it ends with the same numbers and weights,
     bit for bit on the CPU. One of other settings, versions, weights or data is
     refused; images and weights may have moved. What cannot be resumed is told
     when the run begins.
+
+    mixed_precision, an option of strategies, is auto: bfloat16 autocast where
+    torch reports units for it, else float32. The record says what it came to,
+    and --resume keeps it. bfloat16 where it is emulated takes several times the
+    time of float32 and is told. 'no' gives the same numbers on every processor.
 
     Exit status 1 if one of several seeds failed.
     """
