@@ -23,7 +23,7 @@ def test_ci_finds_its_two_commands():
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_public_name_that_guides_say_is_there(guide):
     public = {"SupervisedPlugin", "SupervisedTemplate"}  # of Avalanche
-    for room in ("evaluation", "models", "testing", "training", "training.plugins"):
+    for room in ("benchmarks", "evaluation", "models", "testing", "training", "training.plugins"):
         public |= set(importlib.import_module(f"avalanche_peftcl.{room}").__all__)
     text = guide.read_text(encoding="utf-8")
     kinds = "Plugin|Metric|Matrix|Contract|Branch|Head|Model|Options|Template"

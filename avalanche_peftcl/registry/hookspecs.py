@@ -65,7 +65,7 @@ def peftcl_modules() -> Iterable[Component]:
         ...         super().__init__()
         ...         self.shift = torch.nn.Parameter(torch.zeros(depth, embed_dim))
         ...
-        ...     def step(self, backbone, index, hidden):
+        ...     def step(self, backbone, index, hidden, *, context=None):
         ...         return hidden + backbone.feed(index, hidden) + self.shift[index]
         >>> @exportable
         ... def build_shift(*, backbone: Backbone) -> Shift:
