@@ -1,8 +1,9 @@
 """Sequential tuning: the same modules trained on one experience after the other, no protection."""
 
-from avalanche_peftcl.models import Backbone, Branch, PEFTModel
+from avalanche_peftcl.models import Backbone, Branch, HeadBuilder
 from avalanche_peftcl.models.modules.adapter import build_adapters
 from avalanche_peftcl.registry.takes import takes
+from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
 from avalanche_peftcl.training.options import TrainingOptions
 from avalanche_peftcl.training.template import PEFTTemplate
@@ -13,18 +14,19 @@ def build_naive(
     *,
     backbone: Backbone,
     module: Branch | None = None,
+    head: HeadBuilder | None = None,
     optimizer: OptimizerName = "sgd",
     anneal: bool | None = None,
     options: TrainingOptions,
 ) -> PEFTTemplate:
-    """Build Avalanche's naive strategy for a PEFT module (adapters by default) and a linear head.
+    """Build Avalanche's naive strategy for a PEFT module and a head; adapters, linear by default.
 
     The loss is cross-entropy over all classes seen so far (of the image's task label), as
     in ``avalanche.training.Naive`` with a growing head; with ``loss="local"`` over those of the
     experience. ``anneal=None`` lets the learning rate fall as a cosine unless a plugin schedules
     it.
     """
-    model = PEFTModel(backbone, module or build_adapters(backbone=backbone))
+    model = build_network(backbone, module or build_adapters(backbone=backbone), head)
     chosen = make_optimizer(optimizer, model, **options.rates())
     schedule = annealing(chosen, options.plugins, anneal=anneal, train_epochs=options.train_epochs)
     return PEFTTemplate(model=model, optimizer=chosen, own_plugins=schedule, **options.template())

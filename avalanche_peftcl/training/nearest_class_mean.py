@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from avalanche_peftcl.models import Backbone, FrozenBranch, PEFTModel
-from avalanche_peftcl.models.heads.prototypes import build_prototypes
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, HeadBuilder, PrototypeHead
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import PluginOrder, TemplateArguments
+from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.options import StrategyOptions
-from avalanche_peftcl.training.plugins import PrototypePlugin
 from avalanche_peftcl.training.template import PEFTTemplate
 
 
@@ -17,17 +17,33 @@ class _Options(StrategyOptions):
 
 
 @takes(_Options)
-def build_nearest_class_mean(*, backbone: Backbone, options: _Options) -> PEFTTemplate:
+def build_nearest_class_mean(
+    *,
+    backbone: Backbone,
+    module: Branch | None = None,
+    head: HeadBuilder | None = None,
+    options: _Options,
+) -> PEFTTemplate:
     """Build a classifier by cosine to the mean frozen feature of each class; nothing trains.
+
+    A ``module`` stays as it was built; another ``head`` that is fitted may take the means' place.
+
+    Raises:
+        ConfigError: If the head is trained by gradients.
 
     Source:
         SimpleCIL: Zhou et al., IJCV 2024. Differs: nothing.
     """
-    head = build_prototypes(in_features=backbone.embed_dim)
+    branch = FrozenBranch() if module is None else module.requires_grad_(False)
+    model = build_network(backbone, branch, head or PrototypeHead)
+    if not model.head.fitted:
+        raise ConfigError(
+            f"nothing trains here, and a {type(model.head).__name__} is trained; take a head that "
+            "is fitted, such as 'prototypes', or the strategy 'naive'"
+        )
     no_training = TemplateArguments(train_mb_size=options.eval_mb_size, train_epochs=0)
     return PEFTTemplate(
-        model=PEFTModel(backbone, FrozenBranch(), head),
+        model=model,
         optimizer=None,
-        own_plugins=[PrototypePlugin()],
         **(no_training | options.template()),
     )

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from avalanche_peftcl.models import Backbone, NTKCLModel, Recipe
+from avalanche_peftcl.models import Backbone, HeadBuilder, NTKCLModel, Recipe
 from avalanche_peftcl.registry.ranges import Draws, Dropout, Temperature, Weight, Width
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import TemplateArguments
@@ -21,7 +21,6 @@ from avalanche_peftcl.training.optimizers import annealing
 from avalanche_peftcl.training.options import TrainingOptions
 from avalanche_peftcl.training.plugins import (
     PrototypeContrastPlugin,
-    PrototypePlugin,
     ReleasedContrastPlugin,
     ReleasedOrthogonalityPlugin,
     ReleasedRunningMeanPlugin,
@@ -140,7 +139,6 @@ class NTKCL(PEFTTemplate):
             RetentionPlugin(retention_weight, select=_released if released else _adapted),
             mean("channel", [f"channel_copies.{i}" for i in copies]),
             mean("patch", [f"patch_copies.{i}" for i in copies]),
-            PrototypePlugin(),
             *schedule,
         ]
         super().__init__(model=model, optimizer=optimizer, own_plugins=own, **arguments)
@@ -197,6 +195,7 @@ class _Options(TrainingOptions):
 def build_ntk_cl(
     *,
     backbone: Backbone,
+    head: HeadBuilder | None = None,
     recipe: Recipe = "corrected",
     r: Width = 16,
     prompt_length: Width = 10,
@@ -212,7 +211,10 @@ def build_ntk_cl(
     anneal: bool | None = None,
     options: _Options,
 ) -> NTKCL:
-    """Build :class:`NTKCL` with its network and SGD on a backbone."""
+    """Build :class:`NTKCL` with its network and SGD on a backbone.
+
+    A ``head`` that is fitted predicts in the place of the prototypes.
+    """
     model = NTKCLModel(
         backbone,
         recipe=recipe,
@@ -222,6 +224,7 @@ def build_ntk_cl(
         use_pretrained=use_pretrained,
         section_weights=section_weights,
         dropout=dropout,
+        head=head,
     )
     return NTKCL(
         model=model,

@@ -27,7 +27,7 @@ def make_optimizer(
         weight_decay: Added to the gradient (SGD, Adam) or taken off the weights (AdamW).
 
     Raises:
-        ConfigError: If there is no such optimizer.
+        ConfigError: If there is no such optimizer, or nothing trains.
 
     Example:
         >>> sgd = make_optimizer("sgd", nn.Linear(2, 2), lr=0.1, momentum=0.9, weight_decay=0.0)
@@ -35,6 +35,11 @@ def make_optimizer(
         0.1
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ConfigError(
+            "no parameter trains: neither of the module nor of the head; take another of them, or "
+            "the strategy 'nearest_class_mean', of which nothing does"
+        )
     if name == "sgd":
         return torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay)
     if name not in ("adam", "adamw"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import Backbone, Branch, PEFTModel
+from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, PEFTModel
 from avalanche_peftcl.models.modules.kinds import Kind, build_module
 from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.registry.ranges import (
@@ -31,6 +31,7 @@ from avalanche_peftcl.registry.ranges import (
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.local_loss import LossOver
+from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.options import TrainingOptions
 from avalanche_peftcl.training.plugins import (
@@ -150,6 +151,11 @@ class PEGP(PEFTTemplate):
                 'recipe="released" projects the gradients of adapters and LoRA; leave out '
                 'where="step" and project_head=True, or take recipe="corrected"'
             )
+        if project_head and not list(model.head.head_sites()):
+            raise ConfigError(
+                f"project_head=True, but a {type(model.head).__name__} states no head_sites(); "
+                "leave it out, or take a linear head"
+            )
         if not 0 <= head_epochs <= arguments["train_epochs"]:
             raise ConfigError(
                 f"head_epochs={head_epochs} must be from 0 to "
@@ -264,6 +270,7 @@ def build_pegp(
     *,
     backbone: Backbone,
     module: Branch | None = None,
+    head: HeadBuilder | None = None,
     peft: Kind = "adapter",
     r: Width = 5,
     length: Width = 10,
@@ -286,7 +293,7 @@ def build_pegp(
     """
     if module is None:
         module = build_module(peft, backbone, r=r, length=length, blocks=blocks)
-    model = PEFTModel(backbone, module)
+    model = build_network(backbone, module, head)
     return PEGP(
         model=model,
         optimizer=make_optimizer(optimizer, model, **options.rates()),

@@ -17,6 +17,7 @@ from avalanche_peftcl.training.arguments import PluginOrder
 from avalanche_peftcl.training.feature_pass import unwrapped
 from avalanche_peftcl.training.joints import OnBackbone
 from avalanche_peftcl.training.local_loss import LocalLoss, LossOver
+from avalanche_peftcl.training.plugins.head import HeadPlugin
 from avalanche_peftcl.training.steps import SteppedTemplate
 from avalanche_peftcl.training.streams import class_pairs, knows_boundaries, whole_experience
 from avalanche_peftcl.training.validation import UndisturbedTraining
@@ -41,7 +42,8 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
             autocast, with a gradient scaler for ``"fp16"``; logits are float32. ``"auto"``:
             ``"bf16"`` where the device has units for it, see
             :func:`~avalanche_peftcl.models.native_bfloat16`, else ``"no"``.
-        own_plugins: Those of a subclass.
+        own_plugins: Those of a subclass. A :class:`.HeadPlugin` is added where the network has a
+            head that is fitted and none was given.
 
     Raises:
         ConfigError: If a device is not there, or one of the arguments is out of range.
@@ -87,6 +89,8 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
             raise ConfigError(f"plugin_order must be before or after, not {plugin_order!r}")
         check_weights(model, f"the model, {type(model).__name__},")
         theirs, own = list(plugins or ()), list(own_plugins)
+        if _has_fitted_head(model) and not any(isinstance(p, HeadPlugin) for p in theirs + own):
+            own.append(HeadPlugin())
         super().__init__(
             model=model,
             optimizer=torch.optim.SGD([nn.Parameter()]) if optimizer is None else optimizer,
@@ -228,3 +232,8 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
 
     def _forget_minibatch(self) -> None:
         self.mb_features, self.mb_row_logits, self.mb_rows = (), None, None
+
+
+def _has_fitted_head(model: nn.Module) -> bool:
+    network = unwrapped(model)
+    return isinstance(network, DynamicModel) and any(head.fitted for head in network.heads)

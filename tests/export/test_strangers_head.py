@@ -13,7 +13,6 @@ from avalanche_peftcl.registry.packages import Entry, Provider
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.testing import toy_backbone
 from avalanche_peftcl.training import PEFTTemplate
-from avalanche_peftcl.training.plugins import PrototypePlugin
 from tests.export.test_write import tiny
 
 
@@ -57,7 +56,7 @@ def build_closed_form(*, backbone, plugins, evaluator):
         model=PEFTModel(backbone, FrozenBranch(), head),
         optimizer=None,
         train_epochs=0,
-        plugins=[PrototypePlugin(), *plugins],
+        plugins=plugins,
         evaluator=evaluator,
         eval_mb_size=64,
     )

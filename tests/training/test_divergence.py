@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from avalanche_peftcl.errors import DivergenceWarning, NotFiniteError
 from avalanche_peftcl.models import AdapterBranch, NTKCLModel, PEFTModel
 from avalanche_peftcl.training import NTKCL, PEFTTemplate
-from avalanche_peftcl.training.plugins import GradientProjectionPlugin, PrototypePlugin
+from avalanche_peftcl.training.plugins import GradientProjectionPlugin, HeadPlugin
 
 
 def make_benchmark(n=12):
@@ -160,7 +160,7 @@ def test_a_features_overflow_reaches_no_prototype(backbone):
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(1e30)
-    assert any(isinstance(plugin, PrototypePlugin) for plugin in strategy.plugins)
+    assert any(isinstance(plugin, HeadPlugin) for plugin in strategy.plugins)
     with pytest.raises(NotFiniteError, match="experience 1: the class means are not finite"):
         strategy.train(make_benchmark().train_stream[0])
     assert not model.prototypes.counts.any()

@@ -17,7 +17,7 @@ from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.nearest_class_mean import build_nearest_class_mean
 from avalanche_peftcl.training.ntk_cl import build_ntk_cl
 from avalanche_peftcl.training.pegp import build_pegp
-from avalanche_peftcl.training.plugins import PrototypePlugin
+from avalanche_peftcl.training.plugins import HeadPlugin
 
 pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 
@@ -202,7 +202,7 @@ def class_means(backbone):
 
 @pytest.mark.parametrize("build", [NTKCLModel, class_means])
 def test_prototypes_beside_the_hosts_own_strategy(build):
-    """`PrototypePlugin` reads the features of a forward pass that is not ours."""
+    """`HeadPlugin` reads the features of a forward pass that is not ours."""
     torch.manual_seed(0)
     benchmark, model = two(), build(toy_backbone())
     reader, seen = Reader(benchmark), Accuracies()
@@ -213,7 +213,7 @@ def test_prototypes_beside_the_hosts_own_strategy(build):
         optimizer=torch.optim.SGD(model.parameters(), lr=0.03),
         train_mb_size=4,
         train_epochs=2 if trains else 0,
-        plugins=[*first, PrototypePlugin(), reader],
+        plugins=[*first, HeadPlugin(), reader],
         evaluator=EvaluationPlugin(),
         eval_every=1,
     )
@@ -235,14 +235,14 @@ def test_running_means_go_on_with_the_state_of_the_plugin():
             states.append(own.state_dict())
 
     strategy = BUILD["corrected"](backbone=toy_backbone(), plugins=[Stop()])
-    own = next(p for p in strategy.plugins if isinstance(p, PrototypePlugin))
+    own = next(p for p in strategy.plugins if isinstance(p, HeadPlugin))
     experience = two().train_stream[0]
     strategy.train(experience)
     assert own.state_dict() == {}
-    assert [sorted(s) for s in states] == [["means", "seen"]] * 4
+    assert [sorted(s) for s in states] == [["0"]] * 4
     strategy.experience = experience
     own.before_training_exp(strategy)
     own.load_state_dict(states[1])
     running = strategy.model.prototypes.running
-    assert torch.equal(running.means, states[1]["means"])
+    assert torch.equal(running.means, states[1]["0"]["means"])
     assert running.seen.tolist() == [6, 6]

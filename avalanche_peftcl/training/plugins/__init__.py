@@ -1,12 +1,12 @@
 """Avalanche plugins: the pieces of NTK-CL and PEGP that other strategies can use."""
 
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
+from avalanche_peftcl.training.plugins.head import HeadPlugin
 from avalanche_peftcl.training.plugins.head_only import HeadOnlyPlugin
 from avalanche_peftcl.training.plugins.prototype_contrast import (
     PrototypeContrastPlugin,
     ReleasedContrastPlugin,
 )
-from avalanche_peftcl.training.plugins.prototypes import PrototypePlugin
 from avalanche_peftcl.training.plugins.released_projection import ReleasedProjectionPlugin
 from avalanche_peftcl.training.plugins.retention import RetentionPlugin
 from avalanche_peftcl.training.plugins.running_mean import (
@@ -21,8 +21,8 @@ from avalanche_peftcl.training.plugins.task_orthogonality import (
 __all__ = [
     "GradientProjectionPlugin",
     "HeadOnlyPlugin",
+    "HeadPlugin",
     "PrototypeContrastPlugin",
-    "PrototypePlugin",
     "ReleasedContrastPlugin",
     "ReleasedOrthogonalityPlugin",
     "ReleasedProjectionPlugin",

@@ -17,7 +17,6 @@ from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import (
     PrototypeContrastPlugin,
-    PrototypePlugin,
     RetentionPlugin,
     RunningMeanPlugin,
     TaskOrthogonalityPlugin,
@@ -114,7 +113,7 @@ def tuning(backbone, plugins):
 
 
 def test_prototypes_beside_another_head(backbone):
-    strategy = tuning(backbone, [PrototypePlugin()])
+    strategy = tuning(backbone, [])
     strategy.train(toy_benchmark().train_stream)
     assert strategy.model.prototypes.counts.tolist() == [6] * 6
     assert strategy.model.prototypes.prototypes.norm(dim=1).min() > 0
@@ -141,7 +140,7 @@ def test_prototypes_beside_another_head(backbone):
     ],
 )
 def test_terms_add_to_the_loss_what_their_formula_says(backbone, plugin, term):
-    strategy = tuning(backbone, [plugin, PrototypePlugin()])
+    strategy = tuning(backbone, [plugin])
     differences = []
     criterion = strategy.criterion
     seen = {}
@@ -170,7 +169,7 @@ def test_the_number_of_prototypes_is_that_asked_for_in_the_last_minibatch_too(
         lambda features, labels, **options: rows.append(len(labels)) or features.sum() * 0,
     )
     plugin = PrototypeContrastPlugin(0.5, n_prototypes=n_prototypes)
-    strategy = tuning(backbone, [plugin, PrototypePlugin()])
+    strategy = tuning(backbone, [plugin])
     strategy.train_epochs = 1
     benchmark = toy_benchmark(per_class=5)
     strategy.train(benchmark.train_stream)
@@ -184,7 +183,7 @@ def test_a_negative_number_of_prototypes_is_refused():
 
 def test_orthogonality_rests_while_there_is_nothing_old(backbone):
     plugin = TaskOrthogonalityPlugin(1.0)
-    strategy = tuning(backbone, [plugin, PrototypePlugin()])
+    strategy = tuning(backbone, [plugin])
     benchmark = toy_benchmark("domain")
     strategy.train(benchmark.train_stream[0])
     assert plugin.basis is None
@@ -194,7 +193,7 @@ def test_orthogonality_rests_while_there_is_nothing_old(backbone):
 
 def test_old_prototypes_span_the_basis(backbone):
     plugin = TaskOrthogonalityPlugin(1.0)
-    strategy = tuning(backbone, [plugin, PrototypePlugin()])
+    strategy = tuning(backbone, [plugin])
     benchmark = toy_benchmark()
     strategy.train(benchmark.train_stream)
     old = F.normalize(strategy.model.prototypes.prototypes[:4], dim=1)
