@@ -1,0 +1,39 @@
+"""SimpleCIL, APER and RanPAC: adapt in the first experience at most, then fit a head.
+
+Import paths instead of imports: listing these costs neither torch nor Avalanche.
+"""
+
+from collections.abc import Iterable
+
+from avalanche_peftcl import Component, hookimpl
+
+_HERE = "peftcl_adapters"
+
+
+@hookimpl
+def peftcl_modules() -> Iterable[Component]:
+    """Offer the frozen network, read after every block."""
+    yield Component(
+        "block_features",
+        f"{_HERE}.block_features:build_block_features",
+        source="this package: CLS and mean patch token of every block",
+    )
+
+
+@hookimpl
+def peftcl_heads() -> Iterable[Component]:
+    """Offer RanPAC's head."""
+    yield Component(
+        "random_ridge",
+        f"{_HERE}.random_ridge:build_random_ridge",
+        source="RanPAC, arXiv 2307.02251; penalty by GCV, Golub et al., Technometrics 1979",
+    )
+
+
+@hookimpl
+def peftcl_strategies() -> Iterable[Component]:
+    """Offer the three methods; each serves every scenario."""
+    simplecil = "SimpleCIL, arXiv 2303.07338"
+    yield Component("simplecil", f"{_HERE}.simplecil:build_simplecil", source=simplecil)
+    yield Component("aper", f"{_HERE}.aper:build_aper", source="APER, arXiv 2303.07338")
+    yield Component("ranpac", f"{_HERE}.ranpac:build_ranpac", source="RanPAC, arXiv 2307.02251")

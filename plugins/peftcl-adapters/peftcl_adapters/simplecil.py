@@ -1,0 +1,63 @@
+"""SimpleCIL: class means of frozen features; nothing trains."""
+
+from typing import Literal
+
+from avalanche_peftcl import takes
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import (
+    Backbone,
+    FrozenBranch,
+    Head,
+    HeadBuilder,
+    PEFTModel,
+    build_prototypes,
+)
+from avalanche_peftcl.training import PEFTTemplate, StrategyOptions, TemplateArguments
+from peftcl_adapters.block_features import build_block_features
+
+FeatureKind = Literal["pooled", "blocks"]
+
+
+@takes(StrategyOptions)
+def build_simplecil(
+    *,
+    backbone: Backbone,
+    head: HeadBuilder | None = None,
+    features: FeatureKind = "pooled",
+    options: StrategyOptions,
+) -> PEFTTemplate:
+    """Build a classifier by cosine to the mean frozen feature of each class.
+
+    ``features="blocks"`` reads every block, see :class:`.BlockFeaturesBranch`. Another ``head``
+    than the class means is one that is fitted, such as ``random_ridge``.
+
+    Source:
+        Zhou et al., IJCV 2024, arXiv 2303.07338; released code a2e6b71.
+        Differs: with ``features="pooled"`` nothing; block features are this package's.
+    """
+    return frozen_strategy(backbone, head or class_means, features=features, options=options)
+
+
+def class_means(in_features: int) -> Head:
+    """Return the head of SimpleCIL and APER."""
+    return build_prototypes(in_features=in_features)
+
+
+def frozen_strategy(
+    backbone: Backbone, head: HeadBuilder, *, features: FeatureKind, options: StrategyOptions
+) -> PEFTTemplate:
+    """Return a strategy that shows a fitted head the features of the frozen network.
+
+    Raises:
+        ConfigError: If the head is trained by gradients.
+    """
+    branch = FrozenBranch() if features == "pooled" else build_block_features(backbone=backbone)
+    classifier = head(branch.out_features(backbone))
+    if not classifier.fitted:
+        raise ConfigError(
+            f"nothing trains here, a {type(classifier).__name__} would; take a head that is "
+            "fitted, such as 'prototypes' or 'random_ridge', or strategy 'naive'"
+        )
+    model = PEFTModel(backbone, branch, classifier)
+    no_training = TemplateArguments(train_mb_size=options.eval_mb_size, train_epochs=0)
+    return PEFTTemplate(model=model, optimizer=None, **(options.template() | no_training))
