@@ -3,11 +3,17 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["maybe_load_checkpoint", "save_checkpoint"]
+_PLACES = {
+    "script": ("maybe_load_checkpoint", "save_checkpoint"),
+    "joints": ("Remembers", "Stateful", "Surroundings"),
+    "remembered": ("host_state", "load_host_state", "load_state_of", "state_of"),
+}
+__all__ = sorted(name for names in _PLACES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
     """Import what is heavy when it is first asked for; a look at a folder needs no Avalanche."""
-    if name in __all__:
-        return getattr(import_module("avalanche_peftcl.checkpoints.script"), name)
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"avalanche_peftcl.checkpoints.{place}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,11 @@
-"""What Avalanche's own plugins remember."""
+"""What Avalanche's own plugins, metrics and generators of torch remember."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from avalanche.benchmarks.utils.flat_data import FlatData
+from avalanche.evaluation.metrics import ElapsedTime
 from avalanche.training.plugins import (
     EvaluationPlugin,
     EWCPlugin,
@@ -14,132 +13,77 @@ from avalanche.training.plugins import (
     LwFPlugin,
     ReplayPlugin,
 )
-from avalanche.training.plugins.clock import Clock
 from avalanche.training.storage_policy import ExperienceBalancedBuffer, ReservoirSamplingBuffer
-from avalanche.training.templates.base_sgd import PeriodicEval
 from avalanche.training.utils import ParamData
 from torch import Tensor
 
-from avalanche_peftcl.checkpoints.host_metrics import (
-    is_host_metric,
-    load_metric_state,
-    metric_state,
-)
+from avalanche_peftcl.checkpoints.joints import State, Surroundings
 from avalanche_peftcl.checkpoints.model_state import load_model_state, model_state
+from avalanche_peftcl.checkpoints.remembered import (
+    host_state,
+    load_host_state,
+    load_state_of,
+    state_of,
+)
 from avalanche_peftcl.errors import CheckpointError
-from avalanche_peftcl.models.frozen import Frozen
 
-State = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a plugin's state may refer to.
-
-    Args:
-        strategy: The strategy that holds the plugin.
-        frozen: The tensors that no checkpoint holds.
-        trained: The training experiences visited so far, in order, the current one included.
-    """
-
-    strategy: Any
-    frozen: Frozen = field(default_factory=Frozen)
-    trained: Sequence[Any] = ()
-
-
-def plugin_state(plugin: Any, around: Surroundings) -> Any:
-    """Return the state of a plugin.
-
-    Raises:
-        CheckpointError: If there is no way to know it, see :func:`obstacle`.
-    """
-    if (problem := obstacle(plugin)) is not None:
-        raise CheckpointError(problem)
-    if _keeps_itself(plugin):
-        return plugin.state_dict()
-    if type(plugin) in _HOST:
-        return _HOST[type(plugin)][0](plugin, around)
-    return metric_state(plugin) if is_host_metric(plugin) else {}
-
-
-def load_plugin_state(plugin: Any, state: Any, around: Surroundings) -> None:
-    """Set a plugin to what :func:`plugin_state` returned."""
-    if _keeps_itself(plugin):
-        plugin.load_state_dict(state)
-    elif type(plugin) in _HOST:
-        _HOST[type(plugin)][1](plugin, state, around)
-    elif is_host_metric(plugin):
-        load_metric_state(plugin, state)
-
-
-def obstacle(plugin: Any) -> str | None:
-    """Say why the state of a plugin or metric cannot be known; ``None`` if it can.
-
-    It can if the class has ``state_dict()`` and ``load_state_dict()``, is one of Avalanche's that
-    is known here, or if the object has no attributes.
-    """
-    if isinstance(plugin, EvaluationPlugin) and type(plugin) in _HOST:
-        found = [problem for metric in plugin.metrics if (problem := obstacle(metric))]
-        return "; ".join(found) or None
-    if isinstance(plugin, ReplayPlugin) and type(plugin) in _HOST:
-        policy = plugin.storage_policy
-        if type(policy) is not ExperienceBalancedBuffer:
-            return f"{type(plugin).__name__} keeps its images by {type(policy).__name__}"
-        return None
-    if _keeps_itself(plugin) or type(plugin) in _HOST or is_host_metric(plugin):
-        return None
-    if not getattr(plugin, "__dict__", True):
-        return None
-    return f"{type(plugin).__name__} has no state_dict() and load_state_dict()"
-
-
-def _keeps_itself(plugin: Any) -> bool:
-    return all(callable(getattr(plugin, name, None)) for name in ("state_dict", "load_state_dict"))
-
-
-# --- attributes --------------------------------------------------------------------------------
-
-
-def _plain_attributes(plugin: Any, around: Surroundings) -> State:
-    return {
-        name: value
-        for name, value in vars(plugin).items()
-        if value is None or isinstance(value, bool | int | float | str)
-    }
-
-
-def _set_attributes(plugin: Any, state: State, around: Surroundings) -> None:
-    vars(plugin).update(state)
-
+# A class registered here is kept by these functions alone; what is not registered, such as the
+# clock, by its attributes.
 
 # --- the learning rate -------------------------------------------------------------------------
 
 _FLAGS = ("_was_training", "_just_validated", "_executed_train_iteration")
 
 
+@host_state.register(LRSchedulerPlugin)
 def _scheduler_state(plugin: Any, around: Surroundings) -> State:
     return {
         "scheduler": plugin.scheduler.state_dict(),
-        "mean": metric_state(plugin.rolling_metric),
+        "mean": state_of(plugin.rolling_metric, around),
         "flags": {name: getattr(plugin, name) for name in _FLAGS},
     }
 
 
+@load_host_state.register(LRSchedulerPlugin)
 def _load_scheduler(plugin: Any, state: State, around: Surroundings) -> None:
     plugin.scheduler.load_state_dict(state["scheduler"])
-    load_metric_state(plugin.rolling_metric, state["mean"])
+    load_state_of(plugin.rolling_metric, state["mean"], around)
     vars(plugin).update(state["flags"])
     # what says that the optimizer has stepped; torch warns of a scheduler that steps first
     plugin.scheduler.optimizer._opt_called = True
 
 
+# --- parts that attributes do not tell ----------------------------------------------------------
+
+
+@host_state.register(ElapsedTime)
+def _no_state(metric: Any, around: Surroundings) -> State:
+    return {}  # readings of a clock mean nothing in another process
+
+
+@load_host_state.register(ElapsedTime)
+def _load_nothing(metric: Any, state: State, around: Surroundings) -> None:
+    pass
+
+
+@host_state.register(torch.Generator)
+def _generator_state(generator: torch.Generator, around: Surroundings) -> Tensor:
+    return generator.get_state()
+
+
+@load_host_state.register(torch.Generator)
+def _load_generator(generator: torch.Generator, state: Tensor, around: Surroundings) -> None:
+    generator.set_state(state)
+
+
 # --- metrics -----------------------------------------------------------------------------------
 
 
+@host_state.register(EvaluationPlugin)
 def _evaluation_state(plugin: Any, around: Surroundings) -> State:
     plain = bool | int | float | str | Tensor | None
     return {
-        "metrics": [plugin_state(metric, around) for metric in plugin.metrics],
+        "metrics": [state_of(metric, around) for metric in plugin.metrics],
         "last": {k: v for k, v in plugin.last_metric_results.items() if isinstance(v, plain)},
         "all": {
             name: [list(steps), list(values)]
@@ -149,9 +93,10 @@ def _evaluation_state(plugin: Any, around: Surroundings) -> State:
     }
 
 
+@load_host_state.register(EvaluationPlugin)
 def _load_evaluation(plugin: Any, state: State, around: Surroundings) -> None:
     for metric, saved in zip(plugin.metrics, state["metrics"], strict=True):
-        load_plugin_state(metric, saved, around)
+        load_state_of(metric, saved, around)
     plugin.last_metric_results = dict(state["last"])
     plugin.all_metric_results.clear()
     for name, (steps, values) in state["all"].items():
@@ -161,8 +106,14 @@ def _load_evaluation(plugin: Any, state: State, around: Surroundings) -> None:
 # --- replay ------------------------------------------------------------------------------------
 
 
+@host_state.register(ReplayPlugin)
 def _replay_state(plugin: Any, around: Surroundings) -> State:
     policy = plugin.storage_policy
+    if type(policy) is not ExperienceBalancedBuffer:
+        raise CheckpointError(
+            f"{type(plugin).__name__} keeps its images by {type(policy).__name__}; only "
+            "ExperienceBalancedBuffer, its default, is known"
+        )
     return {
         "experiences": policy._num_exps,
         "groups": {
@@ -178,6 +129,7 @@ def _replay_state(plugin: Any, around: Surroundings) -> State:
     }
 
 
+@load_host_state.register(ReplayPlugin)
 def _load_replay(plugin: Any, state: State, around: Surroundings) -> None:
     policy = plugin.storage_policy
     policy._num_exps = state["experiences"]
@@ -218,6 +170,7 @@ def _origin(data: Any, index: int) -> tuple[int, int]:
 # --- regularisation ----------------------------------------------------------------------------
 
 
+@host_state.register(EWCPlugin)
 def _ewc_state(plugin: Any, around: Surroundings) -> State:
     frozen = around.frozen.names(around.strategy.model)
     return {
@@ -229,6 +182,7 @@ def _ewc_state(plugin: Any, around: Surroundings) -> State:
     }
 
 
+@load_host_state.register(EWCPlugin)
 def _load_ewc(plugin: Any, state: State, around: Surroundings) -> None:
     model = around.strategy.model
     frozen = around.frozen.names(model)
@@ -247,6 +201,7 @@ def _load_ewc(plugin: Any, state: State, around: Surroundings) -> None:
             }
 
 
+@host_state.register(LwFPlugin)
 def _lwf_state(plugin: Any, around: Surroundings) -> State:
     previous = plugin.lwf.prev_model
     model = None
@@ -263,6 +218,7 @@ def _lwf_state(plugin: Any, around: Surroundings) -> State:
     }
 
 
+@load_host_state.register(LwFPlugin)
 def _load_lwf(plugin: Any, state: State, around: Surroundings) -> None:
     lwf = plugin.lwf
     lwf.expcount = state["count"]
@@ -277,16 +233,3 @@ def _load_lwf(plugin: Any, state: State, around: Surroundings) -> None:
         training = set(state["in_training"])
         for name, module in lwf.prev_model.named_modules():
             module.training = name in training
-
-
-_HOST: dict[
-    type, tuple[Callable[[Any, Surroundings], Any], Callable[[Any, Any, Surroundings], None]]
-] = {
-    Clock: (_plain_attributes, _set_attributes),
-    PeriodicEval: (_plain_attributes, _set_attributes),
-    LRSchedulerPlugin: (_scheduler_state, _load_scheduler),
-    EvaluationPlugin: (_evaluation_state, _load_evaluation),
-    ReplayPlugin: (_replay_state, _load_replay),
-    EWCPlugin: (_ewc_state, _load_ewc),
-    LwFPlugin: (_lwf_state, _load_lwf),
-}

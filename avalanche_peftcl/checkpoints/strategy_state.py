@@ -1,20 +1,14 @@
 """All that a strategy remembers: its own, the model's, the optimizer's and the plugins'."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
-from avalanche.benchmarks.utils.utils import concat_datasets
-from avalanche.training.supervised import EWC, Cumulative, LwF, Naive, Replay
-from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_peftcl.checkpoints.host_plugins import (
-    Surroundings,
-    load_plugin_state,
-    obstacle,
-    plugin_state,
-)
+from avalanche_peftcl.checkpoints import host_plugins as host_plugins  # they register what they
+from avalanche_peftcl.checkpoints import host_strategies as host_strategies  # know
+from avalanche_peftcl.checkpoints.joints import Surroundings
 from avalanche_peftcl.checkpoints.model_state import (
     has_tensors_of,
     load_model_state,
@@ -22,25 +16,20 @@ from avalanche_peftcl.checkpoints.model_state import (
     model_state,
     optimizer_state,
 )
+from avalanche_peftcl.checkpoints.remembered import load_state_of, obstacle, state_of
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.models.frozen import Frozen
 from avalanche_peftcl.training.streams import starts_experience
-
-# Avalanche's strategies that remember nothing beside model, optimizer, plugins and images seen
-_HOST = (SupervisedTemplate, Naive, Cumulative, EWC, LwF, Replay)
 
 
 class StrategyState:
     """Takes down what a strategy remembers, and brings a new one to the same point.
 
-    The strategy itself and each of its plugins and metrics is asked by ``state_dict()`` and told
-    by ``load_state_dict()``; Avalanche's own, which have neither, are known. What has no attributes
-    has no state.
-
     Args:
-        strategy: Any Avalanche strategy with ``state_dict()`` and ``load_state_dict()``, such as a
-            :class:`.PEFTTemplate`; or Avalanche's ``Naive``, ``Cumulative``, ``EWC``, ``LwF`` and
-            ``Replay``.
+        strategy: Any Avalanche strategy that :class:`.Remembers` or is :class:`.Stateful`, such as
+            a :class:`.PEFTTemplate`; Avalanche's ``Naive``, ``Cumulative``, ``EWC``, ``LwF`` and
+            ``Replay``; and what a package registers with :func:`.host_state`. So with each of its
+            plugins and metrics; those of which nothing is said are kept by their attributes.
         frozen: Networks that are built again as they are, or what of them is; left out.
     """
 
@@ -49,13 +38,12 @@ class StrategyState:
         self.frozen = frozen if isinstance(frozen, Frozen) else Frozen(frozen)
 
     def obstacles(self) -> list[str]:
-        """Return why the state cannot be known: a line for the strategy and each plugin."""
-        own = ("state_dict", "load_state_dict")
-        found = [problem for plugin in self.strategy.plugins if (problem := obstacle(plugin))]
-        known = type(self.strategy) in _HOST
-        if not known and not all(callable(getattr(self.strategy, name, None)) for name in own):
-            found.insert(0, f"{type(self.strategy).__name__} has no {own[0]}() and {own[1]}()")
-        return found
+        """Return why the state cannot be known: a line for the strategy, each plugin and metric."""
+        around = Surroundings(self.strategy, self.frozen)
+        parts = [self.strategy]
+        for plugin in self.strategy.plugins:
+            parts += plugin.metrics if type(plugin) is EvaluationPlugin else [plugin]
+        return [problem for part in parts if (problem := obstacle(part, around))]
 
     def save(self, *, trained: Sequence[Any]) -> dict[str, Any]:
         """Return the state, between two steps or two experiences.
@@ -66,15 +54,13 @@ class StrategyState:
         Raises:
             CheckpointError: If a part's state cannot be known.
         """
-        if problems := self.obstacles():
-            raise CheckpointError("; ".join(problems))
         around = Surroundings(self.strategy, self.frozen, trained)
         return {
-            "strategy": {} if type(self.strategy) in _HOST else self.strategy.state_dict(),
+            "strategy": state_of(self.strategy, around),
             "model": model_state(self.strategy.model, frozen=self.frozen),
             "optimizer": optimizer_state(self.strategy),
             "plugins": [
-                {"class": type(plugin).__name__, "state": plugin_state(plugin, around)}
+                {"class": type(plugin).__name__, "state": state_of(plugin, around)}
                 for plugin in self.strategy.plugins
             ],
         }
@@ -114,17 +100,13 @@ class StrategyState:
                 strategy.model, state["model"], missing=self.frozen.names(strategy.model)
             )
             load_optimizer_state(strategy, state["optimizer"])
-            if type(strategy) not in _HOST:
-                strategy.load_state_dict(state["strategy"])
-            elif isinstance(strategy, Cumulative) and trained:
-                parts = [experience.dataset for experience in trained]
-                strategy.dataset = reduce(lambda one, more: concat_datasets([one, more]), parts)
+            load_state_of(strategy, state["strategy"], around)
             for plugin, saved in zip(strategy.plugins, state["plugins"], strict=True):
                 if type(plugin).__name__ != saved["class"]:
                     raise CheckpointError(
                         f"a {type(plugin).__name__} stands where a {saved['class']} stood"
                     )
-                load_plugin_state(plugin, saved["state"], around)
+                load_state_of(plugin, saved["state"], around)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise

@@ -37,6 +37,8 @@ class LossMeans:
         sums: Sum of each term so far, and in how many minibatches it was there.
     """
 
+    remembers: tuple[str, ...] = ("sums",)
+
     def __init__(self) -> None:
         self.sums: dict[str, tuple[Tensor, int]] = {}
 

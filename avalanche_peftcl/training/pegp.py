@@ -6,7 +6,6 @@ next one the head trains alone first, then with the PEFT module under ``dW' = dW
 of ``p`` (giving ``q``), and both are merged: ``(1 - b) p + b q`` with ``b = 1 / (t + a)``.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
@@ -127,6 +126,8 @@ class PEGP(PEFTTemplate):
         loss="local", train_mb_size=24, train_epochs=5, eval_mb_size=64, mixed_precision="auto"
     )
 
+    remembers: tuple[str, ...] = ("n_experiences_done", "second_stage")
+
     def __init__(
         self,
         *,
@@ -232,22 +233,6 @@ class PEGP(PEFTTemplate):
             self.second_stage.forget()
             for plugin in self._first_stage_only():
                 plugin.active = True
-
-    # --- checkpoints ---------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the strategy itself remembers; never asked for in the second stage.
-
-        A run that is stopped there goes on from the last checkpoint of the first stage.
-        """
-        own = {"n_experiences_done": self.n_experiences_done, "old": self.second_stage.old}
-        return super().state_dict() | own
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        super().load_state_dict(state)
-        self.n_experiences_done = state["n_experiences_done"]
-        self.second_stage.old = None if state["old"] is None else list(state["old"])
 
 
 def sites_with_head(model: Any) -> list[ProjectionSite]:

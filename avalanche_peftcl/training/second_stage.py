@@ -28,6 +28,8 @@ class SecondStage:
         Released code JingyangQiao/PEGP f6515bf (PEGP-ViT). Differs: nothing.
     """
 
+    remembers: tuple[str, ...] = ("old",)  # none is saved while it runs
+
     def __init__(self, *, epochs: int, offset: float) -> None:
         self.epochs, self.offset = epochs, offset
         self.old: list[Tensor] | None = None

@@ -1,6 +1,5 @@
 """The host's epochs, minibatch by minibatch: precision, accumulated steps, named losses."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,6 +25,10 @@ class SteppedTemplate(SupervisedTemplate):
         mixed_precision: See there.
         host: Avalanche's further arguments.
     """
+
+    remembers: tuple[str, ...] = ("_scaler", "_stop_training", "_loss_means")
+    """What a checkpoint keeps of the strategy beside model, optimizer and plugins. A subclass names
+    what it adds."""
 
     def __init__(
         self,
@@ -161,27 +164,3 @@ class SteppedTemplate(SupervisedTemplate):
     def _after_eval_exp(self, **kwargs: Any) -> None:
         self._watch.check_eval(self)
         super()._after_eval_exp(**kwargs)
-
-    # --- checkpoints ---------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the strategy itself remembers.
-
-        Model, optimizer and plugins are taken down beside it, see :class:`.StrategyState`. A
-        subclass that remembers more adds it here and in :meth:`load_state_dict`.
-
-        Returns:
-            Mappings, lists, tuples, sets, numbers, text, ``None`` and tensors.
-        """
-        return {
-            "scaler": self._scaler.state_dict(),
-            "stop": self._stop_training,
-            "losses": dict(self._loss_means.sums),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self._stop_training = state["stop"]
-        if state["scaler"]:
-            self._scaler.load_state_dict(state["scaler"])
-        self._loss_means.sums = {name: tuple(held) for name, held in state["losses"].items()}

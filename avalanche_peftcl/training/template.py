@@ -1,6 +1,6 @@
 """What every strategy here needs from Avalanche and does not get."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,8 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
         changes nothing of it, the random generators neither; terms of the loss have names, and
         their means are published once an epoch.
     """
+
+    remembers: tuple[str, ...] = ("current_rows",)
 
     def __init__(
         self,
@@ -210,17 +212,6 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
 
     def _after_step(self) -> None:
         self._show_compared()
-
-    # --- checkpoints ---------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the strategy itself remembers."""
-        return super().state_dict() | {"current_rows": list(self.current_rows)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        super().load_state_dict(state)
-        self.current_rows = list(state["current_rows"])
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()

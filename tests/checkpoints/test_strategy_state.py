@@ -21,8 +21,8 @@ from avalanche.training.storage_policy import ClassBalancedBuffer
 from torch import nn
 
 from avalanche_peftcl.checkpoints.archive import decode_state, encode_state
-from avalanche_peftcl.checkpoints.host_metrics import load_metric_state, metric_state
 from avalanche_peftcl.checkpoints.host_plugins import positions
+from avalanche_peftcl.checkpoints.joints import Surroundings
 from avalanche_peftcl.checkpoints.model_state import (
     Frozen,
     load_model_state,
@@ -30,6 +30,7 @@ from avalanche_peftcl.checkpoints.model_state import (
     model_state,
     optimizer_state,
 )
+from avalanche_peftcl.checkpoints.remembered import state_of
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
@@ -203,17 +204,20 @@ def test_an_optimizer_of_something_else_is_told():
         optimizer_state(built)
 
 
-class Counter(SupervisedPlugin):
-    def __init__(self):
+WAY_OUT = 'remembers = ("name", ...), or remembers = () for nothing'
+
+
+class Watcher(SupervisedPlugin):
+    def __init__(self, watched=None):
         super().__init__()
-        self.n = 0
-
-
-class Empty(SupervisedPlugin):
-    pass
+        self.n, self.watched = 0, watched
 
 
 class OwnNaive(Naive):
+    pass
+
+
+class OwnEWC(EWCPlugin):
     pass
 
 
@@ -223,19 +227,23 @@ def test_what_cannot_be_known_is_listed():
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         plugins=[
-            Counter(),
-            Empty(),
+            Watcher(),
+            Watcher(model),
+            OwnEWC(1.0),
             ReplayPlugin(mem_size=4, storage_policy=ClassBalancedBuffer(4)),
         ],
-        evaluator=EvaluationPlugin(AccuracyMatrix(), Counter(), loggers=[]),
+        evaluator=EvaluationPlugin(AccuracyMatrix(), Watcher(object()), loggers=[]),
     )
     assert StrategyState(built).obstacles() == [
-        "OwnNaive has no state_dict() and load_state_dict()",
-        "Counter has no state_dict() and load_state_dict()",
-        "ReplayPlugin keeps its images by ClassBalancedBuffer",
-        "Counter has no state_dict() and load_state_dict()",
+        f"OwnNaive is a Naive and does not say what it keeps beside: {WAY_OUT}",
+        f"Watcher.watched is a Sequential, whose state is not known; say what Watcher keeps: "
+        f"{WAY_OUT}",
+        f"OwnEWC is a EWCPlugin and does not say what it keeps beside: {WAY_OUT}",
+        "ReplayPlugin keeps its images by ClassBalancedBuffer; only ExperienceBalancedBuffer, its "
+        "default, is known",
+        f"Watcher.watched is a object, whose state is not known; say what Watcher keeps: {WAY_OUT}",
     ]
-    with pytest.raises(CheckpointError, match="OwnNaive has no state_dict"):
+    with pytest.raises(CheckpointError, match="OwnNaive is a Naive and does not say"):
         StrategyState(built).save(trained=[])
 
 
@@ -296,17 +304,12 @@ def test_metrics_of_avalanche_give_what_they_would_have(kind):
 
 
 def test_a_metric_of_avalanche_that_cannot_be_written_down_is_told():
-    metric = host_metrics.Mean()
+    metric, around = host_metrics.Mean(), Surroundings(None)
     metric.thread = time.sleep  # a function is left out, it comes with the metric
-    assert "thread" not in metric_state(metric)["attributes"]
+    assert state_of(metric, around)["host"].keys() == {"summed", "weight"}
     metric.thread = object()
     with pytest.raises(CheckpointError, match=r"Mean\.thread is a object"):
-        metric_state(metric)
-
-
-def test_the_state_of_another_metric_is_refused():
-    with pytest.raises(CheckpointError, match="a Sum stands where a Mean stood"):
-        load_metric_state(host_metrics.Sum(), metric_state(host_metrics.Mean()))
+        state_of(metric, around)
 
 
 def test_the_accuracy_matrix_remembers():

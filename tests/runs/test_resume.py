@@ -75,7 +75,7 @@ class Forgetful(SupervisedPlugin):
 
     def __init__(self):
         super().__init__()
-        self.seen = 0
+        self.seen = object()
 
 
 def some_metrics():
@@ -187,10 +187,10 @@ def end_of(folder: Path) -> dict[str, Any]:
     for key in ("started_at", "resumed_at"):
         del state["standing"][key]
     (evaluator,) = (p for p in state["strategy"]["plugins"] if p["class"] == "EvaluationPlugin")
-    del evaluator["state"]["metrics"][1]  # the cost
+    del evaluator["state"]["host"]["metrics"][1]  # the cost
     for holder, kind in (
-        (evaluator["state"], "last"),
-        (evaluator["state"], "all"),
+        (evaluator["state"]["host"], "last"),
+        (evaluator["state"]["host"], "all"),
         (state["standing"], "further"),
     ):
         holder[kind] = {k: v for k, v in holder[kind].items() if not TIMES.search(k)}
@@ -649,7 +649,10 @@ def test_a_plugin_whose_memory_nobody_knows_is_told_once(registry, tmp_path):
     Stop.set(("before_training_exp", 2))
     with pytest.warns(CheckpointWarning) as told, pytest.raises(Stopped):
         run(config, registry=registry)
-    why = "Forgetful has no state_dict() and load_state_dict()"
+    why = (
+        "Forgetful.seen is a object, whose state is not known; say what Forgetful keeps: "
+        'remembers = ("name", ...), or remembers = () for nothing'
+    )
     messages = [str(w.message) for w in told if w.category is CheckpointWarning]
     assert messages == [f"if this run is stopped, it cannot be resumed: {why}"]
     assert not (config.output / "checkpoint").exists()
@@ -677,7 +680,7 @@ def test_a_strategy_of_the_host_goes_on_but_not_inside_an_experience(stopped, re
 
 def test_a_strategy_that_nobody_knows_runs_and_cannot_be_resumed(stopped, registry):
     config = RunConfig.model_validate(stopped.model_dump() | {"strategy": {"name": "own_naive"}})
-    with pytest.warns(CheckpointWarning, match=r"resumed: OwnNaive has no state_dict\(\)"):
+    with pytest.warns(CheckpointWarning, match="resumed: OwnNaive is a Naive and does not say"):
         metrics = run(config, registry=registry, overwrite=True).metrics
     assert metrics["complete"] is True
 

@@ -6,6 +6,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models import SimpleMLP
 from avalanche.training.plugins import EvaluationPlugin
 
+from avalanche_peftcl.checkpoints import Surroundings, load_state_of, state_of
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import AdapterBranch, PEFTModel
 from avalanche_peftcl.models.heads.cosine import CosineHead
@@ -129,9 +130,9 @@ def test_terms_of_the_methods_are_named(build, names):
 def test_the_means_of_an_epoch_go_on_with_the_state():
     strategy = naive(Term("pull", 2.0))
     strategy._loss_means.sums = {"pull": (torch.tensor(6.0), 3)}
-    state = strategy.state_dict()
+    state = state_of(strategy, Surroundings(strategy))
     strategy._loss_means.begin_epoch()
-    strategy.load_state_dict(state)
+    load_state_of(strategy, state, Surroundings(strategy))
     told = Told()
     strategy.evaluator.loggers = [told]
     strategy._loss_means.add({"pull": torch.tensor(4.0)})

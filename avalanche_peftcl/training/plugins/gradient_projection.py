@@ -77,6 +77,11 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         []
     """
 
+    remembers: tuple[str, ...] = (
+        *("active", "bases", "unprotected", "n_experiences_done"),
+        *("_grams", "updates", "_reports"),
+    )
+
     def __init__(
         self,
         threshold: float = 0.99,
@@ -234,31 +239,18 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
 
     # --- checkpoints ---------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the plugin remembers, also in the midst of an experience."""
-        updates = {
+    @property
+    def updates(self) -> dict[str, Tensor]:
+        """Squared lengths of the experience's updates so far, whole and removed, by site."""
+        return {
             site.name: lengths
             for batch in self._batches or ()
             for site, lengths in zip(batch.sites, batch.updates, strict=True)
         }
-        return {
-            "active": self.active,
-            "bases": {name: list(groups) for name, groups in self.bases.items()},
-            "unprotected": list(self.unprotected),
-            "n_experiences_done": self.n_experiences_done,
-            "grams": dict(self._grams),
-            "updates": updates,
-            "reports": self._reports,
-        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.active = state["active"]
-        self.bases = {name: list(groups) for name, groups in state["bases"].items()}
-        self.unprotected = list(state["unprotected"])
-        self.n_experiences_done = state["n_experiences_done"]
-        self._grams, self._updates = dict(state["grams"]), dict(state["updates"])
-        self._reports = list(state["reports"])
+    @updates.setter
+    def updates(self, lengths: Mapping[str, Tensor]) -> None:
+        self._updates = dict(lengths)
         self._set_updates()
 
     def _set_updates(self) -> None:

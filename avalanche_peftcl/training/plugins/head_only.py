@@ -1,6 +1,6 @@
 """Train the head alone in the first epochs of an experience."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
@@ -28,6 +28,8 @@ class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ign
         >>> HeadOnlyPlugin(3).frozen("branch.adapters.0.down.weight")
         True
     """
+
+    remembers: tuple[str, ...] = ("n_experiences_done",)  # what is frozen follows from it
 
     def __init__(
         self,
@@ -68,14 +70,6 @@ class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ign
         self.release()
         if ends_experience(strategy.experience):
             self.n_experiences_done += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the plugin remembers; what is frozen follows from it in each epoch."""
-        return {"n_experiences_done": self.n_experiences_done}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.n_experiences_done = state["n_experiences_done"]
 
     def release(self) -> None:
         """Let everything train again."""

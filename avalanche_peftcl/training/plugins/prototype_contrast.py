@@ -1,6 +1,5 @@
 """Contrast the features of a minibatch with each other and with old prototypes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,6 +36,8 @@ class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # 
         have an image; :class:`ReleasedContrastPlugin` cuts them off as the release does.
     """
 
+    remembers: tuple[str, ...] = ()
+
     def __init__(
         self, weight: float, *, temperature: float = 0.1, n_prototypes: int | None = None
     ) -> None:
@@ -59,13 +60,6 @@ class PrototypeContrastPlugin(SupervisedPlugin, supports_distributed=False):  # 
         )
         add_loss(strategy, "contrast", self.weight * loss)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the plugin remembers: nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-
     def candidates(self, strategy: Any) -> torch.Tensor:
         """Return the head rows whose prototypes may be drawn."""
         rows: torch.Tensor = strategy.model.prototypes.counts.nonzero()[:, 0]
@@ -82,19 +76,13 @@ class ReleasedContrastPlugin(PrototypeContrastPlugin):
         Released NTK-CL code 24de712. Differs: nothing.
     """
 
+    remembers: tuple[str, ...] = ("increment",)
+
     def __init__(
         self, weight: float, *, temperature: float = 0.1, n_prototypes: int | None = None
     ) -> None:
         super().__init__(-weight, temperature=temperature, n_prototypes=n_prototypes)
         self.increment = 0  # until an experience starts
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the plugin remembers."""
-        return {"increment": self.increment}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.increment = state["increment"]
 
     def candidates(self, strategy: Any) -> torch.Tensor:
         """Return all rows but the last ``increment``."""

@@ -1,7 +1,6 @@
 """The projection of the released PEGP code: a mask of the first coordinates."""
 
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +46,8 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
         'gradient'
     """
 
+    remembers: tuple[str, ...] = ("_features",)  # of an experience that has not ended
+
     def __init__(
         self, threshold: float = 0.999, *, n_samples: int | None = 768, seed: int = 0
     ) -> None:
@@ -54,15 +55,6 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
             threshold, where="gradient", n_samples=n_samples, seed=seed, sites=released_sites
         )
         self._features: defaultdict[str, list[Tensor]] = defaultdict(list)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the plugin remembers, features of an experience that has not ended too."""
-        return super().state_dict() | {"features": dict(self._features)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        super().load_state_dict(state)
-        self._features = defaultdict(list, {k: list(v) for k, v in state["features"].items()})
 
     def read(self, strategy: Any, sites: list[ProjectionSite], *, num_workers: int) -> None:
         """Keep the features of the experience's images until it ends."""

@@ -1,6 +1,6 @@
 """Keep parameters near their values at the start of the experience."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
@@ -31,6 +31,8 @@ class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         0.1
     """
 
+    remembers: tuple[str, ...] = ("reference",)
+
     def __init__(self, weight: float, *, select: Callable[[str], bool] = lambda name: True) -> None:
         super().__init__()
         self.weight = weight
@@ -52,14 +54,6 @@ class RetentionPlugin(SupervisedPlugin, supports_distributed=False):  # type: ig
         moved = [(current[n] - p).square().sum() for n, p in self.reference.items()]
         if moved:
             add_loss(strategy, "retention", self.weight * sum(moved[1:], moved[0]))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the plugin remembers."""
-        return {"reference": dict(self.reference)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.reference = dict(state["reference"])
 
 
 def build_retention(*, weight: Weight) -> RetentionPlugin:

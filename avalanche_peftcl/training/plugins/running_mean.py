@@ -1,6 +1,6 @@
 """Running means of a module's parameters over experiences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class RunningMeanPlugin(SupervisedPlugin, supports_distributed=False):  # type: 
         of their own segment. :class:`ReleasedRunningMeanPlugin` does as the release.
     """
 
+    remembers: tuple[str, ...] = ("n_experiences_done",)  # the means are in the model
+
     def __init__(self, source: str, targets: Sequence[str]) -> None:
         super().__init__()
         self.source, self.targets = source, list(targets)
@@ -51,14 +53,6 @@ class RunningMeanPlugin(SupervisedPlugin, supports_distributed=False):  # type: 
         length = self.length(strategy.experience)
         copy, count = segment(done % length, n_experiences=length, n_copies=len(self.targets))
         self.update(strategy.model, copy=copy, count=count)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the plugin remembers; the means are in the model."""
-        return {"n_experiences_done": self.n_experiences_done}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.n_experiences_done = state["n_experiences_done"]
 
     def length(self, experience: Any) -> int:
         """Return the length of the stream, which several copies need."""

@@ -1,6 +1,5 @@
 """Push features of new classes out of the span of old prototypes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,6 +33,8 @@ class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # 
         :class:`ReleasedOrthogonalityPlugin`.
     """
 
+    remembers: tuple[str, ...] = ("basis",)
+
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
@@ -52,14 +53,6 @@ class TaskOrthogonalityPlugin(SupervisedPlugin, supports_distributed=False):  # 
         features = strategy.mb_features[:-1] or strategy.mb_features
         terms = [self.term(z, self.basis) for z in features]
         add_loss(strategy, "orthogonality", self.weight * sum(terms[1:], terms[0]))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the plugin remembers."""
-        return {"basis": self.basis}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.basis = state["basis"]
 
     def prepare(self, strategy: Any) -> Tensor | None:
         """Return the basis, ``(D, K)``; ``None`` where there are no old classes."""
