@@ -1,9 +1,10 @@
 """Networks: a frozen backbone, adapted passes through it, and heads that grow."""
 
-from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig
+from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig, TextSide
 from avalanche_peftcl.models.backbones.embedded import Embedded
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.backbones.timm_vit import create_backbone
+from avalanche_peftcl.models.backbones.vit import ViTBackbone
 from avalanche_peftcl.models.branch import Branch, FrozenBranch, build_frozen
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
 from avalanche_peftcl.models.further_keys import attend_with_prefix, attend_with_prompts
@@ -18,13 +19,14 @@ from avalanche_peftcl.models.modules.attention_adapter import (
     AttentionAdapterBranch,
     build_attention_adapters,
 )
-from avalanche_peftcl.models.modules.injection import TunedBranch, build_peft_tuner
+from avalanche_peftcl.models.modules.injection import TunedBranch
 from avalanche_peftcl.models.modules.lora import LoRABranch, build_lora
 from avalanche_peftcl.models.modules.patch_prompt import (
     PatchPrompt,
     PatchPromptBranch,
     build_patch_prompts,
 )
+from avalanche_peftcl.models.modules.peft_tuner import build_peft_tuner
 from avalanche_peftcl.models.modules.prefix import PrefixBranch, PrefixTokens, build_prefix
 from avalanche_peftcl.models.modules.prompt import PromptBranch, PromptTokens, build_prompt
 from avalanche_peftcl.models.networks.dynamic import DynamicModel
@@ -71,7 +73,9 @@ __all__ = [
     "PrototypeHead",
     "Recipe",
     "ReleasedFusion",
+    "TextSide",
     "TunedBranch",
+    "ViTBackbone",
     "Views",
     "attend_with_prefix",
     "attend_with_prompts",

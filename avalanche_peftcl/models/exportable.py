@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -62,6 +63,17 @@ class BuildSpec:
         raise ConfigError(
             f"{self.build} was given as {name} a {type(value).__name__}, which no file can hold"
         )
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """What :func:`exportable` makes of whatever a builder returns.
+
+    Attributes:
+        export_spec: How it is built again.
+    """
+
+    export_spec: BuildSpec
 
 
 def exportable(build: _Build) -> _Build:
@@ -134,7 +146,8 @@ def exportable(build: _Build) -> _Build:
 
 def is_exportable(target: Any) -> bool:
     """Return whether ``target`` was decorated with :func:`exportable`, itself and no parent."""
-    return vars(target).get("is_exportable") is True if hasattr(target, "__dict__") else False
+    own = vars(target) if isinstance(target, type | FunctionType) else {}
+    return own.get("is_exportable") is True
 
 
 def takes_backbone(build: Callable[..., Any]) -> bool:
@@ -153,19 +166,17 @@ def export_spec(model: nn.Module) -> BuildSpec:
         Traceback (most recent call last):
         avalanche_peftcl.errors.ConfigError: a Linear does not say how it is built again; ...
     """
-    spec = getattr(model, "export_spec", None)
-    if not isinstance(spec, BuildSpec):
+    if not isinstance(model, Exportable):
         raise ConfigError(f"a {type(model).__name__} {_SAYS_NOT}")
-    spec.to_json()
-    return spec
+    model.export_spec.to_json()
+    return model.export_spec
 
 
 def _spec_or_value(value: Any) -> Any:
     """Keep the way a network was built, not the network itself."""
     if not isinstance(value, nn.Module):
         return value
-    spec = getattr(value, "export_spec", None)
-    return spec if isinstance(spec, BuildSpec) else type(value)
+    return value.export_spec if isinstance(value, Exportable) else type(value)
 
 
 def places(options: Mapping[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ def peftcl_modules() -> Iterable[Component]:
         ),
         Component(
             "peft_tuner",
-            f"{_MODELS}.modules.injection:build_peft_tuner",
+            f"{_MODELS}.modules.peft_tuner:build_peft_tuner",
             source="any tuner of linear layers in peft",
         ),
         Component(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, PEFTModel
-from avalanche_peftcl.models.modules.kinds import Kind, build_module
+from avalanche_peftcl.models.modules.pegp import Kind, build_module
 from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.registry.ranges import (
     Count,

@@ -15,8 +15,8 @@ from avalanche_peftcl.models import (
 )
 from avalanche_peftcl.models.exportable import is_exportable
 from avalanche_peftcl.models.heads.prototypes import build_prototypes
-from avalanche_peftcl.models.modules.injection import build_peft_tuner
 from avalanche_peftcl.models.modules.lora import build_lora
+from avalanche_peftcl.models.modules.peft_tuner import build_peft_tuner
 
 
 def test_a_builder_keeps_its_signature_and_what_it_made_remembers_every_option(backbone):

@@ -1,17 +1,13 @@
-"""Frozen vision transformer behind one small interface."""
+"""What a backbone is: a frozen network of blocks, and what it expects of an image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbones.attention import Extend, attend, is_plain
-from avalanche_peftcl.models.backbones.timm_api import (
-    Block,
-    VisionTransformer,
-    VisionTransformerDistilled,
-)
+from avalanche_peftcl.models.backbones.attention import Extend, SelfAttention
 
 MAX_SIDE = 8192
 """Pixels a side, of the input and of the resized image that it is cut from."""
@@ -64,74 +60,76 @@ class InputConfig:
 
 
 class Backbone(nn.Module):
-    """A frozen ViT: its parameters never train and it stays in eval mode.
+    """A frozen network of residual blocks: an attention, then an MLP, after an embedding.
 
-    Args:
-        vit: A timm ``VisionTransformer`` of pre-norm blocks; its classifier is not used.
+    A subclass sets the attributes and writes :meth:`embed`, :meth:`attend`, :meth:`feed` and
+    :meth:`pool`; all else has a default. Its parameters never train and it stays in eval mode.
+    Nothing asks for this class: a module of torch that has all of its members is a backbone too.
+
+    Attributes:
         input_config: What the network expects of an image.
-        model_name: What timm calls it, with the tag of the weights if they are timm's.
-
-    Raises:
-        ConfigError: If ``vit`` computes anything else than pre-norm blocks one after the other and
-            a pooling: then the passes here would not be the network's own.
+        embed_dim: Width ``D`` of a token.
+        depth: Number ``L`` of blocks.
+        num_tokens: Number ``N`` of tokens that enter the first block.
+        num_prefix_tokens: How many of these stand in front of the patches.
+        pools_cls: Whether :meth:`pool` reads the first token only, so that of the last block
+            nothing else has to be computed.
+        model_name: What timm calls the network, with the tag of the weights if they are timm's;
+            ``None`` for others.
 
     Example:
+        A complete one, of two blocks, whose feature is the mean of the tokens:
+
         >>> import torch
-        >>> from avalanche_peftcl.models import create_backbone
-        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
-        >>> backbone(torch.zeros(2, 3, 32, 32)).shape
-        torch.Size([2, 192])
+        >>> from avalanche_peftcl.models import PEFTModel, build_adapters
+        >>> class Small(Backbone):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.input_config = InputConfig(img_size=8)
+        ...         self.embed_dim, self.depth, self.num_tokens = 16, 2, 4
+        ...         self.patches = nn.Conv2d(3, 16, kernel_size=4, stride=4)
+        ...         self.attentions = nn.ModuleList(
+        ...             nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2)
+        ...         )
+        ...         self.mlps = nn.ModuleList(
+        ...             nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16)) for _ in range(2)
+        ...         )
+        ...         self.requires_grad_(False).eval()
+        ...
+        ...     def embed(self, images):
+        ...         return self.patches(images).flatten(2).transpose(1, 2)
+        ...
+        ...     def attend(self, index, tokens, *, queries=None, extend=None):
+        ...         if extend is not None:
+        ...             raise ConfigError("this network takes no further keys; use an adapter")
+        ...         attended, _ = self.attentions[index](tokens[:, :queries], tokens, tokens)
+        ...         return tokens[:, :queries] + attended
+        ...
+        ...     def feed(self, index, tokens):
+        ...         return self.mlps[index](tokens)
+        ...
+        ...     def pool(self, tokens):
+        ...         return tokens.mean(dim=1)
+        >>> backbone = Small()
+        >>> model = PEFTModel(backbone, build_adapters(backbone=backbone, r=2))
+        >>> model.start_experience([(0, 0), (0, 1)])
+        >>> model(torch.zeros(5, 3, 8, 8)).shape
+        torch.Size([5, 2])
     """
 
-    def __init__(
-        self, vit: VisionTransformer, input_config: InputConfig, *, model_name: str | None = None
-    ) -> None:
-        super().__init__()
-        if reason := not_plain(vit):
-            raise ConfigError(
-                f"{type(vit).__name__} is not a plain vision transformer: {reason}; "
-                f"try one of timm.list_models('vit_*') or timm.list_models('deit_*')"
-            )
-        self.vit = vit.requires_grad_(False)
-        self.input_config = input_config
-        self.model_name = model_name
-        self.train(False)
+    input_config: InputConfig
+    embed_dim: int
+    depth: int
+    num_tokens: int
+    num_prefix_tokens: int = 0
+    pools_cls: bool = False
+    model_name: str | None = None
 
-    @property
-    def embed_dim(self) -> int:
-        """Width ``D`` of a token."""
-        return int(self.vit.embed_dim)
-
-    @property
-    def blocks(self) -> nn.Sequential:
-        """The ``L`` transformer blocks."""
-        return cast(nn.Sequential, self.vit.blocks)
-
-    @property
-    def depth(self) -> int:
-        """Number ``L`` of blocks."""
-        return len(self.blocks)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens in front of the patches: CLS, distillation and registers."""
-        return int(self.vit.num_prefix_tokens)
-
-    @property
-    def num_tokens(self) -> int:
-        """Number ``N`` of tokens that enter the first block."""
-        return int(self.vit.patch_embed.num_patches) + self.num_prefix_tokens
-
-    def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode, whatever ``mode`` says: dropout of a frozen network stays off."""
-        super().train(False)
-        return self
+    # --- what a subclass says ------------------------------------------------------------------
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the tokens that enter the first block: ``(B, 3, H, W)`` to ``(B, N, D)``."""
-        vit = self.vit
-        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-        return cast(Tensor, tokens)  # (B, N, D)
+        raise NotImplementedError
 
     def attend(
         self,
@@ -155,59 +153,59 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: If keys are to be added to an attention that takes none.
         """
-        block: Any = self.blocks[index]
-        normed = block.norm1(tokens)
-        if is_plain(block.attn) and (queries is not None or extend is not None):
-            attended = attend(block.attn, normed[:, :queries], normed, extend=extend)
-        elif extend is None:
-            attended = block.attn(normed)[:, :queries]
-        else:
-            raise ConfigError(
-                f"the attention of block {index} is a {type(block.attn).__name__} that takes no "
-                "further keys; use an adapter or LoRA with this backbone"
-            )
-        return cast(Tensor, tokens[:, :queries] + block.drop_path1(block.ls1(attended)))
+        raise NotImplementedError
 
     def feed(self, index: int, tokens: Tensor) -> Tensor:
         """Return what the MLP of block ``index`` adds to ``tokens``, without the residual."""
-        block: Any = self.blocks[index]
-        return cast(Tensor, block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))))
-
-    def norm(self, tokens: Tensor) -> Tensor:
-        """Return the last block's tokens after the final norm, ``(B, N, D)``."""
-        return cast(Tensor, self.vit.norm(tokens))
+        raise NotImplementedError
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Return the image's feature from the last block's tokens: ``(B, N, D)`` to ``(B, D)``."""
-        return cast(Tensor, self.vit.forward_head(self.norm(tokens), pre_logits=True))
+        raise NotImplementedError
 
-    @property
-    def pools_cls(self) -> bool:
-        """Whether :meth:`pool` reads the first token only."""
-        both = isinstance(self.vit, VisionTransformerDistilled)  # CLS and the distillation token
-        return self.vit.global_pool == "token" and self.vit.attn_pool is None and not both
+    # --- what it may say -----------------------------------------------------------------------
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        """Return the last block's tokens after the final norm, ``(B, N, D)``; here as they are."""
+        return tokens
+
+    def normed(self, index: int, tokens: Tensor) -> Tensor:
+        """Return the tokens as the attention of block ``index`` reads them; here as they are."""
+        return tokens
+
+    def attention(self, index: int) -> SelfAttention:
+        """Return the attention of block ``index``, to which modules put further keys and values.
+
+        Raises:
+            ConfigError: If it takes none, as here.
+        """
+        raise ConfigError(
+            f"block {index} of a {type(self).__name__} takes no further keys; use an adapter with "
+            "this backbone"
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, whatever ``mode`` says: dropout of a frozen network stays off."""
+        return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the frozen features of ``images``: ``(B, 3, H, W)`` to ``(B, D)``."""
-        return self.pool(self.blocks(self.embed(images)))
+        tokens = self.embed(images)
+        for index in range(self.depth):
+            hidden = self.attend(index, tokens)
+            tokens = hidden + self.feed(index, hidden)
+        return self.pool(tokens)
 
 
-def not_plain(vit: nn.Module) -> str | None:
-    """Return why the passes here are not those of ``vit``, ``None`` if they are.
+@runtime_checkable
+class TextSide(Protocol):
+    """What a backbone has too that was trained on images and texts.
 
-    Example:
-        >>> from avalanche_peftcl.models.backbones.timm_api import create_model
-        >>> not_plain(create_model("vit_tiny_patch16_224", depth=1, img_size=32))
-        >>> not_plain(create_model("vit_base_patch16_rpn_224", depth=1, img_size=32))
-        'its blocks are a ResPostBlock'
+    Attributes:
+        logit_scale: Factor of the cosine between an image's feature and a text's, ``()``.
     """
-    if not isinstance(vit, VisionTransformer):
-        return "it is built of other parts"
-    if type(vit).forward_features is not VisionTransformer.forward_features:
-        return "it has a forward pass of its own"
-    if not len(vit.blocks):
-        return "it has no blocks"
-    for block in vit.blocks:
-        if type(block).forward is not Block.forward:
-            return f"its blocks are a {type(block).__name__}"
-    return None if vit.global_pool or vit.attn_pool is not None else "it pools no tokens"
+
+    logit_scale: Tensor
+
+    def encode_text(self, names: Sequence[str]) -> Tensor:
+        """Return the feature of each class name, in the space of the images': ``(C, D)``."""

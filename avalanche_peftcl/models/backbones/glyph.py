@@ -3,15 +3,15 @@
 from importlib.resources import as_file, files
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.backbones.timm_vit import Normalize, create_backbone
+from avalanche_peftcl.models.backbones.vit import ViTBackbone
 
 PATCH_SIZE = 8
 
 
 def vit_glyph(
     *, img_size: int = 32, pretrained: bool = True, normalize: Normalize = "data_config"
-) -> Backbone:
+) -> ViTBackbone:
     """Build the bundled ViT: 6 blocks of width 96, 3 heads, patches of 8 pixels.
 
     It has learnt letters and symbols, printed and handwritten, and never a digit;

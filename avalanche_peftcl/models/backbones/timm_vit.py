@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from avalanche_peftcl.errors import CheckpointError, ConfigError
-from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig, not_plain
+from avalanche_peftcl.models.backbones.backbone import InputConfig
 from avalanche_peftcl.models.backbones.timm_api import (
     VisionTransformer,
     create_model,
@@ -17,6 +17,7 @@ from avalanche_peftcl.models.backbones.timm_api import (
     pretrained_config,
 )
 from avalanche_peftcl.models.backbones.timm_names import current_name
+from avalanche_peftcl.models.backbones.vit import ViTBackbone, not_plain
 from avalanche_peftcl.models.backbones.weight_files import load_checkpoint
 from avalanche_peftcl.registry.schema import Schema
 from avalanche_peftcl.registry.wording import say
@@ -54,7 +55,7 @@ def create_backbone(
     global_pool: Literal["token", "avg", "max", "avgmax", "map"] | None = None,
     norm_layer: Literal["layernorm", "rmsnorm"] | None = None,
     act_layer: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] | None = None,
-) -> Backbone:
+) -> ViTBackbone:
     """Build any plain timm ViT as a frozen backbone.
 
     Plain is a network of pre-norm blocks one after the other, whose passes here are the network's
@@ -125,7 +126,7 @@ def create_backbone(
     input_config = _input_config(vit, normalize)
     changes: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
     input_config = replace(input_config, **{k: v for k, v in changes.items() if v is not None})
-    return Backbone(
+    return ViTBackbone(
         vit, input_config, model_name=_with_tag(vit, model_name) if pretrained else model_name
     )
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.modules.blocks import choose_blocks
+from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 from avalanche_peftcl.models.projection.sites import ProjectionSite, column, linear_sites
 from avalanche_peftcl.registry.ranges import Scale, Width
 
@@ -123,8 +123,7 @@ class AttentionAdapterBranch(Branch):
         hidden = backbone.attend(index, tokens, queries=queries)
         if str(index) not in self.adapters:
             return hidden
-        block: Any = backbone.blocks[index]
-        added: Tensor = self.adapters[str(index)](block.norm1(tokens[:, :queries]))
+        added: Tensor = self.adapters[str(index)](backbone.normed(index, tokens[:, :queries]))
         return hidden + added
 
 

@@ -1,32 +1,30 @@
 """Any tuner of peft inside a frozen ViT: layers are replaced in a view, the original stays."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields, replace
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import peft
 import torch
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.backbones.vit import ViTBackbone, as_vit
 from avalanche_peftcl.models.branch import Branch
-from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.modules.blocks import choose_blocks
+from avalanche_peftcl.models.modules.layer_names import layers_of_a_block
 from avalanche_peftcl.models.modules.tuner_sites import tuner_sites
 from avalanche_peftcl.models.projection.sites import ProjectionSite
 
-# options of peft's that import a module by its name or read a file
-_REACHING_OUT = {"megatron_config", "megatron_core", "arrow_config", "corda_config"}
-_REACHING_OUT |= {"eva_config", "loftq_config", "lora_ga_config", "runtime_config"}
-_OTHER_TARGETS = ("target_parameters", "modules_to_save", "trainable_token_indices")
+OTHER_TARGETS = ("target_parameters", "modules_to_save", "trainable_token_indices")
+"""What some configurations of peft name beside whole layers."""
 
 
-def view_of(backbone: Backbone, change: Callable[[nn.Module], object] | None = None) -> Backbone:
+def view_of(
+    backbone: ViTBackbone, change: Callable[[nn.Module], object] | None = None
+) -> ViTBackbone:
     """Return a copy of ``backbone`` that shares its parameters and buffers.
 
     Modules can be replaced in the view. The two stay in step through ``.to()``, a loaded state dict
@@ -92,26 +90,27 @@ class TunedBranch(Branch):
         4
     """
 
-    _view: Backbone
+    _view: ViTBackbone
 
     def __init__(self, backbone: Backbone, config: peft.PeftConfig) -> None:
         super().__init__()
-        if wrong := [name for name in _OTHER_TARGETS if getattr(config, name, None)]:
+        vit = as_vit(backbone, "peft")
+        if wrong := [name for name in OTHER_TARGETS if vars(config).get(name)]:
             raise ConfigError(
                 f"{type(config).__name__} sets {', '.join(wrong)}, but here only whole layers are "
                 "tuned; name them in target_modules"
             )
         try:
-            view = view_of(backbone, lambda vit: peft.inject_adapter_in_model(config, vit))
+            view = view_of(vit, lambda module: peft.inject_adapter_in_model(config, module))
         except Exception as error:  # each tuner raises its own kind
             raise ConfigError(
                 f"peft refuses {type(config).__name__}: {str(error) or repr(error)} "
-                f"(layers of a block: {_layers_of_a_block(backbone)})"
+                f"(layers of a block: {layers_of_a_block(vit)})"
             ) from error
         object.__setattr__(self, "_view", view)  # no child: its weights are the backbone's
         for _, layer in self.tuned_layers():
-            for part in (getattr(layer, name, None) for name in layer.other_param_names):
-                if isinstance(part, nn.Module):  # AdaLoRA's ranknum trains once peft has moved it
+            for name, part in layer.named_children():
+                if name in layer.other_param_names:  # AdaLoRA's ranknum trains once it has moved
                     part.requires_grad_(False)
         shared = {id(module._parameters) for module in backbone.modules()}
         self.tuners = nn.ModuleDict(
@@ -167,7 +166,7 @@ class TunedBranch(Branch):
         kind = type(config).__name__
         if not names:
             raise ConfigError(
-                f"{kind} replaces no layer; layers of a block: {_layers_of_a_block(self._view)}"
+                f"{kind} replaces no layer; layers of a block: {layers_of_a_block(self._view)}"
             )
         early = [name for name in names if name.startswith(("patch_embed", "norm_pre"))]
         if early:
@@ -186,113 +185,6 @@ class TunedBranch(Branch):
                 f"{kind} would train parameters outside the tuned layers: {', '.join(further)}; "
                 "use bias='none'"
             )
-
-
-@exportable
-def build_peft_tuner(
-    *,
-    backbone: Backbone,
-    tuner: str,
-    target_modules: tuple[str, ...] = ("qkv",),
-    blocks: list[int] | None = None,
-    **options: Any,
-) -> TunedBranch:
-    """Build a :class:`TunedBranch` with any tuner of peft.
-
-    Args:
-        backbone: The frozen network.
-        tuner: peft's name of the tuner: ``"lora"`` (with ``use_dora=True`` DoRA), ``"adalora"``,
-            ``"ia3"``, ``"loha"``, ``"oft"``, ...
-        target_modules: Layers to tune in each chosen block, by the end of their names.
-        blocks: Which blocks, from 0; ``None`` takes the first five.
-        **options: Further fields of peft's configuration of this tuner.
-
-    Raises:
-        ConfigError: Unknown tuner, layer or option, or values that peft refuses.
-
-    Example:
-        >>> from avalanche_peftcl.models import create_backbone
-        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
-        >>> branch = build_peft_tuner(backbone=backbone, tuner="lora", use_dora=True, blocks=[3])
-        >>> branch.unprotected()
-        ['tuners.blocks_3_attn_qkv.lora_magnitude_vector.default.weight']
-    """
-    known = _tuners()
-    if tuner.lower() not in known:
-        near = get_close_matches(tuner.lower(), known, n=1)
-        raise ConfigError(
-            f"peft has no tuner {tuner!r} that replaces layers"
-            + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" There are {', '.join(sorted(known))}; DoRA, rsLoRA and PiSSA are 'lora' with "
-            "use_dora=True, use_rslora=True and init_lora_weights='pissa'"
-        )
-    config_class = known[tuner.lower()]
-    ours = {
-        "target_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        *_OTHER_TARGETS,
-        *_REACHING_OUT,
-    }
-    ours |= {f.name for f in fields(peft.PeftConfig)}
-    allowed = sorted({f.name for f in fields(config_class) if f.init} - ours)
-    wrong = sorted(options.keys() - set(allowed))
-    if wrong:
-        near = get_close_matches(wrong[0], allowed, n=1)
-        raise ConfigError(
-            f"tuner {tuner!r} has no option {', '.join(map(repr, wrong))}"
-            + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" There are {', '.join(allowed)}"
-        )
-    chosen = choose_blocks(blocks, backbone.depth, default=5)
-    options["target_modules"] = layer_names(backbone, target_modules, chosen)
-    if options.get("feedforward_modules"):  # of IA3: those of the target modules to scale before
-        options["feedforward_modules"] = layer_names(
-            backbone, options["feedforward_modules"], chosen
-        )
-    try:
-        config = config_class(**options)
-    except Exception as error:  # each configuration raises its own kind
-        raise ConfigError(f"peft refuses the options of tuner {tuner!r}: {error}") from error
-    return TunedBranch(backbone, config)
-
-
-def layer_names(
-    backbone: Backbone, target_modules: Iterable[str], blocks: Sequence[int]
-) -> list[str]:
-    """Return the full names of layers in some blocks, as peft wants them.
-
-    Args:
-        backbone: The network.
-        target_modules: Ends of names inside a block, such as ``"qkv"`` or ``"mlp.fc1"``.
-        blocks: Which blocks, from 0.
-
-    Raises:
-        ConfigError: If a block has no layer of such a name.
-
-    Example:
-        >>> from avalanche_peftcl.models import create_backbone
-        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
-        >>> layer_names(backbone, ["qkv", "fc1"], [0, 2])
-        ['blocks.0.attn.qkv', 'blocks.0.mlp.fc1', 'blocks.2.attn.qkv', 'blocks.2.mlp.fc1']
-    """
-    found: list[str] = []
-    targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    for index in blocks:
-        names = [name for name, _ in backbone.blocks[index].named_modules()]
-        for target in targets:
-            fitting = [n for n in names if target and f".{n}".endswith(f".{target}")]
-            if not fitting:
-                raise ConfigError(
-                    f"block {index} has no layer {target!r}; target_modules names layers inside a "
-                    f"block: {_layers_of_a_block(backbone)}"
-                )
-            found += [f"blocks.{index}.{name}" for name in fitting]
-    if not found:
-        raise ConfigError(
-            f"target_modules is empty; name layers of a block: {_layers_of_a_block(backbone)}"
-        )
-    return list(dict.fromkeys(found))
 
 
 def _brought(layer: Any, shared: set[int]) -> nn.ModuleDict:
@@ -319,19 +211,3 @@ def _same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 def _key(name: str) -> str:
     return name.replace(".", "_")
-
-
-def _layers_of_a_block(backbone: Backbone) -> str:
-    layers = backbone.blocks[0].named_modules()
-    return ", ".join(name for name, module in layers if isinstance(module, nn.Linear))
-
-
-def _tuners() -> dict[str, Any]:
-    """Return by name the configurations of the tuners that replace layers, each for itself."""
-    return {
-        peft.PeftType(kind).value.lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-        for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
-        if kind not in ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS")  # of text
-        and not getattr(tuner, "uses_shared_state", False)
-        and any(f.name == "target_modules" for f in fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind]))
-    }

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.modules.blocks import choose_blocks
-from avalanche_peftcl.models.modules.injection import TunedBranch, layer_names
+from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
+from avalanche_peftcl.models.modules.injection import TunedBranch
+from avalanche_peftcl.models.modules.layer_names import layer_names
 from avalanche_peftcl.models.modules.tuner_sites import ADAPTER
 from avalanche_peftcl.models.projection.sites import ProjectionSite, column
 from avalanche_peftcl.registry.ranges import Dropout, Scale, Width

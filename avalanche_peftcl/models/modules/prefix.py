@@ -6,17 +6,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.attention import (
     SelfAttention,
     in_front,
-    is_plain,
     split_heads,
 )
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.modules.blocks import choose_blocks
+from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 from avalanche_peftcl.models.projection.sites import (
     Probe,
     ProjectionSite,
@@ -44,24 +42,6 @@ def weights_on_first(attention: SelfAttention, q: Tensor, k: Tensor, *, length: 
         affinities = attention.scale * (q.float() @ k.float().transpose(2, 3))
         weights: Tensor = affinities.softmax(dim=3)[..., :length]
     return weights
-
-
-def extensible_attentions(backbone: Backbone, blocks: Sequence[int]) -> list[SelfAttention]:
-    """Return the attention of each of ``blocks``, all of which take further keys and values.
-
-    Raises:
-        ConfigError: If one takes none.
-    """
-    found = []
-    for index in blocks:
-        block: Any = backbone.blocks[index]
-        if not is_plain(block.attn):
-            raise ConfigError(
-                f"the attention of block {index} is a {type(block.attn).__name__} that takes no "
-                "further keys; use an adapter or LoRA with this backbone"
-            )
-        found.append(block.attn)
-    return found
 
 
 class PrefixTokens(nn.Module):
@@ -242,7 +222,7 @@ def build_prefix(
         ConfigError: If ``blocks`` does not fit the network, or an attention takes no further keys.
     """
     chosen = choose_blocks(blocks, backbone.depth, default=5)
-    attentions = extensible_attentions(backbone, chosen)
+    attentions = [backbone.attention(index) for index in chosen]
     return PrefixBranch(
         backbone.embed_dim,
         attentions[0].num_heads,

@@ -9,11 +9,10 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.attention import SelfAttention, in_front, keys_and_values
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.modules.blocks import choose_blocks
+from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 from avalanche_peftcl.models.modules.prefix import (
     Against,
     ExtendingBranch,
-    extensible_attentions,
     weights_on_first,
 )
 from avalanche_peftcl.models.projection.sites import Probe, ProjectionSite
@@ -181,7 +180,7 @@ def build_prompt(
             ``against="queries"`` and an attention normalises its keys.
     """
     chosen = choose_blocks(blocks, backbone.depth, default=1)
-    attentions = extensible_attentions(backbone, chosen)
+    attentions = [backbone.attention(index) for index in chosen]
     for index, attention in zip(chosen, attentions, strict=True):
         norm = attention.k_norm
         if against == "queries" and not isinstance(norm, nn.Identity):

@@ -7,9 +7,9 @@ otherwise: its strategies train them, and ``predict`` runs without it.
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -63,7 +63,7 @@ class DynamicModel(nn.Module):
         """The class, or one that is the host's dynamic module too."""
         host = sys.modules.get("avalanche.models.dynamic_modules")
         name = "MultiTaskModule" if self.multi_task else "DynamicModule"
-        base = getattr(host, name, None)
+        base = None if host is None else vars(host).get(name)
         own: Any = type(self)
         return own if base is None else _both(own, base)
 
@@ -167,8 +167,8 @@ def class_counts(experience: Any) -> dict[tuple[int, int], int]:
     """
     dataset = experience.dataset
     targets = [int(y) for y in dataset.targets]
-    labels = getattr(dataset, "targets_task_labels", None)
-    tasks = [0] * len(targets) if labels is None else [int(t) for t in labels]
+    labelled = isinstance(dataset, _Labelled)
+    tasks = [int(t) for t in dataset.targets_task_labels] if labelled else [0] * len(targets)
     return dict(sorted(Counter(zip(tasks, targets, strict=True)).items()))
 
 
@@ -179,9 +179,31 @@ def class_pairs(experience: Any) -> list[tuple[int, int]]:
 
 def _task_labels(experience: Any) -> set[int]:
     """Return the task labels of the stream that an experience is of."""
-    stream: Any = getattr(experience, "origin_stream", None)
-    whole = list(stream) if hasattr(stream, "__len__") else [experience]
-    return {int(t) for each in whole for t in getattr(each, "task_labels", ())}
+    stream: Any = experience.origin_stream if isinstance(experience, _Streamed) else None
+    finite = isinstance(stream, Sized)
+    whole = list(stream) if finite else [experience]
+    return {int(t) for each in whole if isinstance(each, _Tasked) for t in each.task_labels}
+
+
+@runtime_checkable
+class _Labelled(Protocol):
+    """A dataset of the host whose images have task labels."""
+
+    targets_task_labels: Iterable[int]
+
+
+@runtime_checkable
+class _Streamed(Protocol):
+    """An experience that knows its stream, which may be without an end."""
+
+    origin_stream: Any
+
+
+@runtime_checkable
+class _Tasked(Protocol):
+    """An experience of a benchmark with task labels."""
+
+    task_labels: Iterable[int]
 
 
 @cache

@@ -1,8 +1,10 @@
 """Where a PEFT module's parameters meet features: the places that a projection has to know."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -68,6 +70,25 @@ class ProjectionSite:
     features: Callable[[Tensor], Tensor] = same
 
 
+@runtime_checkable
+class Sited(Protocol):
+    """A module that states what must hold for its output on old features to stay.
+
+    Example:
+        >>> class Doubling(nn.Linear):
+        ...     def forward(self, x):
+        ...         return 2 * super().forward(x)
+        ...
+        ...     def projection_sites(self):
+        ...         yield ProjectionSite("weight", self.weight, self)
+        >>> [site.name for site in projection_sites(nn.Sequential(Doubling(3, 2, bias=False)))]
+        ['0.weight']
+    """
+
+    def projection_sites(self) -> Iterable[ProjectionSite]:
+        """Return the sites, each named as its parameter is in this module."""
+
+
 class Probe(nn.Module):
     """A place inside a computation; what is shown to it costs nothing unless somebody listens.
 
@@ -109,8 +130,7 @@ def linear_sites(name: str, layer: nn.Linear) -> Iterator[ProjectionSite]:
 def projection_sites(model: nn.Module) -> list[ProjectionSite]:
     """Return the sites that the modules of ``model`` state, under the model's parameter names.
 
-    A module states its sites by a method ``projection_sites()`` that returns
-    :class:`ProjectionSite` named relative to it.
+    They are those of its modules that are :class:`Sited`.
 
     Args:
         model: Any module.
@@ -125,10 +145,39 @@ def projection_sites(model: nn.Module) -> list[ProjectionSite]:
     """
     found = []
     for name, module in model.named_modules():
-        if callable(state := getattr(module, "projection_sites", None)):
+        if isinstance(module, Sited):
             prefix = f"{name}." if name else ""
-            found += [replace(site, name=prefix + site.name) for site in state()]
+            found += [replace(site, name=prefix + site.name) for site in module.projection_sites()]
     return found
+
+
+@contextmanager
+def listen(
+    sites: Iterable[ProjectionSite], consume: Callable[[ProjectionSite, Tensor], None]
+) -> Iterator[None]:
+    """Hand every site's features to ``consume`` while the model runs inside the context.
+
+    Args:
+        sites: Where to listen.
+        consume: Called with the site and its features, ``(..., G * D)``, at each pass of its place.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(4, 2, bias=False)
+        >>> with listen(linear_sites("0", layer), lambda site, x: print(site.name, x.shape)):
+        ...     _ = layer(torch.zeros(3, 4))
+        0.weight torch.Size([3, 4])
+    """
+
+    def hear(site: ProjectionSite, module: nn.Module, args: tuple[Any, ...]) -> None:
+        consume(site, site.features(args[0]))
+
+    handles = [site.place.register_forward_pre_hook(partial(hear, site)) for site in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def heads_of_keys(num_heads: int) -> Callable[[Tensor], Tensor]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.subspace import extend_basis, gram
-from avalanche_peftcl.models.projection.batches import SiteBatch, batch_sites, listen
-from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
+from avalanche_peftcl.models.projection.site_batch import SiteBatch, batch_sites
+from avalanche_peftcl.models.projection.sites import ProjectionSite, listen, projection_sites
 from avalanche_peftcl.registry.ranges import Count, Seed, Share
 from avalanche_peftcl.training.feature_pass import draw, feature_pass
 from avalanche_peftcl.training.plugins.projection_report import TOLD, in_a_line

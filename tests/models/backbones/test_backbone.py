@@ -5,9 +5,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import (
-    Backbone,
     Branch,
     InputConfig,
+    ViTBackbone,
     create_backbone,
     forward_branches,
 )
@@ -97,4 +97,4 @@ class Reversed(VisionTransformer):
 )
 def test_a_network_whose_passes_would_be_others_is_refused(make, said):
     with pytest.raises(ConfigError, match=said):
-        Backbone(make(), InputConfig(img_size=224))
+        ViTBackbone(make(), InputConfig(img_size=224))

@@ -7,13 +7,10 @@ from torch import nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import forward_branches
-from avalanche_peftcl.models.modules.injection import (
-    TunedBranch,
-    build_peft_tuner,
-    layer_names,
-    view_of,
-)
+from avalanche_peftcl.models.modules.injection import TunedBranch, view_of
+from avalanche_peftcl.models.modules.layer_names import layer_names
 from avalanche_peftcl.models.modules.lora import build_lora
+from avalanche_peftcl.models.modules.peft_tuner import build_peft_tuner
 from avalanche_peftcl.models.projection.sites import projection_sites
 from avalanche_peftcl.testing import BranchContract
 

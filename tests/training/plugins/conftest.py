@@ -8,8 +8,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from avalanche_peftcl.models.modules.attention_adapter import AttentionAdapter
-from avalanche_peftcl.models.projection.batches import listen
-from avalanche_peftcl.models.projection.sites import projection_sites
+from avalanche_peftcl.models.projection.sites import listen, projection_sites
 
 DIM = 32
 OPTIMIZERS = {

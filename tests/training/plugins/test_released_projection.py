@@ -14,8 +14,7 @@ from avalanche_peftcl.models.modules.attention_adapter import build_attention_ad
 from avalanche_peftcl.models.modules.lora import build_lora
 from avalanche_peftcl.models.modules.prefix import build_prefix
 from avalanche_peftcl.models.modules.prompt import build_prompt
-from avalanche_peftcl.models.projection.batches import listen
-from avalanche_peftcl.models.projection.sites import projection_sites
+from avalanche_peftcl.models.projection.sites import listen, projection_sites
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark, toy_images
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import ReleasedProjectionPlugin

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avalanche_peftcl.functional.subspace import orthonormal_basis
-from avalanche_peftcl.models.projection.batches import SiteBatch, batch_sites, listen
+from avalanche_peftcl.models.projection.site_batch import SiteBatch, batch_sites
 from avalanche_peftcl.models.projection.sites import (
     Probe,
     ProjectionSite,
@@ -14,6 +14,7 @@ from avalanche_peftcl.models.projection.sites import (
     heads_of_keys,
     heads_of_values,
     linear_sites,
+    listen,
     rows,
 )
 

@@ -1,7 +1,7 @@
 import pytest
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.modules.blocks import choose_blocks
+from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 
 
 @pytest.mark.parametrize(

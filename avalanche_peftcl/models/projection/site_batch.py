@@ -1,45 +1,14 @@
-"""Read features at projection sites, and project many sites of one shape at once."""
+"""Projection of many sites of one shape at once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_peftcl.functional.subspace import remove_component, stack_bases
 from avalanche_peftcl.models.projection.sites import ProjectionSite
-
-
-@contextmanager
-def listen(
-    sites: Iterable[ProjectionSite], consume: Callable[[ProjectionSite, Tensor], None]
-) -> Iterator[None]:
-    """Hand every site's features to ``consume`` while the model runs inside the context.
-
-    Args:
-        sites: Where to listen.
-        consume: Called with the site and its features, ``(..., G * D)``, at each pass of its place.
-
-    Example:
-        >>> from avalanche_peftcl.models.projection.sites import linear_sites
-        >>> layer = nn.Linear(4, 2, bias=False)
-        >>> with listen(linear_sites("0", layer), lambda site, x: print(site.name, x.shape)):
-        ...     _ = layer(torch.zeros(3, 4))
-        0.weight torch.Size([3, 4])
-    """
-
-    def hear(site: ProjectionSite, module: nn.Module, args: tuple[Any, ...]) -> None:
-        consume(site, site.features(args[0]))
-
-    handles = [site.place.register_forward_pre_hook(partial(hear, site)) for site in sites]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class SiteBatch:

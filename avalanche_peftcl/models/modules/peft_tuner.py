@@ -1,0 +1,99 @@
+"""Any tuner of peft by its name."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+import peft
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.exportable import exportable
+from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
+from avalanche_peftcl.models.modules.injection import OTHER_TARGETS, TunedBranch
+from avalanche_peftcl.models.modules.layer_names import layer_names
+
+# options of peft's that import a module by its name or read a file
+_REACHING_OUT = {"megatron_config", "megatron_core", "arrow_config", "corda_config"}
+_REACHING_OUT |= {"eva_config", "loftq_config", "lora_ga_config", "runtime_config"}
+
+
+@exportable
+def build_peft_tuner(
+    *,
+    backbone: Backbone,
+    tuner: str,
+    target_modules: tuple[str, ...] = ("qkv",),
+    blocks: list[int] | None = None,
+    **options: Any,
+) -> TunedBranch:
+    """Build a :class:`TunedBranch` with any tuner of peft.
+
+    Args:
+        backbone: The frozen network.
+        tuner: peft's name of the tuner: ``"lora"`` (with ``use_dora=True`` DoRA), ``"adalora"``,
+            ``"ia3"``, ``"loha"``, ``"oft"``, ...
+        target_modules: Layers to tune in each chosen block, by the end of their names.
+        blocks: Which blocks, from 0; ``None`` takes the first five.
+        **options: Further fields of peft's configuration of this tuner.
+
+    Raises:
+        ConfigError: Unknown tuner, layer or option, or values that peft refuses.
+
+    Example:
+        >>> from avalanche_peftcl.models import create_backbone
+        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
+        >>> branch = build_peft_tuner(backbone=backbone, tuner="lora", use_dora=True, blocks=[3])
+        >>> branch.unprotected()
+        ['tuners.blocks_3_attn_qkv.lora_magnitude_vector.default.weight']
+    """
+    known = _tuners()
+    if tuner.lower() not in known:
+        near = get_close_matches(tuner.lower(), known, n=1)
+        raise ConfigError(
+            f"peft has no tuner {tuner!r} that replaces layers"
+            + (f"; did you mean {near[0]!r}?" if near else ".")
+            + f" There are {', '.join(sorted(known))}; DoRA, rsLoRA and PiSSA are 'lora' with "
+            "use_dora=True, use_rslora=True and init_lora_weights='pissa'"
+        )
+    config_class = known[tuner.lower()]
+    ours = {
+        "target_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        *OTHER_TARGETS,
+        *_REACHING_OUT,
+    }
+    ours |= {f.name for f in fields(peft.PeftConfig)}
+    allowed = sorted({f.name for f in fields(config_class) if f.init} - ours)
+    wrong = sorted(options.keys() - set(allowed))
+    if wrong:
+        near = get_close_matches(wrong[0], allowed, n=1)
+        raise ConfigError(
+            f"tuner {tuner!r} has no option {', '.join(map(repr, wrong))}"
+            + (f"; did you mean {near[0]!r}?" if near else ".")
+            + f" There are {', '.join(allowed)}"
+        )
+    chosen = choose_blocks(blocks, backbone.depth, default=5)
+    options["target_modules"] = layer_names(backbone, target_modules, chosen)
+    if options.get("feedforward_modules"):  # of IA3: those of the target modules to scale before
+        options["feedforward_modules"] = layer_names(
+            backbone, options["feedforward_modules"], chosen
+        )
+    try:
+        config = config_class(**options)
+    except Exception as error:  # each configuration raises its own kind
+        raise ConfigError(f"peft refuses the options of tuner {tuner!r}: {error}") from error
+    return TunedBranch(backbone, config)
+
+
+def _tuners() -> dict[str, Any]:
+    """Return by name the configurations of the tuners that replace layers, each for itself."""
+    return {
+        peft.PeftType(kind).value.lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
+        if kind not in ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS")  # of text
+        and not getattr(tuner, "uses_shared_state", False)
+        and any(f.name == "target_modules" for f in fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind]))
+    }
