@@ -11,4 +11,4 @@ def build_network(backbone: Backbone, branch: Branch, head: HeadBuilder | None) 
         branch: The module.
         head: Builds the head for the width of the features; ``None`` takes a linear one.
     """
-    return PEFTModel(backbone, branch, head and head(backbone.embed_dim))
+    return PEFTModel(backbone, branch, head and head(branch.out_features(backbone)))

@@ -80,6 +80,7 @@ def test_a_part_needs_no_backbone_and_a_builder_among_the_options_stands_as_what
     told = export_spec(model).to_json()["options"]["head"]
     assert told["build"] == "avalanche_peftcl.models.heads.prototypes:build_prototypes"
     assert told["options"]["in_features"] == model.embed_dim
+    assert export_spec(PrototypeHead(8)).options == {"in_features": 8, "section_weights": (1.0,)}
     with pytest.raises(ConfigError, match="given as head a ShutHead that does not say how"):
         export_spec(NTKCLModel(backbone, head=ShutHead))
 

@@ -12,6 +12,7 @@ from avalanche_peftcl.models.heads.head import Head
 from avalanche_peftcl.registry.ranges import FeatureWidth
 
 
+@exportable
 class CosineHead(Head):
     r"""Logits :math:`\sigma \cos(z, w_r)` with trained rows and one trained factor.
 

@@ -12,6 +12,7 @@ from avalanche_peftcl.models.projection.sites import ProjectionSite, column, one
 from avalanche_peftcl.registry.ranges import FeatureWidth
 
 
+@exportable
 class LinearHead(Head):
     """Logits ``W z + b``; new rows start at zero.
 

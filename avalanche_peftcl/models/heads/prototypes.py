@@ -16,6 +16,7 @@ from avalanche_peftcl.models.heads.running_means import RunningClassMeans
 from avalanche_peftcl.registry.ranges import FeatureWidth, Weight
 
 
+@exportable
 class PrototypeHead(Head):
     r"""Logits from class means, each section of the feature with its own weight.
 
