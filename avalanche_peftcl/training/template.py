@@ -17,6 +17,7 @@ from avalanche_peftcl.training.arguments import PluginOrder
 from avalanche_peftcl.training.feature_pass import unwrapped
 from avalanche_peftcl.training.joints import OnBackbone
 from avalanche_peftcl.training.local_loss import LocalLoss, LossOver
+from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.plugins.head import HeadPlugin
 from avalanche_peftcl.training.steps import SteppedTemplate
 from avalanche_peftcl.training.streams import class_pairs, knows_boundaries, whole_experience
@@ -195,6 +196,8 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
             self.mb_row_logits = self.row_logits(self.mb_features).float()
         classes, task_labels = self.network.classes, self._task_labels()
         if self.is_training:
+            for name, term in self.network.losses().items():
+                add_loss(self, name, term)
             self.mb_rows = classes.index(self.mb_y, task_labels)
         by_class: Tensor = classes.scatter(self.mb_row_logits, task_labels)
         return by_class
