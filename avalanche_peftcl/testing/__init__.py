@@ -7,6 +7,7 @@ from avalanche_peftcl.testing.learnable import (
     blind_backbone,
     learnable_benchmark,
     learnable_images,
+    seeing_backbone,
 )
 from avalanche_peftcl.testing.strategy import StrategyContract
 from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark, toy_images
@@ -19,6 +20,7 @@ __all__ = [
     "blind_backbone",
     "learnable_benchmark",
     "learnable_images",
+    "seeing_backbone",
     "toy_backbone",
     "toy_benchmark",
     "toy_images",

@@ -45,6 +45,21 @@ def blind_backbone(seed: int = 0) -> Backbone:
         >>> blind_backbone()(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 32])
     """
+    return _build(seed, blind=True)
+
+
+def seeing_backbone(seed: int = 0) -> Backbone:
+    """Return the network of :func:`blind_backbone` with weights of values and MLPs on the pattern.
+
+    For tests of classifiers on frozen features: these tell the classes apart without error.
+
+    Args:
+        seed: Seed of the weights.
+    """
+    return _build(seed, blind=False)
+
+
+def _build(seed: int, *, blind: bool) -> Backbone:
     backbone = toy_backbone()
     generator = torch.Generator().manual_seed(seed)
 
@@ -72,7 +87,8 @@ def blind_backbone(seed: int = 0) -> Backbone:
             tokens.copy_(0.3 * seen(*tokens.shape, dim=2))
         for block in vit.blocks:
             queries, keys, values = (draw(_DIM, _DIM) / _DIM**0.5 for _ in range(3))
-            keys[:, _HIDDEN] = values[:, _HIDDEN] = keys[:, -1] = 0.0
+            keys[:, _HIDDEN] = keys[:, -1] = 0.0
+            values[:, _HIDDEN] *= not blind
             queries[:, _SEEN:] = 0.0
             for row in range(0, _DIM, _DIM // _HEADS):  # the dimension of each head for patterns
                 queries[row] = keys[row] = 0.0
@@ -82,7 +98,7 @@ def blind_backbone(seed: int = 0) -> Backbone:
             block.attn.proj.weight.copy_(0.5 * seen(_DIM, _DIM) / _DIM**0.5)
             width = len(block.mlp.fc1.weight)
             block.mlp.fc1.weight.copy_(draw(width, _DIM) / _DIM**0.5)
-            block.mlp.fc1.weight[:, _HIDDEN] = 0.0
+            block.mlp.fc1.weight[:, _HIDDEN] *= not blind
             block.mlp.fc2.weight.copy_(0.5 * seen(_DIM, width) / width**0.5)
             for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
                 layer.bias.zero_()

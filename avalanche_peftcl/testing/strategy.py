@@ -1,22 +1,54 @@
 """What every strategy must do."""
 
-import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_peftcl.checkpoints.archive import decode_state, encode_state
-from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.export.load import rebuild
 from avalanche_peftcl.export.write import not_exported
 from avalanche_peftcl.models import Backbone, export_spec
-from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark
-from avalanche_peftcl.training.rng import random_state, set_random_state
+from avalanche_peftcl.testing.learnable import (
+    blind_backbone,
+    learnable_benchmark,
+    seeing_backbone,
+)
+from avalanche_peftcl.testing.probes import (
+    Watch,
+    differing,
+    evaluator,
+    frozen_accuracy,
+    outputs,
+    own_accuracy,
+    pick,
+    spread,
+    weights,
+)
+from avalanche_peftcl.testing.resuming import ends_elsewhere, obstacles
+from avalanche_peftcl.training import PEFTTemplate
+from avalanche_peftcl.training.feature_pass import network_of
+from avalanche_peftcl.training.streams import ends_experience
 
 SCENARIOS = ("class", "task", "domain", "online")
+
+
+class Trial(NamedTuple):
+    """A strategy that was trained on two experiences.
+
+    Attributes:
+        strategy: The strategy.
+        benchmark: What it was trained on.
+        scores: Accuracy among the classes of each experience, right after its training.
+        watch: The plugin that was handed in.
+        evaluator: The evaluation plugin that was handed in.
+    """
+
+    strategy: Any
+    benchmark: Any
+    scores: list[float]
+    watch: Watch
+    evaluator: Any
 
 
 class StrategyContract:
@@ -27,139 +59,241 @@ class StrategyContract:
     Attributes:
         scenarios: The scenarios that the method claims; the others are skipped.
         uses_task_labels: Scenarios in which it may read the task labels of test images.
+        adapts: Whether something inside the network learns. Then it is tried on toys that the
+            frozen network is blind to (:func:`.blind_backbone`), and has to make up for half of
+            what class means of frozen features lack. A classifier on frozen features is tried with
+            a network that sees the classes (:func:`.seeing_backbone`), and is held against chance.
+
+    Example:
+        >>> from avalanche_peftcl.training.naive import build_naive
+        >>> class TestNaive(StrategyContract):
+        ...     def create_strategy(self, backbone, *, plugins, evaluator):
+        ...         return build_naive(
+        ...             backbone=backbone,
+        ...             plugins=plugins,
+        ...             evaluator=evaluator,
+        ...             optimizer="adam",
+        ...             lr=0.01,
+        ...             train_epochs=8,
+        ...             train_mb_size=8,
+        ...         )
+        >>> TestNaive().test_learns("class")
     """
 
     scenarios: tuple[str, ...] = SCENARIOS
     uses_task_labels: tuple[str, ...] = ("task",)
+    adapts: bool = True
+    _trials: dict[str, Trial]
 
     def create_strategy(self, backbone: Backbone, *, plugins: Sequence[Any], evaluator: Any) -> Any:
-        """Return the strategy under test, set to train for a few steps."""
+        """Return the strategy under test, set to learn in a hundred steps or fewer."""
         raise NotImplementedError
 
-    def train(self, scenario: str, *, seed: int = 0, experiences: int = 2) -> tuple[Any, Any]:
-        """Return the strategy trained on the first toy experiences, and the benchmark."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._trials = {}
+
+    # --- what the tests are made of ------------------------------------------------------------
+
+    def backbone(self) -> Backbone:
+        """Return the frozen network, the same at each call."""
+        return blind_backbone() if self.adapts else seeing_backbone()
+
+    def benchmark(self, scenario: str) -> Any:
+        """Return a stream of two experiences; of ``"online"``, of their chunks."""
+        return learnable_benchmark(scenario, per_class=8 if scenario == "domain" else 12)
+
+    def build(
+        self,
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        plugins: Sequence[Any] = (),
+        evaluation: Any = None,
+    ) -> Any:
+        """Return a new strategy, in float32; it trains at most so many epochs, if that is given."""
+        torch.manual_seed(seed)
+        made = self.create_strategy(
+            self.backbone(), plugins=plugins, evaluator=evaluation or evaluator()
+        )
+        if isinstance(made, PEFTTemplate):
+            made.mixed_precision = "no"
+        if epochs is not None:
+            made.train_epochs = min(made.train_epochs, epochs)
+        return made
+
+    def train(self, scenario: str) -> Trial:
+        """Return a strategy that was trained and, after each experience, evaluated."""
         if scenario not in self.scenarios:
             pytest.skip(f"the method does not claim scenario {scenario!r}")
-        benchmark = toy_benchmark(scenario)
-        torch.manual_seed(seed)
-        strategy = self.create_strategy(toy_backbone(), plugins=(), evaluator=EvaluationPlugin())
-        chunks = experiences if scenario != "online" else 2 * experiences
-        for t, experience in enumerate(benchmark.train_stream):
-            if t < chunks:
-                strategy.train(experience)
-        return strategy, benchmark
+        watch, evaluation, benchmark = Watch(), evaluator(), self.benchmark(scenario)
+        strategy = self.build(plugins=[watch], evaluation=evaluation)
+        scores: list[float] = []
+        for experience in benchmark.train_stream:
+            strategy.train(experience)
+            if ends_experience(experience) and len(scores) < len(benchmark.test_stream):
+                test = benchmark.test_stream[len(scores)]
+                scores.append(own_accuracy(outputs(strategy, test), test))
+        return Trial(strategy, benchmark, scores, watch, evaluation)
 
-    def predict(self, strategy: Any, benchmark: Any, indices: Sequence[int]) -> list[int]:
-        """Return the predictions for test images of the first experience, in one minibatch."""
-        dataset = benchmark.test_stream[0].dataset
-        seen: list[int] = []
+    def trial(self, scenario: str) -> Trial:
+        """Return what :meth:`train` does, once for all tests that only look at it."""
+        if scenario not in self._trials:
+            self._trials[scenario] = self.train(scenario)
+        return self._trials[scenario]
 
-        class Collect:
-            """Stands in for the criterion: keeps the predictions of the minibatch."""
-
-            def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-                seen.extend(output.argmax(dim=1).tolist())
-                return output.sum() * 0
-
-        criterion, size = strategy._criterion, strategy.eval_mb_size
-        strategy._criterion, strategy.eval_mb_size = Collect(), len(indices)
-        experience = copy.copy(benchmark.test_stream[0])
-        experience.dataset = dataset.subset(list(indices))
-        strategy.eval([experience])
-        strategy._criterion, strategy.eval_mb_size = criterion, size
-        return seen
+    # --- training ------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("scenario", SCENARIOS)
     def test_trains_and_evaluates(self, scenario: str) -> None:
-        """Two experiences train and evaluate; every parameter stays finite."""
-        strategy, benchmark = self.train(scenario)
-        strategy.eval(benchmark.test_stream)
+        """Two experiences train and evaluate: every number is finite, every class has a logit."""
+        strategy, benchmark, *_ = self.trial(scenario)
         assert all(p.isfinite().all() for p in strategy.model.parameters())
+        for experience in benchmark.test_stream:
+            logits = outputs(strategy, experience)
+            assert logits.isfinite().all()
+            assert logits.shape[0] == len(experience.dataset)
+            assert logits.shape[1] > max(int(y) for y in experience.dataset.targets)
+
+    @pytest.mark.parametrize("scenario", SCENARIOS)
+    def test_learns(self, scenario: str) -> None:
+        """Each experience is learnt: half of what a frozen network lacks, or chance, is gained."""
+        _, benchmark, scores, *_ = self.trial(scenario)
+        learnt = sum(scores) / len(scores)
+        if self.adapts:
+            floor = frozen_accuracy(self.backbone(), benchmark)
+        else:
+            sizes = [len(e.classes_in_this_experience) for e in benchmark.test_stream]
+            floor = sum(1 / n for n in sizes) / len(sizes)
+        assert learnt >= floor + (1 - floor) / 2, f"{learnt:.2f} is learnt, {floor:.2f} is not"
 
     @pytest.mark.parametrize("scenario", SCENARIOS)
     def test_backbone_is_bit_identical(self, scenario: str) -> None:
         """Training leaves the backbone as it was, bit for bit, and in eval mode."""
-        strategy, _ = self.train(scenario)
-        before, backbone = toy_backbone().state_dict(), strategy.model.backbone
-        after = backbone.state_dict()
-        assert all(torch.equal(before[name], after[name]) for name in before)
-        assert not any(m.training for m in backbone.modules())
+        backbone: Any = network_of(self.trial(scenario).strategy).backbone
+        assert not differing(self.backbone().state_dict(), backbone.state_dict())
+        assert not any(module.training for module in backbone.modules())
 
     def test_optimizer_holds_what_trains(self) -> None:
         """No frozen parameter is in the optimizer and none that trains is missing."""
-        strategy, _ = self.train(self.scenarios[0])
+        strategy = self.trial(self.scenarios[0]).strategy
         held = {id(p) for g in strategy.optimizer.param_groups for p in g["params"]}
         assert held == {id(p) for p in strategy.model.parameters() if p.requires_grad}
 
+    def test_only_what_is_optimized_gets_gradients(self) -> None:
+        """No parameter that the optimizer does not hold had a gradient at any step."""
+        strategy, _, _, watch, _ = self.trial(self.scenarios[0])
+        held = {id(p) for g in strategy.optimizer.param_groups for p in g["params"]}
+        named = dict(network_of(strategy).named_parameters())
+        assert not {name for name in watch.with_gradient if id(named[name]) not in held}
+
+    def test_uses_what_it_is_handed(self) -> None:
+        """Plugins and evaluator are those that were handed in."""
+        trial = self.trial(self.scenarios[0])
+        assert trial.watch.experiences == len(trial.benchmark.train_stream)
+        assert trial.strategy.evaluator is trial.evaluator
+
     def test_same_seed_same_numbers(self) -> None:
         """Two runs of one seed end with the same weights, bit for bit."""
-        one, _ = self.train(self.scenarios[0], seed=1)
-        two, _ = self.train(self.scenarios[0], seed=1)
-        states = one.model.state_dict(), two.model.state_dict()
-        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-    def test_state_dict_round_trip(self) -> None:
-        """A trained state dict survives being copied, wrecked and loaded again."""
-        strategy, _ = self.train(self.scenarios[0])
-        model = strategy.model
-        saved = copy.deepcopy(model.state_dict())
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(1.0)
-        model.load_state_dict(saved)
-        assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
-
-    def test_exported_network_predicts_the_same(self) -> None:
-        """A network built again as it says, with the trained weights, gives the same logits."""
-        strategy, benchmark = self.train(self.scenarios[0])
-        model = strategy.model.eval()
-        if (reason := not_exported(model)) is not None:
-            pytest.skip(f"the network cannot be exported: {reason}")
-        again = rebuild(export_spec(model).to_json(), toy_backbone()).eval()
-        again.load_state_dict(model.state_dict())
-        images = torch.stack([benchmark.test_stream[0].dataset[i][0] for i in range(4)])
-        tasks = torch.zeros(4, dtype=torch.long)  # the task label of the first experience
-        torch.testing.assert_close(again(images, tasks), model(images, tasks))
-
-    def test_goes_on_from_its_state(self) -> None:
-        """A new strategy with the old one's state trains on to the same weights, bit for bit."""
-        strategy, benchmark = self.train(self.scenarios[0])
-        keeper = StrategyState(strategy, frozen=[strategy.model.backbone])
-        if problems := keeper.obstacles():
-            pytest.skip(f"runs of the method cannot be resumed: {'; '.join(problems)}")
-        stream, cpu = list(benchmark.train_stream), torch.device("cpu")
-        done = stream[: strategy.clock.train_exp_counter]
-        held = encode_state([keeper.save(trained=done), random_state(cpu)])
-        new = self.create_strategy(toy_backbone(), plugins=(), evaluator=EvaluationPlugin())
-        state, random = decode_state(held, "the state")
-        StrategyState(new, frozen=[new.model.backbone]).load(state, trained=done, tested=[])
         ends = []
-        for each in (strategy, new):
-            set_random_state(random, cpu)
-            each.train(stream[len(done)])
-            ends.append(each.model.state_dict())
-        assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+        for _ in range(2):
+            strategy = self.build(seed=1, epochs=2)
+            for experience in list(self.benchmark(self.scenarios[0]).train_stream)[:2]:
+                strategy.train(experience)
+            ends.append(weights(strategy.model))
+        assert not differing(*ends)
 
-    def test_prediction_is_independent_of_the_minibatch(self) -> None:
-        """An image is predicted alike alone, among others, and in another order."""
-        strategy, benchmark = self.train(self.scenarios[0])
-        together = self.predict(strategy, benchmark, [0, 1, 2, 3])
-        assert self.predict(strategy, benchmark, [3, 2, 1, 0]) == together[::-1]
-        assert [self.predict(strategy, benchmark, [i])[0] for i in range(4)] == together
+    @pytest.mark.parametrize("size", [1, 3])
+    def test_minibatches_of_any_size(self, size: int) -> None:
+        """Minibatches of one image, and of three with one left over, train and evaluate."""
+        benchmark = self.benchmark(self.scenarios[0])
+        strategy, first = self.build(epochs=1), benchmark.train_stream[0]
+        strategy.train_mb_size = size
+        strategy.train(pick((first, spread(first, 4))))
+        assert outputs(strategy, pick((benchmark.test_stream[0], [0]))).isfinite().all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_precision(self, dtype: torch.dtype) -> None:
+        """In float32 and under bfloat16 autocast an experience trains to finite numbers."""
+        benchmark, low = self.benchmark(self.scenarios[0]), dtype == torch.bfloat16
+        strategy, first = self.build(epochs=1), benchmark.train_stream[0]
+        if isinstance(strategy, PEFTTemplate):
+            strategy.mixed_precision = "bf16" if low else "no"
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            strategy.train(pick((first, spread(first, 8))))
+            logits = outputs(strategy, pick((benchmark.test_stream[0], range(4))))
+        assert logits.isfinite().all()
+        assert all(p.isfinite().all() for p in strategy.model.parameters())
+
+    # --- prediction ----------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("scenario", SCENARIOS)
+    def test_prediction_is_independent_of_the_minibatch(self, scenario: str) -> None:
+        """An image has its logits alone, among others, in another order, beside other classes.
+
+        The others may be of another experience, under whose number all are evaluated.
+        """
+        strategy, benchmark, *_ = self.trial(scenario)
+        first, last = benchmark.test_stream[0], benchmark.test_stream[1]
+        which = spread(last, 4)
+        together = outputs(strategy, pick((last, which)))
+        alone = torch.cat([outputs(strategy, pick((last, [i]))) for i in which])
+        back = outputs(strategy, pick((last, which[::-1]))).flip(0)
+        beside = outputs(strategy, pick((first, range(6)), (last, which)))[6:]
+        for how, logits in (("alone", alone), ("in reverse", back), ("beside others", beside)):
+            assert torch.allclose(logits, together, atol=1e-4, rtol=1e-4), how
 
     @pytest.mark.parametrize("scenario", SCENARIOS)
     def test_no_task_label_at_test_unless_declared(self, scenario: str) -> None:
-        """Predictions do not change with the task labels of the test images."""
-        strategy, benchmark = self.train(scenario)
-        if scenario in self.uses_task_labels:
-            pytest.skip(f"the method declares that it uses task labels in {scenario!r}")
-        seen = self.predict(strategy, benchmark, range(4))
-        unpack = strategy._unpack_minibatch
+        """What the strategy says of task labels is declared; undeclared, wrong ones do not matter.
 
-        def relabel() -> None:
-            unpack()
-            if len(strategy.mbatch) > 2:
-                strategy.mbatch[-1] = torch.zeros_like(strategy.mbatch[-1])
+        They are tried where they differ: in scenario ``"task"``, on an experience whose label is
+        not 0.
+        """
+        strategy, benchmark, *_ = self.trial(scenario)
+        declared = scenario in self.uses_task_labels
+        if isinstance(strategy, PEFTTemplate):
+            assert strategy.task_label_at_test <= declared, "it says that it uses task labels"
+        if declared or scenario != "task":
+            return
+        first, last = benchmark.test_stream[0], benchmark.test_stream[1]
+        images = pick((last, range(len(last.dataset))))
+        wrong = pick((last, range(len(last.dataset))), like=first)
+        seen, misled = outputs(strategy, images), outputs(strategy, wrong, task_label=0)
+        torch.testing.assert_close(misled, seen, atol=1e-4, rtol=1e-4)
 
-        strategy._unpack_minibatch = relabel
-        assert self.predict(strategy, benchmark, range(4)) == seen
+    # --- what is kept --------------------------------------------------------------------------
+
+    def test_state_dict_round_trip(self) -> None:
+        """A new network, grown for the same classes, predicts the same with the trained weights."""
+        strategy, benchmark, *_ = self.trial(self.scenarios[0])
+        new = self.build(seed=1)
+        for new.experience in benchmark.train_stream:
+            new.is_training = True
+            new.model = new.model_adaptation()
+        new.model.load_state_dict(strategy.model.state_dict())
+        test = benchmark.test_stream[0]
+        assert torch.equal(outputs(new, test), outputs(strategy, test))
+
+    def test_exported_network_predicts_the_same(self) -> None:
+        """A network built again as it says, with the trained weights, gives the same logits."""
+        strategy, benchmark, *_ = self.trial(self.scenarios[0])
+        model = network_of(strategy)
+        if (reason := not_exported(model)) is not None:
+            pytest.skip(f"the network cannot be exported: {reason}")
+        again: Any = rebuild(export_spec(model).to_json(), self.backbone()).eval()
+        again.load_state_dict(model.state_dict())
+        items = [e.dataset[i] for e in benchmark.test_stream for i in (0, -1)]
+        images, tasks = torch.stack([i[0] for i in items]), torch.tensor([i[-1] for i in items])
+        with torch.no_grad():
+            torch.testing.assert_close(again(images, tasks), model.eval()(images, tasks))
+
+    def test_goes_on_from_its_state(self) -> None:
+        """New strategies with the old one's state train on to the same weights, bit for bit.
+
+        The state is taken between two experiences and, of a :class:`.PEFTTemplate`, inside one.
+        """
+        stream = list(self.benchmark(self.scenarios[0]).train_stream)[:2]
+        if problems := obstacles(self.build()):
+            pytest.skip(f"runs of the method cannot be resumed: {'; '.join(problems)}")
+        assert not ends_elsewhere(lambda: self.build(epochs=2), stream)

@@ -10,6 +10,7 @@ from avalanche_peftcl.testing import (
     blind_backbone,
     learnable_benchmark,
     learnable_images,
+    seeing_backbone,
     toy_backbone,
 )
 
@@ -54,6 +55,7 @@ def test_a_frozen_network_stays_near_chance(classify, seed):
     benchmark = six_classes(seed)
     assert classify(blind_backbone(seed), benchmark) < CHANCE + 0.1
     assert classify(toy_backbone(), benchmark) > 0.95  # another network does see the classes
+    assert classify(seeing_backbone(seed), benchmark) == 1.0
 
 
 def test_in_domains_too():
