@@ -1,94 +1,45 @@
-"""What an Avalanche plugin may offer beside its callbacks, and what it may find on a strategy.
+"""What a plugin finds on a strategy, and all that it may offer beside its callbacks, to paste.
 
-Nothing here has to be inherited: a class that has the members has the joint. A plugin with all that
-it may offer, to paste:
-
-    >>> import torch
-    >>> from avalanche.core import SupervisedPlugin
-    >>> from avalanche_peftcl.training.losses import add_loss
-    >>> class SmallFeatures(SupervisedPlugin):
-    ...     remembers = ("n_steps", "mean")  # what a checkpoint keeps
-    ...
-    ...     def __init__(self, weight):
-    ...         super().__init__()
-    ...         self.weight, self.active = weight, True
-    ...         self.n_steps, self.mean = 0, torch.zeros(())
-    ...
-    ...     def before_backward(self, strategy, **kwargs):
-    ...         if self.active:
-    ...             length = strategy.mb_features[-1].square().mean()
-    ...             add_loss(strategy, "small_features", self.weight * length)
-    ...             self.n_steps += 1
-    ...             self.mean += (length.detach() - self.mean) / self.n_steps
-    ...
-    ...     @property
-    ...     def stored_floats(self):
-    ...         return 1
-    ...
-    ...     def summary(self):
-    ...         return {"mean": float(self.mean)}
-    ...
-    ...     def headline(self):
-    ...         return f"features of length {float(self.mean):.3g}" if self.n_steps else None
-    >>> plugin = SmallFeatures(0.1)
-    >>> offered = Remembers, Summarised, Headlined, Storing, Pausing
-    >>> all(isinstance(plugin, joint) for joint in offered)
-    True
+>>> import torch
+>>> from avalanche.core import SupervisedPlugin
+>>> from avalanche_peftcl.testing import toy_backbone, toy_benchmark
+>>> from avalanche_peftcl.training import add_loss
+>>> from avalanche_peftcl.training.naive import build_naive
+>>> class SmallFeatures(SupervisedPlugin):
+...     remembers = ("n_steps", "mean")  # what a checkpoint keeps
+...
+...     def __init__(self, weight):
+...         super().__init__()
+...         self.weight, self.active = weight, True  # a strategy may let it rest
+...         self.n_steps, self.mean = 0, torch.zeros(())
+...
+...     def before_backward(self, strategy, **kwargs):
+...         if self.active:
+...             length = strategy.mb_features[-1].square().mean()
+...             add_loss(strategy, "small_features", self.weight * length)
+...             self.n_steps += 1
+...             self.mean += (length.detach() - self.mean) / self.n_steps
+...
+...     @property
+...     def stored_floats(self):  # memory that counts among the costs of the method
+...         return 1
+...
+...     def summary(self):  # for the record, under "plugins"
+...         return {"mean": float(self.mean)}
+...
+...     def headline(self):  # shown after each experience
+...         return f"features of mean square {float(self.mean):.1f}"
+>>> plugin = SmallFeatures(0.1)
+>>> strategy = build_naive(backbone=toy_backbone(), train_epochs=1, plugins=[plugin])
+>>> _ = strategy.train(toy_benchmark().train_stream[0])
+>>> plugin.n_steps, plugin.headline()
+(1, 'features of mean square 1.0')
 """
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
-
-
-@runtime_checkable
-class Remembers(Protocol):
-    """State that a checkpoint keeps; metrics and strategies may state theirs alike.
-
-    Attributes:
-        remembers: Names of attributes: numbers, text, tensors, and lists and mappings of these.
-            Where that is not enough, a class has ``state_dict()`` and ``load_state_dict(state)``.
-    """
-
-    remembers: tuple[str, ...]
-
-
-@runtime_checkable
-class Summarised(Protocol):
-    """Something for the run record."""
-
-    def summary(self) -> Mapping[str, Any]:
-        """Return what ``metrics.json`` keeps under ``plugins``: plain values, lists, mappings."""
-
-
-@runtime_checkable
-class Headlined(Protocol):
-    """Something to show while a run goes on."""
-
-    def headline(self) -> str | None:
-        """Return one line about the experience just trained; ``None`` says nothing."""
-
-
-@runtime_checkable
-class Storing(Protocol):
-    """Memory that grows with the stream, which the cost of a method includes."""
-
-    @property
-    def stored_floats(self) -> int:
-        """Floats kept from experience to experience."""
-
-
-@runtime_checkable
-class Pausing(Protocol):
-    """A plugin that a strategy can let rest, as PEGP does in its second stage.
-
-    Attributes:
-        active: While false, the plugin changes nothing of training.
-    """
-
-    active: bool
 
 
 @runtime_checkable
