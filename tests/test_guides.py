@@ -24,6 +24,9 @@ from avalanche_peftcl.registry import discover
 
 BLOCKS = blocks()
 WITH_MODULES = list(dict.fromkeys(block.guide for block in BLOCKS if block.module))
+WITH_CONTRACTS = [
+    guide for guide in WITH_MODULES if any("Contract" in block.text for block in blocks(guide))
+]
 LANGUAGES = {"bash", "python", "toml", "yaml", "text"}
 TOY = ("benchmark.n_experiences=2", "benchmark.train_per_class=4")
 
@@ -32,11 +35,16 @@ def short(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def each(chosen: list[Block]):
-    """Parametrize over blocks, with the modules of their guide installed as a package."""
-    pairs = [(block, block.guide) for block in chosen]
-    names = [str(block) for block in chosen]
-    return pytest.mark.parametrize(("block", "installed"), pairs, ids=names, indirect=["installed"])
+def each(chosen: list[Block], *, slow: str = ""):
+    """Parametrize over blocks, with the modules of their guide installed as a package.
+
+    Blocks with the word ``slow`` in them take longer than five seconds.
+    """
+    rows = []
+    for block in chosen:
+        marks = [pytest.mark.slow] if slow and slow in block.text else []
+        rows.append(pytest.param(block, block.guide, id=str(block), marks=marks))
+    return pytest.mark.parametrize(("block", "installed"), rows, indirect=["installed"])
 
 
 def of(language: str) -> list[Block]:
@@ -130,12 +138,10 @@ def test_modules_of_guides_are_packages(guide, installed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", WITH_MODULES, ids=short)
+@pytest.mark.parametrize("guide", WITH_CONTRACTS, ids=short)
 def test_contracts_of_guides_hold(guide, tmp_path):
     write_package(guide, tmp_path)
     tests = [str(path) for path in sorted(tmp_path.glob("test_*.py"))]
-    if not tests:
-        pytest.skip(f"{short(guide)} shows no contract")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path,
@@ -170,8 +176,7 @@ def test_yaml_is_a_run_or_a_part_of_one(block):
     plan(whole(block))
 
 
-@pytest.mark.slow
-@each(of("yaml"))
+@each(of("yaml"), slow="wandb")
 @pytest.mark.usefixtures("installed")
 def test_yaml_runs(block, tmp_path):
     avalanche_peftcl.run(whole(block, f"output={tmp_path / 'run'}", toy=True))
