@@ -5,6 +5,7 @@ import socket
 import time
 from pathlib import Path
 
+import guides
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -69,6 +70,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the folder of real images and weights is not beside the repository")
     return SHARED_DATA
+
+
+@pytest.fixture
+def plugin_packages(tmp_path, monkeypatch) -> None:
+    """Let the packages under plugins/ be found, installed or not."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    for path in [folder, *guides.write_plugins(folder)]:
+        monkeypatch.syspath_prepend(str(path))
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("block", BASH, ids=str)
+@pytest.mark.usefixtures("plugin_packages")
 def test_commands_are_ones_that_there_are(block, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = commands(block.text)

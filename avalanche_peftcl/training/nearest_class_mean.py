@@ -3,14 +3,7 @@
 from dataclasses import dataclass
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import (
-    Backbone,
-    Branch,
-    FrozenBranch,
-    Head,
-    HeadBuilder,
-    build_prototypes,
-)
+from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, HeadBuilder, PrototypeHead
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import PluginOrder, TemplateArguments
 from avalanche_peftcl.training.networks import build_network
@@ -42,7 +35,7 @@ def build_nearest_class_mean(
         SimpleCIL: Zhou et al., IJCV 2024. Differs: nothing.
     """
     branch = FrozenBranch() if module is None else module.requires_grad_(False)
-    model = build_network(backbone, branch, head or _class_means)
+    model = build_network(backbone, branch, head or PrototypeHead)
     if not model.head.fitted:
         raise ConfigError(
             f"nothing trains here, and a {type(model.head).__name__} is trained; take a head that "
@@ -54,7 +47,3 @@ def build_nearest_class_mean(
         optimizer=None,
         **(no_training | options.template()),
     )
-
-
-def _class_means(in_features: int) -> Head:
-    return build_prototypes(in_features=in_features)

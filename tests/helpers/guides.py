@@ -1,7 +1,9 @@
 """The guides of this repository and the blocks of code in them."""
 
 import re
+import tomllib
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from avalanche_peftcl.config import RunConfig
@@ -61,12 +63,39 @@ def write_package(guide: Path, folder: Path) -> list[str]:
     for block in modules:
         (folder / f"{block.module}.py").write_text(block.text, encoding="utf-8")
     offering = [str(block.module) for block in modules if "@hookimpl" in block.text]
-    info = folder / "guide-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guide\nVersion: 1.0\n")
-    points = "\n".join(["[avalanche_peftcl]", *(f"{name} = {name}" for name in offering)])
-    (info / "entry_points.txt").write_text(points + "\n")
+    _write_info(folder, "guide", {name: name for name in offering})
     return offering
+
+
+def write_plugins(folder: Path) -> list[Path]:
+    """Write of each package under plugins/ that is not installed what an installation would write.
+
+    Returns:
+        Folders that have to be on the path then.
+    """
+    wanted = []
+    for file in sorted(ROOT.glob("plugins/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        try:
+            version(project["name"])
+        except PackageNotFoundError:
+            points = project["entry-points"]["avalanche_peftcl"]
+            _write_info(folder, project["name"].replace("-", "_"), points)
+            wanted.append(file.parent)
+    return wanted
+
+
+def _write_info(folder: Path, name: str, points: dict[str, str]) -> None:
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    said = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n",
+        "entry_points.txt": "\n".join(
+            ["[avalanche_peftcl]", *(f"{point} = {module}" for point, module in points.items()), ""]
+        ),
+    }
+    for file, text in said.items():
+        (info / file).write_text(text, encoding="utf-8")
 
 
 def plan(config: RunConfig) -> Plan:
