@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from avalanche_peftcl.models import Backbone, Branch, forward_branches
+from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, forward_branches
+from avalanche_peftcl.testing.probes import differing, weights
 
 
 class BackboneContract:
@@ -23,7 +24,7 @@ class BackboneContract:
         raise NotImplementedError
 
     def images(self, backbone: Backbone, batch: int) -> Tensor:
-        """Return ``batch`` images of the size that the backbone takes."""
+        """Return ``batch`` images of the size that the backbone takes, always the same."""
         size = backbone.input_config.img_size
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, 3, size, size, generator=generator)
@@ -44,16 +45,37 @@ class BackboneContract:
             assert backbone.embed(images).shape == tokens
 
     def test_parts_compose_to_the_whole(self) -> None:
-        """The shared pass equals the network's own."""
+        """The passes of branches equal the network's own, with all tokens and with those pooled."""
         backbone = self.create_backbone()
         images = self.images(backbone, 2)
-        (features,) = forward_branches(backbone, [Branch()], images)
-        torch.testing.assert_close(features, backbone(images), atol=1e-4, rtol=1e-4)
+        whole = backbone(images)
+        for features in forward_branches(backbone, [FrozenBranch(), Branch()], images):
+            torch.testing.assert_close(features, whole, atol=1e-4, rtol=1e-4)
+
+    def test_images_are_independent(self) -> None:
+        """An image has its feature alone, in another order, and beside other images."""
+        backbone = self.create_backbone()
+        images = self.images(backbone, 3)
+        together = backbone(images)
+        alone = torch.cat([backbone(image[None]) for image in images])
+        back = backbone(images.flip(0)).flip(0)
+        beside = backbone(torch.cat([images - 1, images]))[3:]
+        for how, features in (("alone", alone), ("in reverse", back), ("beside others", beside)):
+            assert torch.allclose(features, together, atol=1e-4, rtol=1e-4), how
+
+    def test_passes_change_nothing(self) -> None:
+        """Weights and buffers are after a pass what they were before."""
+        backbone = self.create_backbone()
+        before = weights(backbone)
+        backbone(self.images(backbone, 2))
+        assert not differing(weights(backbone), before)
 
     def test_same_weights_again(self) -> None:
         """Two builds are one network."""
-        one, two = self.create_backbone().state_dict(), self.create_backbone().state_dict()
-        assert all(torch.equal(one[name], two[name]) for name in one)
+        torch.manual_seed(0)
+        one = weights(self.create_backbone())
+        torch.manual_seed(1)
+        assert not differing(one, weights(self.create_backbone()))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_precision(self, dtype: torch.dtype) -> None:

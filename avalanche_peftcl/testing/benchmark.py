@@ -10,7 +10,19 @@ from avalanche_peftcl.models import InputConfig
 
 
 class BenchmarkContract:
-    """Subclass, write :meth:`create_benchmark`, and the suite is yours."""
+    """Subclass, write :meth:`create_benchmark`, and the suite is yours.
+
+    Example:
+        >>> from avalanche_peftcl.benchmarks import make_benchmark
+        >>> from avalanche_peftcl.testing import toy_images
+        >>> class TestToys(BenchmarkContract):
+        ...     def create_benchmark(self, input_config, *, seed):
+        ...         images = toy_images(), toy_images(seed=1)
+        ...         return make_benchmark(
+        ...             *images, input_config=input_config, n_experiences=3, seed=seed
+        ...         )
+        >>> TestToys().test_minibatches()
+    """
 
     def create_benchmark(self, input_config: InputConfig, *, seed: int) -> Any:
         """Return the benchmark under test."""
@@ -48,11 +60,12 @@ class BenchmarkContract:
         assert len(set(benchmark.class_order)) == n
 
     def test_seed_decides(self) -> None:
-        """One seed gives one stream."""
+        """One seed gives one stream, of the same images in the same order."""
         one, two = self.build(seed=3), self.build(seed=3)
         assert one.class_order == two.class_order
         for a, b in zip(one.train_stream, two.train_stream, strict=True):
             assert list(a.dataset.targets) == list(b.dataset.targets)
+            assert torch.equal(a.dataset.eval()[0][0], b.dataset.eval()[0][0])
 
     def test_no_global_generator_is_touched(self) -> None:
         """Building draws from generators of its own."""
@@ -67,9 +80,12 @@ class BenchmarkContract:
         assert torch.equal(torch.get_rng_state(), before[2])
 
     def test_test_images_do_not_change(self) -> None:
-        """A test image is the same each time it is read."""
-        dataset = self.build().test_stream[0].dataset
-        assert torch.equal(dataset[0][0], dataset[0][0])
+        """A test image is the same each time; a training image too, with the test transforms."""
+        benchmark = self.build()
+        test, train = (s[0].dataset for s in (benchmark.test_stream, benchmark.train_stream))
+        for dataset in (test, train.eval()):
+            reads = [dataset[0][0] for _ in range(4)]
+            assert all(torch.equal(reads[0], again) for again in reads)
 
     def test_every_test_class_is_trained(self) -> None:
         """Training and test streams hold the same classes."""

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from avalanche_peftcl.models import Backbone, Branch, forward_branches
-from avalanche_peftcl.testing.toys import toy_backbone
+from avalanche_peftcl.models import Backbone, Branch, PEFTModel, forward_branches
+from avalanche_peftcl.testing.learnable import seeing_backbone
+from avalanche_peftcl.testing.probes import differing, differs_when_rebuilt, weights
 
 
 class BranchContract:
@@ -14,6 +15,13 @@ class BranchContract:
     Attributes:
         identity_at_start: Whether the untrained module leaves the network's output as it is.
         dead_parameters: Endings of the names of parameters that get no gradient.
+
+    Example:
+        >>> from avalanche_peftcl.models import build_lora
+        >>> class TestLoRA(BranchContract):
+        ...     def create_branch(self, backbone):
+        ...         return build_lora(backbone=backbone, r=2)
+        >>> TestLoRA().test_start()
     """
 
     identity_at_start = True
@@ -23,75 +31,125 @@ class BranchContract:
         """Return the module under test, for a pass through ``backbone``."""
         raise NotImplementedError
 
-    def build(self) -> tuple[Backbone, Branch]:
-        """Return a toy backbone and the module, seeded."""
-        torch.manual_seed(0)
-        backbone = toy_backbone()
+    # --- what the tests are made of ------------------------------------------------------------
+
+    def build(self, *, seed: int = 0) -> tuple[Backbone, Branch]:
+        """Return a frozen toy network, always the same, and the module."""
+        torch.manual_seed(seed)
+        backbone = seeing_backbone()
         return backbone, self.create_branch(backbone)
 
-    def shake(self, branch: Branch) -> None:
-        """Move every parameter off its start."""
+    def shaken(self) -> tuple[Backbone, Branch]:
+        """Return a network and a module of which every parameter is off its start."""
+        backbone, branch = self.build()
         with torch.no_grad():
             for p in branch.parameters():
                 p.add_(0.1 * torch.randn_like(p))
+        return backbone, branch
+
+    def images(self, batch: int = 4) -> Tensor:
+        """Return images, always the same ones."""
+        return torch.rand(batch, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def run(self, backbone: Backbone, branch: Branch, images: Tensor) -> Tensor:
-        """Return the features of the adapted pass."""
+        """Return the features of the adapted pass, with gradient."""
         return forward_branches(backbone, [branch], images)[0]
+
+    # --- the pass ------------------------------------------------------------------------------
 
     def test_start(self) -> None:
         """The untrained module is the identity, where that is claimed."""
         backbone, branch = self.build()
-        images = torch.randn(2, 3, 16, 16)
-        same = torch.allclose(
-            self.run(backbone, branch.eval(), images), backbone(images), atol=1e-5
-        )
+        features, frozen = self.run(backbone, branch.eval(), self.images()), backbone(self.images())
+        same = features.shape == frozen.shape and torch.allclose(features, frozen, atol=1e-5)
         assert same or not self.identity_at_start
 
     def test_changes_the_features(self) -> None:
         """Moved parameters change the output."""
-        backbone, branch = self.build()
-        self.shake(branch)
-        images = torch.randn(2, 3, 16, 16)
-        difference = self.run(backbone, branch.eval(), images) - backbone(images)
-        assert difference.abs().max() > 1e-4
+        if not list(self.build()[1].parameters()):
+            pytest.skip("the module has no parameters")
+        (backbone, start), (_, moved) = self.build(), self.shaken()
+        one = self.run(backbone, start.eval(), self.images())
+        other = self.run(backbone, moved.eval(), self.images())
+        assert not torch.allclose(one, other, atol=1e-4)
 
-    def test_gradients(self) -> None:
-        """The module's parameters get gradients, the backbone's do not."""
+    def test_width(self) -> None:
+        """The feature is as wide as the module says, in minibatches of 1 and of 3."""
         backbone, branch = self.build()
-        self.shake(branch)
-        features = self.run(backbone, branch.eval(), torch.randn(2, 3, 16, 16))
-        torch.autograd.backward(features.square().sum())
-        assert all(p.grad is None for p in backbone.parameters())
-        for name, p in branch.named_parameters():
-            dead = name.endswith(self.dead_parameters) if self.dead_parameters else False
-            assert dead or (p.grad is not None and p.grad.abs().max() > 0), name
-
-    def test_state_dict_round_trip(self) -> None:
-        """Loaded parameters give the same features."""
-        backbone, branch = self.build()
-        self.shake(branch)
-        other = self.create_branch(backbone)
-        other.load_state_dict(branch.state_dict())
-        images = torch.randn(2, 3, 16, 16)
-        one = self.run(backbone, branch.eval(), images)
-        assert torch.equal(self.run(backbone, other.eval(), images), one)
+        for batch in (1, 3):
+            features = self.run(backbone, branch.eval(), self.images(batch))
+            assert features.shape == (batch, branch.out_features(backbone))
 
     def test_images_are_independent(self) -> None:
-        """A minibatch of 1 and of 3 give the same features."""
-        backbone, branch = self.build()
-        self.shake(branch)
-        images = torch.randn(3, 3, 16, 16)
-        whole = self.run(backbone, branch.eval(), images)
-        alone = self.run(backbone, branch, images[:1])
-        torch.testing.assert_close(alone, whole[:1], atol=1e-5, rtol=1e-5)
+        """An image has its feature alone, in another order, and beside other images."""
+        backbone, branch = self.shaken()
+        branch.eval()
+        images = self.images(4)
+        together = self.run(backbone, branch, images)
+        alone = torch.cat([self.run(backbone, branch, image[None]) for image in images])
+        back = self.run(backbone, branch, images.flip(0)).flip(0)
+        beside = self.run(backbone, branch, torch.cat([1 - images, images]))[4:]
+        for how, features in (("alone", alone), ("in reverse", back), ("beside others", beside)):
+            assert torch.allclose(features, together, atol=1e-4, rtol=1e-4), how
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_precision(self, dtype: torch.dtype) -> None:
         """Features and gradients are finite in float32 and under bfloat16 autocast."""
         backbone, branch = self.build()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            features = self.run(backbone, branch, torch.randn(2, 3, 16, 16))
-        torch.autograd.backward(features.float().sum())
+            features = self.run(backbone, branch, self.images())
+        if features.requires_grad:
+            torch.autograd.backward(features.float().sum())
         assert features.isfinite().all()
         assert all(p.grad is None or p.grad.isfinite().all() for p in branch.parameters())
+
+    # --- training ------------------------------------------------------------------------------
+
+    def test_gradients(self) -> None:
+        """The module's parameters get gradients, the backbone's do not."""
+        backbone, branch = self.shaken()
+        features = self.run(backbone, branch.eval(), self.images())
+        terms = list(branch.losses().values())
+        loss = torch.stack([features.square().sum(), *terms]).sum()
+        if loss.requires_grad:
+            torch.autograd.backward(loss)
+        assert all(p.grad is None for p in backbone.parameters())
+        for name, p in branch.named_parameters():
+            dead = name.endswith(self.dead_parameters) if self.dead_parameters else False
+            assert dead or (p.grad is not None and p.grad.abs().max() > 0), name
+
+    def test_backbone_is_bit_identical(self) -> None:
+        """A step of training leaves the backbone as it was, and in eval mode."""
+        backbone, branch = self.build()
+        before = weights(backbone)
+        parameters = [p for p in branch.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD([*parameters, torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        features = self.run(backbone, branch.train(), self.images())
+        if features.requires_grad:
+            torch.autograd.backward(features.sum())
+        optimizer.step()
+        assert not differing(weights(backbone), before)
+        assert not any(module.training for module in backbone.modules())
+
+    def test_same_seed_same_weights(self) -> None:
+        """Two modules of one seed are one."""
+        assert not differing(weights(self.build()[1]), weights(self.build()[1]))
+
+    # --- what is kept --------------------------------------------------------------------------
+
+    def test_state_dict_round_trip(self) -> None:
+        """A new module with the parameters gives the same features."""
+        backbone, branch = self.shaken()
+        _, other = self.build(seed=1)
+        other.load_state_dict(branch.state_dict())
+        one = self.run(backbone, branch.eval(), self.images())
+        assert torch.equal(self.run(backbone, other.eval(), self.images()), one)
+
+    def test_exported_network_predicts_the_same(self) -> None:
+        """A network with the module, built again as it says, gives the same logits."""
+        backbone, branch = self.shaken()
+        model = PEFTModel(backbone, branch).eval()
+        model.start_experience([(0, 0), (0, 1)])
+        with torch.no_grad():
+            model.head.get_parameter("weight").normal_()
+        assert differs_when_rebuilt(model, seeing_backbone(), self.images()) is None

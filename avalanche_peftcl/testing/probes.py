@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from avalanche.benchmarks.utils.utils import concat_datasets
 from avalanche.core import SupervisedPlugin
@@ -13,7 +14,9 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from avalanche_peftcl.models import Backbone
+from avalanche_peftcl.export.load import rebuild
+from avalanche_peftcl.export.write import not_exported
+from avalanche_peftcl.models import Backbone, export_spec
 from avalanche_peftcl.training.feature_pass import network_of
 from avalanche_peftcl.training.streams import whole_experience
 
@@ -150,3 +153,25 @@ def _same(one: Any, other: Any) -> bool:
     if torch.is_tensor(one) and torch.is_tensor(other):
         return torch.equal(one, other)
     return bool(one == other)
+
+
+def differs_when_rebuilt(model: nn.Module, backbone: Backbone, images: Tensor) -> str | None:
+    """Build a network again as it says; say where its logits differ, ``None`` if nowhere.
+
+    Tests are skipped where the network cannot be exported.
+
+    Args:
+        model: In eval mode.
+        backbone: Its backbone, built again.
+        images: ``(B, 3, H, W)``, of task label 0.
+    """
+    if (reason := not_exported(model)) is not None:
+        pytest.skip(f"the network cannot be exported: {reason}")
+    again = rebuild(export_spec(model).to_json(), backbone).eval()
+    again.load_state_dict(model.state_dict())
+    tasks = torch.zeros(len(images), dtype=torch.long)
+    with torch.no_grad():
+        one, other = again(images, tasks), model(images, tasks)
+    if torch.allclose(one, other, atol=1e-5, rtol=1e-5):
+        return None
+    return f"logits differ by up to {float((one - other).abs().max()):.2g}"

@@ -1,0 +1,112 @@
+"""Every strategy built in keeps the contract that is shipped to method authors."""
+
+from functools import partial
+
+import torch
+
+from avalanche_peftcl.models import NTKCLModel
+from avalanche_peftcl.models.branch import build_frozen
+from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
+from avalanche_peftcl.models.modules.lora import build_lora
+from avalanche_peftcl.models.modules.prefix import build_prefix
+from avalanche_peftcl.models.modules.prompt import build_prompt
+from avalanche_peftcl.testing import StrategyContract
+from avalanche_peftcl.training import NTKCL
+from avalanche_peftcl.training.naive import build_naive
+from avalanche_peftcl.training.nearest_class_mean import build_nearest_class_mean
+from avalanche_peftcl.training.pegp import build_pegp
+
+QUICK = {"train_epochs": 8, "train_mb_size": 8}  # enough to learn the toys
+
+
+class TestNTKCL(StrategyContract):
+    recipe = "corrected"
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        model = NTKCLModel(backbone, recipe=self.recipe, r=8, prompt_length=4)
+        return NTKCL(
+            model=model,
+            optimizer=torch.optim.Adam(model.parameters(), lr=0.02),
+            plugins=plugins,
+            evaluator=evaluator,
+            **QUICK,
+        )
+
+
+class TestReleasedNTKCL(TestNTKCL):
+    recipe = "released"
+
+
+class TestNaive(StrategyContract):
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_naive(
+            backbone=backbone,
+            plugins=plugins,
+            evaluator=evaluator,
+            optimizer="adam",
+            lr=0.03,
+            **QUICK,
+        )
+
+
+class TestNearestClassMean(StrategyContract):
+    adapts = False
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_nearest_class_mean(backbone=backbone, plugins=plugins, evaluator=evaluator)
+
+
+class TestLinearProbe(TestNaive):
+    adapts = False
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_naive(
+            backbone=backbone,
+            module=build_frozen(backbone=backbone),
+            plugins=plugins,
+            evaluator=evaluator,
+            lr=0.02,
+            **QUICK,
+        )
+
+
+class TestPEGP(StrategyContract):
+    module, recipe, lr = staticmethod(build_attention_adapters), "corrected", 0.03
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_pegp(
+            backbone=backbone,
+            module=self.module(backbone=backbone),
+            plugins=plugins,
+            evaluator=evaluator,
+            recipe=self.recipe,
+            lr=self.lr,
+            n_samples=8,
+            head_epochs=1,
+            merge_epochs=1,
+            **QUICK,
+        )
+
+
+class TestPEGPLoRA(TestPEGP):
+    scenarios = ("class",)  # the others are tried with adapters
+    module = staticmethod(build_lora)
+
+
+class TestPEGPPrefix(TestPEGP):
+    scenarios = ("class",)
+    # keys and values that start near 0 take longer
+    module = partial(build_prefix, length=8, init_bound=1.0)
+
+
+class TestPEGPPrompt(TestPEGP):
+    scenarios = ("class",)
+    module = partial(build_prompt, length=8, init_bound=1.0, blocks=[0, 1])
+
+
+class TestReleasedPEGP(TestPEGP):
+    recipe = "released"
+
+
+class TestReleasedPEGPLoRA(TestPEGPLoRA):
+    recipe = "released"
