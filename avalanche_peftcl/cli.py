@@ -189,7 +189,7 @@ def run(
         )
     check_home()
     if resume is not None:
-        from avalanche_peftcl.runs.from_file import resume_from_folder
+        from avalanche_peftcl.runs.command import resume_from_folder
 
         resume_from_folder(resume, config, overrides or [], overwrite, standard_console())
         return
@@ -212,7 +212,7 @@ def run(
     if jobs != 1 or ray is not None:
         raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
 
-    from avalanche_peftcl.runs.from_file import run_from_file
+    from avalanche_peftcl.runs.command import run_from_file
 
     run_from_file(config, overrides or [], overwrite, standard_console())
 

@@ -51,6 +51,10 @@ class ProtocolError(PEFTCLError, ValueError):
     """Runs whose numbers do not belong side by side, because they differ in what was measured."""
 
 
+class RecordError(PEFTCLError, ValueError):
+    """A run record that cannot be read; the text says why."""
+
+
 class NotFiniteError(PEFTCLError, FloatingPointError):
     """Weights, losses, features or outputs that are not finite numbers: there is no result."""
 

@@ -11,6 +11,7 @@ from avalanche.logging import WandBLogger as _WandBLogger
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import make_folder, replace_file
+from avalanche_peftcl.registry.offers import LoggerOffers
 
 __all__ = ["WandBLogger", "tensorboard", "wandb"]
 
@@ -165,5 +166,5 @@ def closing(loggers: Iterable[Any]) -> Iterator[None]:
                 logger.writer.close()
             elif isinstance(logger, _WandBLogger):
                 logger.wandb.finish(exit_code=int(failed))
-            elif callable(close := getattr(logger, "close", None)):
+            elif (close := LoggerOffers.of(logger).close) is not None:
                 close()

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import guides
 import pytest
@@ -11,6 +12,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from avalanche_peftcl.models import Backbone
+from avalanche_peftcl.runs import Record
+from avalanche_peftcl.runs.schema import FORMAT
 from avalanche_peftcl.testing import toy_backbone
 
 # a loaded machine is no error: properties are checked, not times
@@ -62,6 +65,55 @@ def backbone() -> Backbone:
 def make_backbone():
     """Build such a ViT with other sizes."""
     return toy_backbone
+
+
+@pytest.fixture
+def record_of():
+    """Make the record of a run of one class an experience, ``finished`` of ``size`` of them."""
+
+    def make(size: int = 1, finished: int = 0, **changed: Any) -> Record:
+        rows = [
+            [1 - 0.01 * (t - i) if i <= t < finished else None for i in range(size)]
+            for t in range(size)
+        ]
+        part = {"class_names": ["a|b", "c"], "train_images": 8, "test_images": 4}
+        stream = [part | {"classes": [2 * t, 2 * t + 1]} for t in range(size)]
+        part_of_config = ("backbone", "benchmark", "strategy")
+        names = dict(zip(part_of_config, ("vit_glyph", "digits", "ntk_cl"), strict=True))
+        components = [
+            {"kind": kind, "name": name, "provider": "x", "version": "1", "source": "y"}
+            for kind, name in names.items()
+        ]
+        metrics = {
+            "format": FORMAT,
+            "seed": 7,
+            "config": {"output": "runs/a"} | {k: {"name": v} for k, v in names.items()},
+            "components": components,
+            "weights_sha256": "abc",
+            "platform": {"device": "cpu", "device_name": None},
+            "versions": {"python": "3.11"},
+            "written_at": "2026-01-01T00:00:00+00:00",
+            "complete": finished == size,
+            "experiences": {"total": size, "finished": finished},
+            "protocol": {
+                "scenario": "class",
+                "class_order": [1, 0],
+                "task_label_at_test": False,
+                "normalisation": {"img_size": 16, "mean": [0.5, 0.5, 0.5]},
+                "experiences": stream,
+            },
+            "accuracy": {
+                "average_incremental_accuracy": 0.9312,
+                "last_accuracy": 0.5,
+                "forgetting": None,
+                "accuracy_curve": [1 - 0.005 * t for t in range(finished)],
+            },
+            "cost": {"trainable_parameters": 10, "training_seconds": [1.0] * finished},
+            "accuracy_matrix": rows,
+        }
+        return Record.model_validate(metrics | changed)
+
+    return make
 
 
 @pytest.fixture

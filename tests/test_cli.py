@@ -24,7 +24,7 @@ def peftcl(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch):
     """Put a stand-in in the place of a run; ``calls.error`` is what it raises."""
-    module = types.ModuleType("avalanche_peftcl.runs.from_file")
+    module = types.ModuleType("avalanche_peftcl.runs.command")
     seen = types.SimpleNamespace(error=None, arguments=[])
 
     def run_from_file(path, overrides, overwrite, console):
@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch):
 
     module.run_from_file = run_from_file  # type: ignore[attr-defined]
     module.resume_from_folder = resume_from_folder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "avalanche_peftcl.runs.from_file", module)
+    monkeypatch.setitem(sys.modules, "avalanche_peftcl.runs.command", module)
     return seen
 
 

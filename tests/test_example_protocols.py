@@ -12,7 +12,7 @@ from PIL import Image
 from avalanche_peftcl.benchmarks import ImageArray
 from avalanche_peftcl.benchmarks.sources.download import Download
 from avalanche_peftcl.config import ComponentConfig, RunConfig, load_config
-from avalanche_peftcl.config.plan import check_components, with_defaults
+from avalanche_peftcl.config.plan import make_plan
 from avalanche_peftcl.models import InputConfig
 from avalanche_peftcl.registry import discover
 
@@ -73,9 +73,9 @@ def test_every_protocol_is_there() -> None:
 @every_protocol
 def test_settings_of_ntk_cl(name: str) -> None:
     config = load_config(path_of(name))
-    check_components(config, discover())
+    make_plan(config, discover())
     lr, epochs, batch, decay, contrast, pretrained = PROTOCOLS[name][1]
-    assert with_defaults(config, discover())["strategy"] == {
+    assert make_plan(config, discover()).settings["strategy"] == {
         "name": "ntk_cl",
         "loss": "local",
         "plugin_order": "before",
@@ -115,9 +115,9 @@ def test_settings_of_ntk_cl(name: str) -> None:
 @every_protocol
 def test_settings_of_pegp_in_the_comment(name: str) -> None:
     config = pegp(name)
-    check_components(config, discover())
+    make_plan(config, discover())
     assert (config.seed, config.output.name) == (1, f"pegp_{name}")
-    options = with_defaults(config, discover())["strategy"]
+    options = make_plan(config, discover()).settings["strategy"]
     lr, epochs, head_epochs, merge_epochs = PROTOCOLS[name][3]
     expected = {
         "name": "pegp",
@@ -232,7 +232,7 @@ def test_the_stream_is_that_of_the_name(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_the_presets_of_pegp_are_what_the_protocols_say(preset: str, name: str) -> None:
-    one = with_defaults(load_config(FOLDER.parent / f"{preset}.yaml"), discover())
-    other = with_defaults(pegp(name), discover())
+    one = make_plan(load_config(FOLDER.parent / f"{preset}.yaml"), discover()).settings
+    other = make_plan(pegp(name), discover()).settings
     del one["output"], other["output"]
     assert one == other

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche_peftcl.compare.records import Metrics, Run
+from avalanche_peftcl.runs.record import RunRecord
+from avalanche_peftcl.runs.schema import Record
 
 _LONG = 60  # characters of a value in a message
 ORDERING = "ordering of the classes"
@@ -24,7 +25,7 @@ class Difference:
     """
 
     key: str
-    values: tuple[tuple[str, tuple[Run, ...]], ...]
+    values: tuple[tuple[str, tuple[RunRecord, ...]], ...]
     seed: int | None = None
 
     @property
@@ -38,7 +39,7 @@ class Difference:
         )
 
 
-def dataset(metrics: Metrics) -> str:
+def dataset(metrics: Record) -> str:
     """Return the name of the data set: the benchmark's, or that of the image folder's root."""
     benchmark = metrics.config.benchmark
     root = str(benchmark.options.get("root") or "")
@@ -60,11 +61,11 @@ def folder_name(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
-def _classes(metrics: Metrics) -> set[int]:
+def _classes(metrics: Record) -> set[int]:
     return {label for experience in metrics.protocol.experiences for label in experience.classes}
 
 
-def tested_on(metrics: Metrics) -> str | None:
+def tested_on(metrics: Record) -> str | None:
     """Return what the run was tested on; of a record that does not state it, as it was set."""
     held = metrics.config.benchmark.options.get("validation_per_class")
     if metrics.protocol.tested_on is not None or held is None:
@@ -72,7 +73,7 @@ def tested_on(metrics: Metrics) -> str | None:
     return "held-out training images" if held else "test images"
 
 
-def _ordering(metrics: Metrics) -> str | None:
+def _ordering(metrics: Record) -> str | None:
     """Return whether the class order was drawn or natural; ``None`` of a list and of domains."""
     options = metrics.config.benchmark.options
     given = options.get("class_order")
@@ -81,12 +82,12 @@ def _ordering(metrics: Metrics) -> str | None:
     return given or (None if metrics.protocol.scenario == "domain" else "drawn")
 
 
-def _images(metrics: Metrics, part: str) -> list[int]:
+def _images(metrics: Record, part: str) -> list[int]:
     return [getattr(experience, part) for experience in metrics.protocol.experiences]
 
 
 # Whatever the seed. A value of None says nothing and is compared with nothing.
-_ALWAYS: dict[str, Callable[[Metrics], Any]] = {
+_ALWAYS: dict[str, Callable[[Record], Any]] = {
     "data set": dataset,
     "scenario": lambda m: m.protocol.scenario,
     "experiences": lambda m: m.experiences.total,
@@ -110,7 +111,7 @@ _COMPARED = _ALWAYS | {
     )
 }
 # Of runs with the same seed.
-_SEEDED: dict[str, Callable[[Metrics], Any]] = {
+_SEEDED: dict[str, Callable[[Record], Any]] = {
     "class order": lambda m: m.protocol.class_order,
     "class names": lambda m: [experience.class_names for experience in m.protocol.experiences],
     "training images of each experience": lambda m: _images(m, "train_images"),
@@ -128,12 +129,12 @@ _STREAM = (
 )
 
 
-def protocol_of(run: Run) -> dict[str, Any]:
+def protocol_of(run: RunRecord) -> dict[str, Any]:
     """Return the points of a run's protocol that do not depend on its seed, by name."""
-    return {key: value(run.metrics) for key, value in _ALWAYS.items()}
+    return {key: value(run.record) for key, value in _ALWAYS.items()}
 
 
-def protocol_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
+def protocol_differences(runs: Sequence[RunRecord]) -> tuple[Difference, ...]:
     """Return where ``runs`` do not share one protocol.
 
     Data set (of a folder of images the hash of the split, if known, not its name), scenario,
@@ -150,15 +151,15 @@ def protocol_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
         One difference a key, and a seed where it depends on that; none if the protocol is one.
     """
     differences = [_difference(key, value, runs) for key, value in _COMPARED.items()]
-    for seed in sorted({run.metrics.seed for run in runs}):
+    for seed in sorted({run.record.seed for run in runs}):
         differences += _of_one_seed(seed, runs)
     return tuple(found for found in differences if found is not None)
 
 
-def same_streams(runs: Sequence[Run]) -> bool:
+def same_streams(runs: Sequence[RunRecord]) -> bool:
     """Whether runs with the same seed saw the same stream, so that they can be paired."""
     shared = (_difference(key, _COMPARED[key], runs) for key in _STREAM)
-    seeds = {run.metrics.seed for run in runs}
+    seeds = {run.record.seed for run in runs}
     return not any(shared) and not any(_of_one_seed(seed, runs) for seed in seeds)
 
 
@@ -181,21 +182,21 @@ def shorten(value: Any) -> str:
     return text if len(text) <= _LONG else text[: _LONG - 3].rstrip(", ") + "..."
 
 
-def _of_one_seed(seed: int, runs: Sequence[Run]) -> list[Difference]:
+def _of_one_seed(seed: int, runs: Sequence[RunRecord]) -> list[Difference]:
     """Return the first difference between the runs of ``seed``; the later ones follow from it."""
-    same = [run for run in runs if run.metrics.seed == seed]
+    same = [run for run in runs if run.record.seed == seed]
     found = (_difference(key, value, same, seed) for key, value in _SEEDED.items())
     first = next((difference for difference in found if difference is not None), None)
     return [] if first is None else [first]
 
 
 def _difference(
-    key: str, value: Callable[[Metrics], Any], runs: Sequence[Run], seed: int | None = None
+    key: str, value: Callable[[Record], Any], runs: Sequence[RunRecord], seed: int | None = None
 ) -> Difference | None:
-    by_value: dict[str, list[Run]] = {}
+    by_value: dict[str, list[RunRecord]] = {}
     shown: dict[str, str] = {}
     for run in runs:
-        found = value(run.metrics)
+        found = value(run.record)
         if found is not None:
             token = json.dumps(found, sort_keys=True)
             by_value.setdefault(token, []).append(run)
@@ -207,7 +208,7 @@ def _difference(
     )
 
 
-def _folders(runs: Sequence[Run]) -> str:
+def _folders(runs: Sequence[RunRecord]) -> str:
     named = ", ".join(str(run.folder) for run in runs[:_FEW])
     more = len(runs) - _FEW
     return named if more <= 0 else f"{named} and {more} more"

@@ -6,11 +6,18 @@ from itertools import combinations
 from pathlib import Path
 
 from avalanche_peftcl.compare.alike import Difference, protocol_differences, same_streams
-from avalanche_peftcl.compare.methods import QUANTITIES, Method, Quantity, gather
+from avalanche_peftcl.compare.methods import (
+    QUANTITIES,
+    Method,
+    Quantity,
+    further_quantities,
+    gather,
+)
 from avalanche_peftcl.compare.published import Quoted, quoted_beside
-from avalanche_peftcl.compare.records import LeftOut, Run, find_records, read_record
+from avalanche_peftcl.compare.records import LeftOut, find_records, read_run
 from avalanche_peftcl.compare.statistics import PairedTest, holm, paired_t_test
 from avalanche_peftcl.errors import ConfigError, ProtocolError
+from avalanche_peftcl.runs.record import RunRecord
 
 TESTED = tuple(
     quantity
@@ -64,9 +71,14 @@ class Comparison:
     quoted: tuple[Quoted, ...] | None = None
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[RunRecord, ...]:
         """All runs that are compared."""
         return tuple(run for method in self.methods for run in method.runs)
+
+    @property
+    def further(self) -> tuple[Quantity, ...]:
+        """Metrics that runs were asked for beside their own."""
+        return further_quantities(self.runs)
 
 
 def compare_runs(
@@ -75,7 +87,7 @@ def compare_runs(
     """Compare the runs in ``folders``.
 
     Args:
-        folders: Run records, or folders with run records at any depth below them.
+        folders: RunRecord records, or folders with run records at any depth below them.
         force: Compare runs that do not share one protocol, instead of refusing.
         published: Look for published numbers of the same protocol.
 
@@ -88,18 +100,18 @@ def compare_runs(
             with the same seed.
         ProtocolError: Runs that do not share one protocol, unless ``force``.
     """
-    read = [read_record(folder) for folder in find_records([Path(folder) for folder in folders])]
+    read = [read_run(folder) for folder in find_records([Path(folder) for folder in folders])]
     unreadable = tuple(one for one in read if isinstance(one, LeftOut))
-    readable = [one for one in read if isinstance(one, Run)]
-    runs = [run for run in readable if run.metrics.complete]
+    readable = [one for one in read if isinstance(one, RunRecord)]
+    runs = [run for run in readable if run.record.complete]
     incomplete = tuple(
         LeftOut(
             run.folder,
-            f"{run.metrics.experiences.finished} of {run.metrics.experiences.total} experiences "
+            f"{run.record.experiences.finished} of {run.record.experiences.total} experiences "
             "are finished",
         )
         for run in readable
-        if not run.metrics.complete
+        if not run.record.complete
     )
     if not runs:
         reasons = "".join(f"\n  {left.folder}: {left.reason}" for left in incomplete + unreadable)
@@ -151,19 +163,19 @@ def paired_tests(methods: Sequence[Method]) -> tuple[PairTest, ...]:
 def _test(first: Method, second: Method, quantity: Quantity, *, alike: bool) -> PairedTest:
     a, b = first.by_seed(quantity), second.by_seed(quantity)
     seeds = sorted(a.keys() & b.keys())
-    paired = [run for run in first.runs + second.runs if run.metrics.seed in seeds]
+    paired = [run for run in first.runs + second.runs if run.record.seed in seeds]
     if not alike and not same_streams(paired):
         return PairedTest(None, reason="not the same streams")
     return paired_t_test([a[seed] for seed in seeds], [b[seed] for seed in seeds])
 
 
-def _versions(runs: Sequence[Run]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _versions(runs: Sequence[RunRecord]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return what ``runs`` were made with in several versions."""
     seen: dict[str, set[str]] = {}
     for run in runs:
-        providers = {part.provider: part.version for part in run.metrics.components}
-        platform = {key: str(run.metrics.platform.get(key)) for key in _MACHINE}
-        for name, version in (run.metrics.versions | providers | platform).items():
+        providers = {part.provider: part.version for part in run.record.components}
+        platform = {key: str(run.record.platform.get(key)) for key in _MACHINE}
+        for name, version in (run.record.versions | providers | platform).items():
             seen.setdefault(name, set()).add(version)
     return tuple(
         (name, tuple(sorted(versions)))

@@ -14,17 +14,17 @@ import plotly.graph_objects as go
 
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import QUANTITIES, Method
-from avalanche_peftcl.compare.sheets import Scale, Sheet, cell, scale_of
+from avalanche_peftcl.compare.sheets import Scale, cell, scale_of
 from avalanche_peftcl.compare.statistics import Estimate
 from avalanche_peftcl.console import visible
+from avalanche_peftcl.runs.picture import matrix_picture
+from avalanche_peftcl.runs.tables import Sheet, matrix_sheet
 
 SERIES = 8  # colours, and signs that go with them
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 SIGNS = "●■◆▲✚✖★⬟"
 _DASHES = ("solid", "dash", "dot", "dashdot")  # after so many methods as there are colours
 _PERCENT = Scale(100.0, "%", 1)
-_CELL_BY_CELL = 12  # experiences whose matrix shows its numbers
-_DARK = 45.0  # percent below which a cell is dark
 _FAR = 30.0  # largest over smallest from where an axis is logarithmic
 _LAST = next(quantity for quantity in QUANTITIES if quantity.key == "last_accuracy")
 
@@ -38,14 +38,16 @@ class Plot:
     Args:
         title: What it shows.
         caption: Its numbers in words.
-        figure: Data and layout.
         sheet: Its numbers as a table.
+        figure: Data and layout, of what the plotting library draws.
+        picture: SVG, of what is drawn already.
     """
 
     title: str
     caption: str
-    figure: go.Figure
     sheet: Sheet
+    figure: go.Figure | None = None
+    picture: str = ""
 
 
 def curve_plot(comparison: Comparison) -> Plot:
@@ -81,52 +83,18 @@ def forgetting_plot(comparison: Comparison) -> Plot | None:
     )
 
 
-def matrix_plot(comparison: Comparison, method: Method) -> Plot:
+def matrix_plot(method: Method) -> Plot:
     """Draw the accuracy matrix of a method, the mean over its seeds."""
     matrix = method.matrix()
-    numbers = [str(i + 1) for i in range(len(matrix))]
-    figure = _figure("tested on experience", "trained up to experience", height=380)
-    figure.add_heatmap(
-        x=numbers,
-        y=numbers,
-        z=[[None if e is None else round(100 * e.mean, 2) for e in row] for row in matrix],
-        zmin=0,
-        zmax=100,
-        colorscale="Cividis",
-        colorbar={"thickness": 10, "outlinewidth": 0, "ticksuffix": " %"},
-        hovertemplate="trained up to %{y}, tested on %{x}: %{z:.1f} %<extra></extra>",
-        hoverongaps=False,
-    )
-    if len(matrix) <= _CELL_BY_CELL:
-        cells = [
-            (numbers[i], numbers[t], 100 * e.mean)
-            for t, row in enumerate(matrix)
-            for i, e in enumerate(row)
-            if e is not None
-        ]
-        figure.add_scatter(
-            x=[i for i, _, _ in cells],
-            y=[t for _, t, _ in cells],
-            text=[f"{value:.{1 if len(matrix) <= 6 else 0}f}" for _, _, value in cells],
-            mode="text",
-            textfont={"color": ["#fff" if v < _DARK else "#111" for _, _, v in cells], "size": 12},
-            hoverinfo="skip",
-        )
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
+    means = [list(map(_mean, row)) for row in matrix]
     return Plot(
         f"Accuracy matrix: {method.label}",
         f"Accuracy on each experience (column) after training up to each (row), mean over "
         f"{_seeds(method)}. At the end {method.label} has{_extremes(matrix[-1], ' %')}.",
-        figure,
-        Sheet(
-            "accuracy in %",
-            ("trained up to", *numbers),
-            tuple(
-                (number, *(cell(e, _PERCENT) for e in row))
-                for number, row in zip(numbers, matrix, strict=True)
-            ),
+        matrix_sheet(
+            [[cell(e, _PERCENT) for e in row] for row in matrix], range(1, len(matrix) + 1)
         ),
+        picture=matrix_picture(means, list(map(_mean, method.curve()))),
     )
 
 
@@ -163,8 +131,8 @@ def trade_off_plot(comparison: Comparison, key: str) -> Plot:
     return Plot(
         f"Last accuracy against {cost.title}",
         f"Last accuracy and {cost.title}: {'; '.join(words)}.",
-        figure,
         Sheet(title, ("method", title, "last accuracy (%)"), tuple(rows)),
+        figure,
     )
 
 
@@ -211,7 +179,7 @@ def _line_plot(
     figure.update_yaxes(range=_range([e for values in lines.values() for e in values]))
     several = any(len(method.runs) > 1 for method in lines)
     bands = " Bands are 95 % confidence intervals of the mean over the seeds." if several else ""
-    return Plot(title, caption + bands, figure, _by_experience(title, lines, longest))
+    return Plot(title, caption + bands, _by_experience(title, lines, longest), figure)
 
 
 def _by_experience(title: str, lines: dict[Method, list[Estimate | None]], longest: int) -> Sheet:
@@ -287,6 +255,10 @@ def _ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if len(powers) <= 3 else (1,)
     return [float(f"{step}e{power}") for power in powers for step in steps]
+
+
+def _mean(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.mean
 
 
 def _words(estimate: Estimate | None) -> str:

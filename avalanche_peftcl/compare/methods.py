@@ -1,16 +1,18 @@
 """Runs gathered into methods: what only differs in the seed belongs together and has one label."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from avalanche_peftcl.compare.alike import ORDERING, folder_name, protocol_of, shorten
-from avalanche_peftcl.compare.records import Metrics, Run
 from avalanche_peftcl.compare.statistics import Estimate, estimate
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.runs.record import RunRecord
+from avalanche_peftcl.runs.schema import HEADLINES, Record
 
+_KINDS = ("strategy", "module", "head", "plugins", "benchmark", "backbone")  # as a label tells them
 # of the run, not the method
 _ASIDE = {"output", "seed", "device", "num_threads", "num_workers", "checkpoint_every"}
 _ASIDE |= {"metrics", "loggers"}  # they watch
@@ -25,35 +27,45 @@ class Quantity:
     Args:
         key: Its name in files.
         title: Its name in tables.
-        unit: ``"fraction"``, ``"seconds"`` or ``"parameters"``.
-        value: Takes it from a run's metrics; ``None`` where it is undefined.
+        unit: ``"fraction"``, ``"seconds"`` or ``"parameters"``; empty where nobody knows it.
+        value: Takes it from a run's record; ``None`` where it is undefined.
     """
 
     key: str
     title: str
     unit: str
-    value: Callable[[Metrics], float | None]
+    value: Callable[[Record], float | None]
+
+
+def _headline(name: str) -> Callable[[Record], float | None]:
+    return lambda record: record.accuracy.headlines()[name]
+
+
+def _last(name: str) -> Callable[[Record], float | None]:
+    return lambda record: (record.further_metrics.get(name) or [None])[-1]
 
 
 QUANTITIES = (
+    *(Quantity(key, name, "fraction", _headline(name)) for key, name in HEADLINES.items()),
     Quantity(
-        "average_incremental_accuracy",
-        "average accuracy",
-        "fraction",
-        lambda m: m.accuracy.average_incremental_accuracy,
-    ),
-    Quantity("last_accuracy", "last accuracy", "fraction", lambda m: m.accuracy.last_accuracy),
-    Quantity("forgetting", "forgetting", "fraction", lambda m: m.accuracy.forgetting),
-    Quantity(
-        "training_seconds", "training time", "seconds", lambda m: sum(m.cost.training_seconds)
+        "training_seconds",
+        "training time",
+        "seconds",
+        lambda record: sum(record.cost.training_seconds),
     ),
     Quantity(
         "trainable_parameters",
         "trainable parameters",
         "parameters",
-        lambda m: m.cost.trainable_parameters,
+        lambda record: record.cost.trainable_parameters,
     ),
 )
+
+
+def further_quantities(runs: Iterable[RunRecord]) -> tuple[Quantity, ...]:
+    """Return the further metrics of ``runs``, each by its value after the last experience."""
+    names = dict.fromkeys(name for run in runs for name in run.record.further_metrics)
+    return tuple(Quantity(name, name, "", _last(name)) for name in names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,30 +78,30 @@ class Method:
     """
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds, sorted."""
-        return tuple(run.metrics.seed for run in self.runs)
+        return tuple(run.record.seed for run in self.runs)
 
     def by_seed(self, quantity: Quantity) -> dict[int, float]:
         """Return the values of ``quantity`` that are defined, by seed."""
-        values = {run.metrics.seed: quantity.value(run.metrics) for run in self.runs}
+        values = {run.record.seed: quantity.value(run.record) for run in self.runs}
         return {seed: value for seed, value in values.items() if value is not None}
 
     def estimate(self, quantity: Quantity) -> Estimate | None:
         """Return mean and spread over the seeds; ``None`` if a run has no such number."""
-        return _estimate([quantity.value(run.metrics) for run in self.runs])
+        return _estimate([quantity.value(run.record) for run in self.runs])
 
     def curve(self) -> list[Estimate | None]:
         """Return the accuracy on all images seen so far, after each experience."""
-        curves = [run.metrics.accuracy.accuracy_curve for run in self.runs]
+        curves = [run.record.accuracy.accuracy_curve for run in self.runs]
         return [_estimate(values) for values in zip(*curves, strict=True)]
 
     def matrix(self) -> list[list[Estimate | None]]:
         """Return the accuracy matrix; ``None`` where a run was not evaluated."""
-        matrices = [run.metrics.accuracy_matrix for run in self.runs]
+        matrices = [run.record.accuracy_matrix for run in self.runs]
         return [
             [_estimate(values) for values in zip(*rows, strict=True)]
             for rows in zip(*matrices, strict=True)
@@ -97,11 +109,13 @@ class Method:
 
     def forgetting_by_experience(self) -> list[Estimate | None]:
         """Return how far each experience but the last fell from its best earlier accuracy."""
-        drops = [_drops(run.metrics.accuracy_matrix) for run in self.runs]
+        drops = [run.record.accuracy.forgetting_by_experience for run in self.runs]
+        if len(set(map(len, drops))) > 1:  # records of a version that had none
+            return []
         return [_estimate(values) for values in zip(*drops, strict=True)]
 
 
-def gather(runs: Sequence[Run]) -> list[Method]:
+def gather(runs: Sequence[RunRecord]) -> list[Method]:
     """Gather complete runs into methods.
 
     Two runs are of one method if their recorded configurations agree in everything but seed,
@@ -119,14 +133,14 @@ def gather(runs: Sequence[Run]) -> list[Method]:
     Raises:
         ConfigError: If two runs are of one method and one seed.
     """
-    gathered: dict[str, list[Run]] = {}
+    gathered: dict[str, list[RunRecord]] = {}
     for run in runs:
         gathered.setdefault(_token(_identity(run)), []).append(run)
     twice = [
         f"seed {seed}: {' and '.join(str(run.folder) for run in same)}"
         for those in gathered.values()
-        for seed in sorted({run.metrics.seed for run in those})
-        if len(same := [run for run in those if run.metrics.seed == seed]) > 1
+        for seed in sorted({run.record.seed for run in those})
+        if len(same := [run for run in those if run.record.seed == seed]) > 1
     ]
     if twice:
         raise ConfigError(
@@ -136,20 +150,20 @@ def gather(runs: Sequence[Run]) -> list[Method]:
     groups = list(gathered.values())
     labels = _labels([_identity(those[0]) for those in groups])
     return [
-        Method(label, tuple(sorted(those, key=lambda run: run.metrics.seed)))
+        Method(label, tuple(sorted(those, key=lambda run: run.record.seed)))
         for label, those in zip(labels, groups, strict=True)
     ]
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def _identity(run: RunRecord) -> dict[str, Any]:
     """Return everything that makes the method of ``run``, flat, in the order of its label.
 
     An option that is ``None`` is left out: a record of a version that had no such option is alike.
     """
-    config, metrics = run.metrics.config, run.metrics
-    providers = {(part.kind, part.name): part.provider for part in metrics.components}
+    record, config = run.record, run.record.config
+    providers = {(part.kind, part.name): part.provider for part in record.components}
     flat: dict[str, Any] = {}
-    for kind in ("strategy", "module", "head", "plugins", "benchmark", "backbone"):
+    for kind in _KINDS:
         part: ComponentConfig | list[ComponentConfig] | None = getattr(config, kind)
         if isinstance(part, list):
             flat[kind] = [{"name": _bare(each)} | each.options for each in part]
@@ -166,7 +180,7 @@ def _identity(run: Run) -> dict[str, Any]:
         flat.pop(option, None)
     if isinstance(flat.get("benchmark.class_order"), list):  # of a seed; "natural" is of a method
         del flat["benchmark.class_order"]
-    flat |= {key: value for key, value in (config.model_extra or {}).items() if key not in _ASIDE}
+    flat |= config.model_dump(mode="json", exclude={*_KINDS, *_ASIDE})
     protocol = protocol_of(run)
     del protocol[ORDERING]  # the option tells it
     flat |= {f"protocol.{key}": value for key, value in protocol.items()}
@@ -250,14 +264,3 @@ def _text(value: Any) -> str:
 def _estimate(values: Sequence[float | None]) -> Estimate | None:
     defined = [value for value in values if value is not None]
     return estimate(defined) if defined and len(defined) == len(values) else None
-
-
-def _drops(matrix: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Return for each experience but the last its best earlier accuracy minus its last."""
-    drops: list[float | None] = []
-    for i in range(len(matrix) - 1):
-        column = [row[i] for row in matrix[i:]]
-        defined = [value for value in column if value is not None]
-        whole = len(defined) == len(column)
-        drops.append(max(defined[:-1]) - defined[-1] if whole else None)
-    return drops

@@ -10,8 +10,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from avalanche_peftcl.compare.alike import dataset, tested_on
-from avalanche_peftcl.compare.records import Metrics, Run
 from avalanche_peftcl.registry.component import Scenario
+from avalanche_peftcl.runs.record import RunRecord
+from avalanche_peftcl.runs.schema import Record
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -182,7 +183,7 @@ def published() -> Published:
     return Published.model_validate_json(text)
 
 
-def quoted_beside(runs: Sequence[Run]) -> tuple[Quoted, ...]:
+def quoted_beside(runs: Sequence[RunRecord]) -> tuple[Quoted, ...]:
     """Return the published numbers whose protocol is that of one of ``runs``.
 
     Data set, scenario, number of experiences and classes of each must agree; a source that does not
@@ -196,7 +197,7 @@ def quoted_beside(runs: Sequence[Run]) -> tuple[Quoted, ...]:
     Returns:
         In the order of the file.
     """
-    whole = [run.metrics for run in runs if _is_whole(run.metrics)]
+    whole = [run.record for run in runs if _is_whole(run.record)]
     book, quoted = published(), []
     for table in book.tables:
         for result in table.results:
@@ -223,18 +224,18 @@ def _quote(
     return Quoted(method, table, stream, shown, definitions)
 
 
-def _protocol(metrics: Metrics) -> tuple[str, str | None, tuple[int, ...]]:
+def _protocol(metrics: Record) -> tuple[str, str | None, tuple[int, ...]]:
     sizes = tuple(len(experience.classes) for experience in metrics.protocol.experiences)
     return _plain(dataset(metrics)), metrics.protocol.scenario, sizes
 
 
-def _is_whole(metrics: Metrics) -> bool:
+def _is_whole(metrics: Record) -> bool:
     """Whether a run trained on all training images and was tested on test images."""
     subset = metrics.config.benchmark.options.get("train_per_class")
     return subset is None and tested_on(metrics) in (None, "test images")
 
 
-def _agrees(metrics: Metrics, table: Table) -> bool:
+def _agrees(metrics: Record, table: Table) -> bool:
     """Whether a run has the weights and the kind of class order of a table, if it states them."""
     options, order = metrics.config.backbone.options, metrics.protocol.class_order
     pretrained = options.get("pretrained") or options.get("checkpoint")

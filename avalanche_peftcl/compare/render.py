@@ -6,14 +6,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import QUANTITIES
-from avalanche_peftcl.compare.sheets import Sheet, left_out_lines, pairs_sheet, results_sheet
-from avalanche_peftcl.console import csv_row, markdown, markdown_row, plain, visible
+from avalanche_peftcl.compare.sheets import (
+    further_sheet,
+    left_out_lines,
+    pairs_sheet,
+    results_sheet,
+)
+from avalanche_peftcl.console import csv_row, markdown, plain, visible
+from avalanche_peftcl.runs.tables import Sheet, markdown_table, terminal_table
 
 _COLUMNS = (
     "source",
@@ -46,18 +50,7 @@ def terminal_tables(comparison: Comparison) -> RenderableType:
     """Return the tables for a rich console."""
     parts: list[RenderableType] = []
     for sheet in _sheets(comparison):
-        table = Table(
-            title=plain(sheet.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
-        )
-        for i, column in enumerate(sheet.columns):
-            table.add_column(plain(column), justify="right" if i else "left", overflow="fold")
-        for row in sheet.rows:
-            table.add_row(*map(plain, row))
-        if sheet.quoted:
-            table.add_section()
-            for row in sheet.quoted:
-                table.add_row(*map(plain, row), style="italic")
-        parts += [table, *map(plain, (*sheet.notes, *sheet.sources)), plain("")]
+        parts += [terminal_table(sheet), *map(plain, (*sheet.notes, *sheet.sources)), plain("")]
     return Group(*parts, *map(plain, left_out_lines(comparison)))
 
 
@@ -68,10 +61,7 @@ def markdown_tables(comparison: Comparison) -> str:
         lines += [
             f"## {markdown(sheet.title)}",
             "",
-            markdown_row(sheet.columns),
-            markdown_row([":---", *["---:"] * (len(sheet.columns) - 1)]),
-            *map(markdown_row, sheet.rows),
-            *(markdown_row(row, emphasis=True) for row in sheet.quoted),
+            *markdown_table(sheet),
             "",
             *(line for note in (*sheet.notes, *sheet.sources) for line in (markdown(note), "")),
         ]
@@ -129,7 +119,7 @@ def csv_table(comparison: Comparison) -> str:
     note = "; ".join(f"protocols differ in {difference}" for difference in comparison.differences)
     for method in comparison.methods:
         seeds = " ".join(map(str, method.seeds))
-        for quantity in QUANTITIES:
+        for quantity in (*QUANTITIES, *comparison.further):
             found = method.estimate(quantity)
             numbers = (
                 [None] * 3
@@ -162,7 +152,8 @@ def csv_table(comparison: Comparison) -> str:
 
 
 def _sheets(comparison: Comparison) -> tuple[Sheet, ...]:
-    return results_sheet(comparison), pairs_sheet(comparison)
+    sheets = results_sheet(comparison), further_sheet(comparison), pairs_sheet(comparison)
+    return tuple(sheet for sheet in sheets if sheet is not None)
 
 
 def _latex_line(cells: tuple[str, ...]) -> str:

@@ -7,30 +7,11 @@ from avalanche_peftcl.compare.comparison import Comparison, PairTest
 from avalanche_peftcl.compare.methods import QUANTITIES, Method, Quantity
 from avalanche_peftcl.compare.published import Quoted
 from avalanche_peftcl.compare.statistics import Estimate
+from avalanche_peftcl.runs.report import number
+from avalanche_peftcl.runs.tables import Sheet
 
 QUOTED = "quoted"  # in the place of the number of seeds
 _TIMES = ((3 * 3600.0, 3600.0, "h"), (180.0, 60.0, "min"), (0.0, 1.0, "s"))  # from, divisor, unit
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table.
-
-    Args:
-        title: What it shows.
-        columns: The head; the first column holds words, the others numbers.
-        rows: As many cells as columns.
-        quoted: Further rows, quoted from others.
-        notes: Lines below the table.
-        sources: Lines that say where the quoted rows come from.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    quoted: tuple[tuple[str, ...], ...] = ()
-    notes: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +66,19 @@ def results_sheet(comparison: Comparison) -> Sheet:
     return Sheet("Methods", columns, rows, quoted, notes, sources)
 
 
+def further_sheet(comparison: Comparison) -> Sheet | None:
+    """Return the table of further metrics, a row each and a column a method; ``None`` of none."""
+    rows = tuple(
+        (quantity.title, *(_free_cell(m.estimate(quantity)) for m in comparison.methods))
+        for quantity in comparison.further
+    )
+    if not rows:
+        return None
+    columns = ("metric", *(method.label for method in comparison.methods))
+    notes = ("Values after the last experience, in the metric's own unit.",)
+    return Sheet("Further metrics", columns, rows, notes=notes)
+
+
 def pairs_sheet(comparison: Comparison) -> Sheet:
     """Return the table of paired tests."""
     columns = ("methods", "accuracy", "seeds", "difference (points)", "t", "p", "p (Holm)")
@@ -122,6 +116,16 @@ def cell(estimate: Estimate | None, scale: Scale) -> str:
         return mean
     spread = scale.number(estimate.standard_deviation)
     return f"{mean} ± {spread} (± {scale.number(estimate.half_width)})"
+
+
+def _free_cell(estimate: Estimate | None) -> str:
+    """Return mean ± standard deviation (± half-width) of a quantity whose unit nobody knows."""
+    if estimate is None:
+        return "-"
+    if estimate.standard_deviation is None:
+        return number(estimate.mean)
+    spread, half = number(estimate.standard_deviation), number(estimate.half_width)
+    return f"{number(estimate.mean)} ± {spread} (± {half})"
 
 
 def p_value(value: float | None) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from avalanche_peftcl.evaluation.running_matrix import RunningMatrix
 from avalanche_peftcl.functional.finite import check_decided, undecided
 from avalanche_peftcl.functional.matrix_vectors import mean
+from avalanche_peftcl.registry.offers import ExperienceOffers
 
 Summary = dict[str, float | list[float | None] | None]
 
@@ -132,7 +133,8 @@ class AccuracyMatrix(PluginMetric[Summary]):
             Fractions; ``None`` where undefined. ``average_accuracy`` weighs experiences equally,
             ``last_accuracy`` and ``accuracy_curve`` weigh images equally, and
             ``average_incremental_accuracy`` is the mean of the curve. ``per_task`` is the final
-            row: one value a task or, if experiences are domains, a domain.
+            row: one value a task or, if experiences are domains, a domain. ``forgetting`` is the
+            mean of ``forgetting_by_experience``: one value an experience but the last.
         """
         vectors, curve = self._running.vectors(), self._running.curve()
         scalars = {
@@ -149,6 +151,7 @@ class AccuracyMatrix(PluginMetric[Summary]):
             **{name: _defined(value) for name, value in scalars.items()},
             "accuracy_curve": [_defined(value) for value in curve],
             "per_task": [_defined(value) for value in vectors.final.tolist()],
+            "forgetting_by_experience": [_defined(value) for value in vectors.drops().tolist()],
         }
 
     def result(self) -> Summary:
@@ -233,7 +236,7 @@ def trained_experience(strategy: Any) -> Any:
     experience = strategy.experience
     if isinstance(strategy, JointTraining):
         experience = strategy._experiences[-1]
-    origin = getattr(experience, "origin_experience", None)
+    origin = ExperienceOffers.of(experience).origin_experience
     return experience if origin is None else origin
 
 

@@ -12,6 +12,7 @@ from avalanche.evaluation.metric_utils import stream_type
 from torch import Tensor, nn
 
 from avalanche_peftcl.evaluation.accuracy_matrix import trained_experience
+from avalanche_peftcl.registry.offers import ModelOffers, PluginOffers
 
 Summary = dict[str, int | float | list[float] | None]
 
@@ -34,6 +35,8 @@ class CostMetric(PluginMetric[Summary]):
 
     def reset(self) -> None:
         """Forget the run."""
+        self.trainable: list[tuple[str, tuple[int, ...]]] = []
+        """Name and shape of what is counted as ``trainable_parameters``."""
         self._trainable = self._total = self._stored = 0
         self._forward_passes = 1
         self._peak: int | None = None
@@ -173,13 +176,16 @@ class CostMetric(PluginMetric[Summary]):
         self._mark = now
 
     def _count_trainable(self, model: nn.Module) -> None:
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self._trainable = max(self._trainable, trainable)
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        count = sum(p.numel() for _, p in trainable)
+        if count >= self._trainable:
+            self.trainable = [(name, tuple(p.shape)) for name, p in trainable]
+            self._trainable = count
 
     def _measure(self, strategy: Any) -> None:
         self._total = sum(p.numel() for p in strategy.model.parameters())
         self._stored = stored_floats(strategy)
-        self._forward_passes = int(getattr(strategy.model, "forward_passes", 1))
+        self._forward_passes = int(ModelOffers.of(strategy.model).forward_passes)
         peak = peak_memory_bytes(strategy.device)
         self._peak = None if peak is None else max(peak, self._earlier_peak)
 
@@ -198,7 +204,7 @@ def stored_floats(strategy: Any) -> int:
     Returns:
         Elements of the floating-point tensors in the state dict of ``strategy.model``, each tensor
         once, without those of ``strategy.model.backbone`` if there is one; plus ``stored_floats``
-        of every plugin that has it.
+        of every plugin that tells it.
 
     Example:
         >>> from types import SimpleNamespace
@@ -206,10 +212,10 @@ def stored_floats(strategy: Any) -> int:
         8
     """
     model = strategy.model
-    backbone = getattr(model, "backbone", None)
+    backbone = ModelOffers.of(model).backbone
     frozen = set(_floats(backbone)) if isinstance(backbone, nn.Module) else set()
     own = sum(size for key, size in _floats(model).items() if key not in frozen)
-    return own + sum(int(getattr(plugin, "stored_floats", 0)) for plugin in strategy.plugins)
+    return own + sum(int(PluginOffers.of(plugin).stored_floats) for plugin in strategy.plugins)
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

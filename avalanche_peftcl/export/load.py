@@ -22,6 +22,7 @@ from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.exportable import is_exportable, takes_backbone
 from avalanche_peftcl.models.heads.rows import MASK_VALUE
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
+from avalanche_peftcl.registry.offers import BackboneOffers
 from avalanche_peftcl.registry.packages import plugin_modules
 from avalanche_peftcl.registry.schema import Schema
 from avalanche_peftcl.registry.wording import join, say
@@ -164,7 +165,7 @@ def assemble(
 
 
 def _check_sizes(path: Path, info: ExportInfo, backbone: nn.Module) -> None:
-    own = getattr(backbone, "input_config", info.input_config)
+    own = BackboneOffers.of(backbone).input_config or info.input_config
     if own.img_size != info.input_config.img_size:
         raise CheckpointError(
             f"{path} is damaged: it says that images have {info.input_config.img_size} pixels a "

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from avalanche_peftcl.errors import ConfigError, PEFTCLError
+from avalanche_peftcl.config import ComponentConfig
+from avalanche_peftcl.errors import ConfigError, PEFTCLError, RecordError
 from avalanche_peftcl.export.backbone import build_backbone, needs_weights
 from avalanche_peftcl.export.file import (
     BACKBONE_PREFIX,
@@ -24,10 +26,13 @@ from avalanche_peftcl.export.file import (
 )
 from avalanche_peftcl.export.load import assemble, builders, load, trained_keys
 from avalanche_peftcl.files import check_writable, write_file
+from avalanche_peftcl.models.backbones.backbone import InputConfig
 from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.exportable import export_spec, places, takes_backbone
+from avalanche_peftcl.registry.offers import ModelOffers, StrategyOffers
 from avalanche_peftcl.registry.wording import join
-from avalanche_peftcl.runs.schema import RECORD
+from avalanche_peftcl.runs.reading import read_record
+from avalanche_peftcl.runs.schema import RECORD, Record
 
 
 def not_exported(model: nn.Module) -> str | None:
@@ -45,9 +50,7 @@ def not_exported(model: nn.Module) -> str | None:
     return f"its state dict holds what is no tensor: {join(odd)}" if odd else None
 
 
-def write_model(
-    folder: Path, metrics: Mapping[str, Any], *, strategy: Any, backbone: nn.Module
-) -> None:
+def write_model(folder: Path, record: Record, *, strategy: Any, backbone: nn.Module) -> None:
     """Write the trained part of a strategy's network into a run's folder, in one step.
 
     Nothing is written if :func:`not_exported` says why. Should the backbone have changed, its
@@ -55,7 +58,7 @@ def write_model(
 
     Args:
         folder: The run's folder.
-        metrics: Content of ``metrics.json``.
+        record: The run's record.
         strategy: Its ``model`` is written.
         backbone: The frozen network, part of the model.
 
@@ -65,35 +68,35 @@ def write_model(
     model = strategy.model
     if not_exported(model) is not None:
         return
-    protocol, config = metrics["protocol"], metrics["config"]
+    config = record.config
     names = {
         c: name
-        for experience in protocol["experiences"]
-        for c, name in zip(experience["classes"], experience["class_names"], strict=True)
+        for experience in record.protocol.experiences
+        for c, name in zip(experience.classes, experience.class_names, strict=True)
     }
-    entry = next(c for c in metrics["components"] if c["kind"] == "backbone")
-    options = dict(config["backbone"])
-    left_out = [name for name in places(options) if name != "name"]
+    entry = next(c for c in record.components if c.kind == "backbone")
+    options = config.backbone.options
+    left_out = list(places(options))
     digest = weights_sha256(backbone)
-    changed = digest != metrics["weights_sha256"]
+    changed = digest != record.weights_sha256
+    kept = {k: v for k, v in options.items() if k not in left_out}
     info = ExportInfo(
         format=FORMAT,
-        finished=metrics["experiences"]["finished"],
-        total=metrics["experiences"]["total"],
-        backbone={k: v for k, v in options.items() if k not in left_out}
-        | {"name": f"{entry['provider']}/{entry['name']}"},
+        finished=record.experiences.finished,
+        total=record.experiences.total,
+        backbone=ComponentConfig.model_validate(kept | {"name": f"{entry.provider}/{entry.name}"}),
         left_out=left_out,
         backbone_included=changed,
         weights_sha256=digest,
-        seed=metrics["seed"],
+        seed=record.seed,
         model=export_spec(model).to_json(),
         class_names=[names.get(c, str(c)) for c in range(max(names, default=-1) + 1)],
-        task_labels=_task_labels(model) if protocol["task_label_at_test"] else [],
-        input_config=protocol["normalisation"],
-        mixed_precision=getattr(strategy, "mixed_precision", "no"),
-        strategy=config["strategy"],
-        module=config["module"],
-        versions=metrics["versions"],
+        task_labels=_task_labels(model) if record.protocol.task_label_at_test else [],
+        input_config=TypeAdapter(InputConfig).validate_python(record.protocol.normalisation),
+        mixed_precision=StrategyOffers.of(strategy).mixed_precision or "no",
+        strategy=config.strategy.model_dump(),
+        module=None if config.module is None else config.module.model_dump(),
+        versions=record.versions,
     )
     keys, state = trained_keys(model, backbone), model.state_dict()
     content = _encode(info, {k: state[k] for k in keys}, backbone.state_dict() if changed else {})
@@ -154,23 +157,21 @@ def _encode(info: ExportInfo, trained: Mapping[str, Tensor], frozen: Mapping[str
 
 
 def _task_labels(model: Any) -> list[int]:
-    labels: list[int] = getattr(getattr(model, "classes", None), "task_labels", [])
-    return labels
+    classes = ModelOffers.of(model).classes
+    return [] if classes is None else list(classes.task_labels)
 
 
 def _why_missing(folder: Path) -> str:
     """Say why a run's folder holds no network."""
-    path = folder / RECORD
-    if not path.is_file():
+    if not (folder / RECORD).is_file():
         return f"{folder} holds no run record; give the folder of a run"
     try:
-        metrics = json.loads(path.read_bytes())
-        finished, reason = metrics["experiences"]["finished"], metrics.get("not_exported")
-        method = metrics["config"]["strategy"]["name"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        record = read_record(folder)
+    except RecordError as error:
         return f"the run record in {folder} cannot be read: {error}"
-    if reason:
+    if reason := record.not_exported:
+        method = record.config.strategy.name
         return f"the network of strategy {method!r} in {folder} was not kept: {reason}"
-    if not finished:
+    if not record.experiences.finished:
         return f"the run in {folder} has finished no experience; run it again"
     return f"the run in {folder} is of a version that kept no network; run it again"

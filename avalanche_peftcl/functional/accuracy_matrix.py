@@ -163,6 +163,34 @@ def forgetting(matrix: Tensor) -> float:
     return _vectors(matrix).forgetting()
 
 
+def forgetting_by_experience(matrix: Tensor) -> Tensor:
+    r"""Return how far each old experience is below its best earlier accuracy.
+
+    .. math:: F_i = \max_{i \le t \le K-2} R_{t,i} - R_{K-1,i}
+
+    :func:`forgetting` is the mean.
+
+    Args:
+        matrix: Accuracy matrix, ``(T, T)``, in [0, 1].
+
+    Returns:
+        ``(K - 1,)``, float64, in [-1, 1]; ``nan`` where an entry on or below the diagonal is
+        missing.
+
+    Raises:
+        ValueError: If ``matrix`` is not square and floating.
+
+    Source:
+        Chaudhry et al., Riemannian Walk, ECCV 2018, eq. (2). Differs: nothing.
+
+    Example:
+        >>> R = torch.tensor([[0.75, torch.nan], [0.5, 1.0]])
+        >>> forgetting_by_experience(R)
+        tensor([0.2500], dtype=torch.float64)
+    """
+    return _vectors(matrix).drops()
+
+
 def clipped_forgetting(matrix: Tensor) -> float:
     r"""Return the mean drop since an experience was learned, gains counted as zero.
 

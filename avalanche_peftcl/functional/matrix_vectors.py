@@ -38,9 +38,13 @@ class MatrixVectors:
         """Return the mean of the final row."""
         return mean(self.final)
 
+    def drops(self) -> Tensor:
+        """Return the drop of each experience but the last from its best, ``(K - 1,)``."""
+        return self.best - self.final[:-1]
+
     def forgetting(self) -> float:
         """Return the mean drop from the best earlier accuracy."""
-        return mean(self.best - self.final[:-1])
+        return mean(self.drops())
 
     def clipped_forgetting(self) -> float:
         """Return the mean drop from the diagonal, gains counted as zero."""

@@ -3,9 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["RunProgress", "run_from_file"]
+__all__ = ["Record", "RunProgress", "read_record", "run_from_file"]
 
-_HOMES = {"RunProgress": "progress", "run_from_file": "from_file"}
+_HOMES = {
+    "Record": "schema",
+    "RunProgress": "progress",
+    "read_record": "reading",
+    "run_from_file": "command",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.progress import track
 
 from avalanche_peftcl.benchmarks.images.manifest import split_sha256, write_manifest
-from avalanche_peftcl.config import ComponentConfig, load_config
-from avalanche_peftcl.config.plan import check_components, seed_benchmark
+from avalanche_peftcl.config import load_config
+from avalanche_peftcl.config.plan import make_plan
 from avalanche_peftcl.console import plain
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import InputConfig
 from avalanche_peftcl.registry import discover
+from avalanche_peftcl.registry.offers import BenchmarkOffers
 
 
 def manifest_from_file(
@@ -38,24 +39,18 @@ def manifest_from_file(
         AmbiguousComponentError: A component that several packages offer.
         DataError: Images that are missing or cannot be used.
     """
-    registry = discover()
-    config = seed_benchmark(load_config(path, overrides), registry)
-    check_components(config, registry)
+    plan = make_plan(load_config(path, overrides), discover())
     _check_target(file, overwrite)
-    settings = config.benchmark.model_dump()
-    settings.pop("manifest", None)
-    benchmark = ComponentConfig.model_validate(settings)
-    built = registry.build(
-        "benchmark",
-        benchmark.name,
-        benchmark.options,
-        {"input_config": InputConfig(img_size=224)},  # how images are shown, not which they are
-    )
-    contents = getattr(built, "contents", None)
+    (benchmark,) = plan.of("benchmark")
+    if benchmark.option("manifest") is not None:
+        plan = plan.with_option("benchmark", "manifest", None)
+    # how images are shown, not which they are
+    built = plan.build("benchmark", input_config=InputConfig(img_size=224))
+    contents = BenchmarkOffers.of(built).contents
     if contents is None:
         raise ConfigError(
-            f"benchmark {benchmark.name!r} does not tell its images; those that are built with "
-            "avalanche_peftcl.benchmarks.make_benchmark do"
+            f"benchmark {benchmark.asked.name!r} does not tell its images; those that are built "
+            "with avalanche_peftcl.benchmarks.make_benchmark do"
         )
     entries = list(
         track(

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from avalanche_peftcl.console import plain
+from avalanche_peftcl.registry.offers import ExperienceOffers
+from avalanche_peftcl.runs.schema import Record
 
 _REFRESH = 0.2  # seconds between two readings of the loss, each of which waits for the device
 _MOST = 12  # names and numbers that one line lists
@@ -22,9 +24,6 @@ class RunProgress(BaseLogger):
     Args:
         console: Where to; ``None`` shows nothing. Bars are drawn on a terminal only; elsewhere
             there are plain lines without control characters.
-
-    Attributes:
-        trainable: Name and shape of every parameter that trained when the last experience began.
 
     Example:
         >>> with RunProgress(Console(width=80)) as progress:
@@ -38,7 +37,6 @@ class RunProgress(BaseLogger):
     def __init__(self, console: Console | None = None) -> None:
         super().__init__()
         self.console = Console(quiet=True) if console is None else console
-        self.trainable: list[tuple[str, tuple[int, ...]]] = []
         self._bars: Progress | None = None
         self._bar: TaskID | None = None
         self._loss_read = 0.0
@@ -111,19 +109,27 @@ class RunProgress(BaseLogger):
         for note in notes:
             self.say(f"  {note}")
 
+    def tell(self, record: Record) -> None:
+        """Show the experience that was finished last, see :meth:`end`."""
+        finished = record.experiences.finished
+        self.end(
+            finished,
+            record.experiences.total,
+            classes=record.protocol.experiences[finished - 1].class_names,
+            seconds=record.cost.training_seconds[-1],
+            seen=record.accuracy.accuracy_curve[-1],
+            row=record.accuracy_matrix[finished - 1][:finished],
+            notes=record.notes[-1],
+        )
+
     def before_training_exp(self, strategy: Any, *args: Any) -> None:
-        """Note what trains, now that the model is adapted; give the bar its length."""
-        self.trainable = [
-            (name, tuple(p.shape))
-            for name, p in strategy.model.named_parameters()
-            if p.requires_grad
-        ]
+        """Say what trains, now that the model is adapted; give the bar its length."""
         if not self._said_trainable:
             self._say_trainable(strategy.model)
         if self._bars is not None and self._bar is not None:
             steps = strategy.train_epochs * len(strategy.dataloader)
             # an online stream comes in chunks, and nobody says how many follow
-            online = hasattr(strategy.experience, "is_last_subexp")
+            online = ExperienceOffers.of(strategy.experience).is_last_subexp is not None
             self._bars.update(self._bar, total=None if online else steps)
 
     def after_training_iteration(self, strategy: Any, *args: Any) -> None:
@@ -144,9 +150,12 @@ class RunProgress(BaseLogger):
     def _say_trainable(self, model: Any) -> None:
         self._said_trainable = True
         total = sum(p.numel() for p in model.parameters())
-        train = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        train = sum(p.numel() for _, p in trainable)
         self.say(f"trains {train:,} of {total:,} parameters:" if train else "nothing trains")
-        for pattern, shapes in group_parameters(self.trainable).items():
+        for pattern, shapes in group_parameters(
+            [(n, tuple(p.shape)) for n, p in trainable]
+        ).items():
             self.say(f"  {pattern}  {_listed(shapes)}")
 
 

@@ -1,30 +1,21 @@
-"""From the numbers of a run to what people read: Markdown, figures, a table on the terminal.
+"""From the record of a run to what people read: Markdown, and tables on the terminal.
 
-Everything here is made from the content of ``metrics.json``, where accuracies are fractions; they
-become percent only here. Experiences are counted from 1 in everything that is rendered.
+Accuracies are fractions; they become percent only here. Experiences are counted from 1 in
+everything that is rendered.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from avalanche_peftcl.console import markdown, markdown_row, plain
+from avalanche_peftcl.console import markdown, plain
+from avalanche_peftcl.runs.schema import Protocol, Record
+from avalanche_peftcl.runs.tables import Sheet, markdown_table, matrix_sheet, terminal_table
 
-Metrics = Mapping[str, Any]
-
-_HEADLINES = {
-    "average_incremental_accuracy": "average accuracy",
-    "last_accuracy": "last accuracy",
-    "forgetting": "forgetting",
-}
-_INDEPENDENCE: dict[Any, str] = {
+PICTURE = "accuracy_matrix.svg"
+_INDEPENDENCE: dict[str | None, str] = {
     "tested": "independent of its minibatch (tested in avalanche-peftcl, which all parts are from)",
     "stated": "independent of its minibatch (the strategy says so)",
     "dependent": "depends on its minibatch (the strategy says so)",
@@ -32,7 +23,6 @@ _INDEPENDENCE: dict[Any, str] = {
 }
 _MOST = 20  # experiences whose matrix is printed cell by cell
 _FEW = 10  # of more experiences, how many are printed
-_DRAWN = 200  # experiences whose matrix is drawn cell by cell; of more, as many
 
 
 def percent(value: float | None, *, sign: str = " %") -> str:
@@ -45,56 +35,52 @@ def percent(value: float | None, *, sign: str = " %") -> str:
     return "-" if value is None else f"{100 * value:.1f}{sign}"
 
 
-def headlines(metrics: Metrics) -> list[tuple[str, str]]:
+def headlines(record: Record) -> list[tuple[str, str]]:
     """Return the run's headline numbers, name and percent.
 
     ``average accuracy`` is the mean over the experiences of the accuracy on all test images seen;
     ``last accuracy`` is that after the last experience; ``forgetting`` the mean drop from the best.
     """
-    accuracy = metrics["accuracy"]
-    return [(name, percent(accuracy.get(key))) for key, name in _HEADLINES.items()]
+    return [(name, percent(value)) for name, value in record.accuracy.headlines().items()]
 
 
-def terminal_report(metrics: Metrics, folder: str) -> RenderableType:
+def title(record: Record) -> str:
+    """Return what was run, in one line."""
+    count = record.experiences
+    so_far = "" if record.complete else f", {count.finished} of {count.total} experiences"
+    return f"{_name(record)}, seed {record.seed}{so_far}"
+
+
+def terminal_report(record: Record, folder: str) -> RenderableType:
     """Return what a run shows at its end, for a rich console.
 
     Args:
-        metrics: Content of ``metrics.json``.
-        folder: Where the run record is.
+        record: The run's record.
+        folder: Where it is.
     """
     numbers = Table.grid(padding=(0, 2))
-    for name, value in headlines(metrics):
+    for name, value in headlines(record):
         numbers.add_row(plain(name), plain(value, justify="right"))
     parts: list[RenderableType] = [plain(""), numbers, plain(""), plain(f"run record: {folder}")]
-    matrix = metrics["accuracy_matrix"]
-    if len(matrix) <= _MOST:
-        table = Table(box=SIMPLE_HEAD)
-        for name in ("", *map(str, range(1, len(matrix) + 1))):
-            table.add_column(name, justify="right")
-        for t, row in enumerate(matrix, start=1):
-            table.add_row(str(t), *(percent(value, sign="") for value in row))
-        parts[1:1] = [
-            plain("accuracy in %; row: trained up to, column: tested on"),
-            table,
-        ]
+    if len(record.accuracy_matrix) <= _MOST:
+        sheet = _matrix(record)
+        parts[1:1] = [plain(sheet.title), terminal_table(sheet, title=False)]
     return Group(*parts)
 
 
-def markdown_report(metrics: Metrics) -> str:
+def markdown_report(record: Record) -> str:
     """Return ``summary.md``.
 
     Args:
-        metrics: Content of ``metrics.json``.
+        record: The run's record.
     """
-    protocol, count = metrics["protocol"], metrics["experiences"]
-    matrix = metrics["accuracy_matrix"]
-    shown = spread(len(matrix), _FEW) if len(matrix) > _MOST else range(len(matrix))
-    state = "" if metrics["complete"] else f" ({count['finished']} of {count['total']} experiences)"
+    protocol, count, size = record.protocol, record.experiences, len(record.accuracy_matrix)
+    state = "" if record.complete else f" ({count.finished} of {count.total} experiences)"
+    part = f" Here are {_FEW} of {size} experiences; accuracy_matrix.csv has all."
     lines = [
-        f"# {markdown(_name(metrics))}{state}",
+        f"# {markdown(_name(record))}{state}",
         "",
-        *_table(["number", "value"], headlines(metrics)),
-        "",
+        *_table(("number", "value"), headlines(record)),
         "Average accuracy is the mean over the experiences of the accuracy on all test images seen "
         "so far; last accuracy is that accuracy after the last experience; forgetting is the mean "
         "drop of the earlier experiences from their best accuracy.",
@@ -102,104 +88,65 @@ def markdown_report(metrics: Metrics) -> str:
         "## Accuracy matrix",
         "",
         "In percent; rows: after training on that experience, columns: on the test images of it."
-        + (
-            ""
-            if len(matrix) <= _MOST
-            else f" Here are {_FEW} of {len(matrix)} experiences; accuracy_matrix.csv has all."
-        ),
+        + (part if size > _MOST else ""),
         "",
-        *_table(
-            ["", *(str(i + 1) for i in shown)],
-            [
-                (str(t + 1), *(percent(row[i], sign="") for i in shown))
-                for t, row in ((t, matrix[t]) for t in shown)
-            ],
-        ),
+        *markdown_table(_matrix(record)),
         "",
-        "![accuracy matrix](accuracy_matrix.png)",
-        "",
-        "![accuracy curve](accuracy_curve.png)",
-        "",
+        *([f"![accuracy matrix]({PICTURE})", ""] if count.finished else []),
+        *_further(record),
         "## Protocol",
         "",
-        f"- scenario: {markdown(protocol['scenario'])}, {count['total']} experiences, "
-        f"seed {metrics['seed']}",
-        f"- class order: {markdown(_words(protocol['class_order']))}",
+        f"- scenario: {markdown(protocol.scenario)}, {count.total} experiences, seed {record.seed}",
+        f"- class order: {markdown(_words(protocol.class_order))}",
         *(f"- {name}: {markdown(value)}" for name, value in protocol_rules(protocol)),
-        f"- input: {markdown(_pairs(protocol['normalisation']))}",
-        *(
-            [f"- timm's name of the backbone: {markdown(name)}"]
-            if (name := metrics.get("model_name"))
-            else []
-        ),
-        f"- weights of the backbone: sha256 {metrics['weights_sha256']}",
+        f"- input: {markdown(_pairs(protocol.normalisation))}",
+        *_if(record.model_name, "- timm's name of the backbone: "),
+        f"- weights of the backbone: sha256 {record.weights_sha256}",
         "",
         *_table(
-            ["experience", "classes", "train images", "test images"],
+            ("experience", "classes", "train images", "test images"),
             [
-                (
-                    str(e),
-                    _words(experience["class_names"]),
-                    str(experience["train_images"]),
-                    str(experience["test_images"]),
-                )
-                for e, experience in enumerate(protocol["experiences"], start=1)
+                (str(e), _words(each.class_names), str(each.train_images), str(each.test_images))
+                for e, each in enumerate(protocol.experiences, start=1)
             ],
+            words=True,
         ),
-        "",
         "## Components",
         "",
         *_table(
-            ["kind", "name", "provider", "version", "source"],
-            [tuple(component.values()) for component in metrics["components"]],
+            ("kind", "name", "provider", "version", "source"),
+            [
+                (each.kind, each.name, each.provider, each.version, each.source)
+                for each in record.components
+            ],
+            words=True,
         ),
-        "",
-        *_notes(metrics),
+        *_notes(record),
         "## Cost",
         "",
-        *(f"- {name}: {markdown(_value(value))}" for name, value in _spaced(metrics["cost"])),
-        f"- device: {markdown(_pairs(metrics['platform']))}",
-        f"- versions: {markdown(_pairs(metrics['versions']))}",
+        *(f"- {name}: {markdown(_value(value))}" for name, value in _spaced(dict(record.cost))),
+        f"- device: {markdown(_pairs(record.platform))}",
+        f"- versions: {markdown(_pairs(record.versions))}",
         "",
     ]
     return "\n".join(lines)
 
 
-def protocol_rules(protocol: Metrics) -> list[tuple[str, str]]:
-    """Return the rules of the evaluation in words, name and value.
-
-    Args:
-        protocol: ``protocol`` of ``metrics.json``; what it lacks is called unknown.
-
-    Example:
-        >>> dict(protocol_rules({"task_label_at_test": False}))["task label at test"]
-        'not used'
-    """
-    labelled: dict[Any, str] = {True: "used", False: "not used"}
-    tested_on, images = protocol.get("tested_on"), protocol.get("test_images")
-    manifest = protocol.get("manifest_sha256")
+def protocol_rules(protocol: Protocol) -> list[tuple[str, str]]:
+    """Return the rules of the evaluation in words, name and value; what it lacks is unknown."""
+    images, manifest = protocol.test_images, protocol.manifest_sha256
+    independence = _INDEPENDENCE.get(protocol.batch_independence, _INDEPENDENCE["not stated"])
     return [
-        ("images", f"sha256 {protocol.get('split_sha256') or 'unknown'} of names, sizes and split"),
+        ("images", f"sha256 {protocol.split_sha256 or 'unknown'} of names, sizes and split"),
         ("manifest", f"sha256 {manifest}, every image compared" if manifest else "none given"),
-        ("tested on", f"{'unknown' if images is None else images} {tested_on or 'images'}"),
-        ("precision", protocol.get("precision") or "unknown"),
-        ("task label at test", labelled.get(protocol.get("task_label_at_test"), "unknown")),
         (
-            "prediction of an image",
-            _INDEPENDENCE.get(protocol.get("batch_independence"), _INDEPENDENCE["not stated"]),
+            "tested on",
+            f"{'unknown' if images is None else images} {protocol.tested_on or 'images'}",
         ),
+        ("precision", protocol.precision or "unknown"),
+        ("task label at test", "used" if protocol.task_label_at_test else "not used"),
+        ("prediction of an image", independence),
     ]
-
-
-def _notes(metrics: Metrics) -> list[str]:
-    """Return the section with what plugins said after each experience, if they said anything."""
-    notes = metrics.get("notes", [])
-    lines = [
-        f"- experience {t}: {markdown(line)}"
-        for t, said in enumerate(notes, start=1)
-        for line in said
-    ]
-    return ["## Notes", "", *lines, ""] if lines else []
 
 
 def spread(size: int, most: int) -> list[int]:
@@ -214,81 +161,60 @@ def spread(size: int, most: int) -> list[int]:
     return [round(i * (size - 1) / (most - 1)) for i in range(most)]
 
 
-def matrix_figure(metrics: Metrics) -> Figure:
-    """Draw the accuracy matrix as a heat map; grey where nothing was evaluated.
+def number(value: float | None) -> str:
+    """Return a number whose unit nobody knows, a dash for ``None``.
 
-    Of more than 200 experiences 200 are drawn, evenly spread.
+    Example:
+        >>> number(0.123456), number(1234567.0), number(None)
+        ('0.1235', '1.235e+06', '-')
     """
-    whole = metrics["accuracy_matrix"]
-    size, drawn = len(whole), spread(len(whole), _DRAWN)
-    matrix = _array([[row[i] for i in drawn] for row in (whole[t] for t in drawn)])
-    side = min(10.0, 3.0 + 0.45 * size)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        title=_title(metrics), xlabel="tested on experience", ylabel="trained up to experience"
-    )
-    axes.set_facecolor("0.92")
-    extent = (0.5, size + 0.5, size + 0.5, 0.5)  # so that ticks count from 1
-    image = axes.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis", extent=extent)
-    figure.colorbar(image, label="accuracy (%)", shrink=0.85)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, nbins=size if size <= _MOST else 10))
-    if size <= _MOST:
-        for (t, i), value in np.ndenumerate(100 * matrix):
-            if np.isfinite(value):
-                colour = "white" if value < 60 else "black"
-                text = f"{value:.1f}" if size <= 10 else f"{value:.0f}"
-                axes.text(i + 1, t + 1, text, ha="center", va="center", color=colour, fontsize=9)
-    return figure
+    return "-" if value is None else f"{value:.4g}"
 
 
-def curve_figure(metrics: Metrics) -> Figure:
-    """Draw the accuracy on all test images seen so far after each experience."""
-    curve = 100 * _array(metrics["accuracy"]["accuracy_curve"])
-    total = metrics["experiences"]["total"]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        title=_title(metrics),
-        xlabel="experiences trained",
-        ylabel="accuracy on all seen (%)",
-        xlim=(0.5, total + 0.5),
-        ylim=(0, 103),
-    )
-    axes.grid(color="0.9")
-    axes.plot(range(1, len(curve) + 1), curve, marker="o", markersize=4, clip_on=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=total if total <= _MOST else 10))
-    if len(curve):
-        axes.annotate(
-            f"{curve[-1]:.1f}",
-            (len(curve), curve[-1]),
-            xytext=(0, -14 if curve[-1] > 50 else 8),
-            textcoords="offset points",
-            ha="center",
-        )
-    return figure
+def _matrix(record: Record) -> Sheet:
+    """Return the accuracy matrix; of a large one some experiences."""
+    size = len(record.accuracy_matrix)
+    shown = spread(size, _FEW if size > _MOST else _MOST)
+    rows = (record.accuracy_matrix[t] for t in shown)
+    cells = [[percent(row[i], sign="") for i in shown] for row in rows]
+    return matrix_sheet(cells, [t + 1 for t in shown])
 
 
-def _array(values: Sequence[Any]) -> np.ndarray:
-    """Return (nested) fractions as an array, ``None`` as nan."""
-    return np.array(values, dtype=float)
+def _further(record: Record) -> list[str]:
+    """Return the section with the values of further metrics, if there are any."""
+    if not record.further_metrics:
+        return []
+    shown = spread(record.experiences.finished, _FEW)
+    rows = [
+        (name, *(number(values[t]) if t < len(values) else "-" for t in shown))
+        for name, values in record.further_metrics.items()
+    ]
+    columns = ("after experience", *(str(t + 1) for t in shown))
+    return ["## Further metrics", "", *_table(columns, rows)]
 
 
-def _title(metrics: Metrics) -> str:
-    count = metrics["experiences"]
-    so_far = "" if metrics["complete"] else f", {count['finished']} of {count['total']} experiences"
-    return f"{_name(metrics)}, seed {metrics['seed']}{so_far}"
+def _notes(record: Record) -> list[str]:
+    """Return the section with what plugins said after each experience, if they said anything."""
+    lines = [
+        f"- experience {t}: {markdown(line)}"
+        for t, said in enumerate(record.notes, start=1)
+        for line in said
+    ]
+    return ["## Notes", "", *lines, ""] if lines else []
 
 
-def _name(metrics: Metrics) -> str:
-    config = metrics["config"]
-    return f"{config['strategy']['name']} on {config['benchmark']['name']}"
+def _name(record: Record) -> str:
+    return f"{record.config.strategy.name} on {record.config.benchmark.name}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    return [markdown_row(line) for line in (head, ["---"] * len(head), *rows)]
+def _table(
+    columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, words: bool = False
+) -> list[str]:
+    return [*markdown_table(Sheet("", columns, tuple(rows), words=words)), ""]
+
+
+def _if(value: str | None, head: str) -> list[str]:
+    return [f"{head}{markdown(value)}"] if value else []
 
 
 def _words(values: Sequence[Any] | None) -> str:
@@ -306,4 +232,4 @@ def _spaced(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _value(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "(" + ", ".join(map(_value, value)) + ")"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)

@@ -1,29 +1,248 @@
-"""The record of a run, as it lies in ``metrics.json``; no torch."""
+"""The record of a run, typed, as it lies in ``metrics.json``; no torch."""
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
+
+from avalanche_peftcl.config import RunConfig
 
 RECORD = "metrics.json"
+FORMAT = 2  # of the records that are written
+FORMATS = (1, 2)  # that can be read; 1 has the accuracy matrix in this file
+
+_ROUNDING = 1e-9
+Fraction = Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)]
+Change = Annotated[float, Field(ge=-1 - _ROUNDING, le=1 + _ROUNDING)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Row = list[Fraction | None]
 
 
-def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """Return the content of a record's ``metrics.json``; ``None`` if there is none to read."""
-    path = folder / RECORD
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            return None
-        metrics = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return metrics if isinstance(metrics, dict) else None
+def _unless_it_grows(value: Any, check: Callable[[Any], list[Row]]) -> Any:
+    """Check rows that were read; those of a run that goes on are made when they are asked for."""
+    return check(value) if isinstance(value, list) or not isinstance(value, Sequence) else value
 
 
-def is_record(metrics: Any) -> bool:
-    """Whether the content of a ``metrics.json`` is that of a run of ours, of any version."""
-    return (
-        isinstance(metrics, dict)
-        and "format" in metrics
-        and isinstance(metrics.get("config"), dict)
-        and isinstance(metrics.get("experiences"), dict)
-    )
+class _Part(BaseModel):
+    """A part of a record; what this version has no use for is left alone."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Settings(RunConfig):
+    """The configuration as recorded; that of another version may have further keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Provided(_Part):
+    """Where a component came from."""
+
+    kind: str
+    name: str
+    provider: str
+    version: str
+    source: str = ""
+
+
+class Experience(_Part):
+    """One training experience, and the test images of the same number."""
+
+    classes: list[int]
+    class_names: list[str]
+    train_images: Count
+    test_images: Count
+
+
+class Stream(_Part):
+    """The data: what a run that goes on must find again.
+
+    Args:
+        scenario: What the benchmark says of itself.
+        split_sha256: Hash of the images' names and sizes, classes, domains and splits.
+        manifest_sha256: Hash of their contents too; ``None`` unless a manifest was checked.
+        domains: Names of the domains, in the order of the experiences.
+        class_order: Original class of each class id.
+        normalisation: What the backbone expects of an image.
+        tested_on: ``"test images"`` or ``"held-out training images"``.
+        test_images: All of them.
+        experiences: Of an online stream, those that it was cut from.
+    """
+
+    scenario: str | None
+    split_sha256: str | None = None
+    manifest_sha256: str | None = None
+    domains: list[str] | None = None
+    class_order: list[int] | None
+    normalisation: dict[str, Any]
+    tested_on: str | None = None
+    test_images: Count | None = None
+    experiences: list[Experience]
+
+
+class Protocol(Stream):
+    """What an evaluation depends on besides the method.
+
+    Args:
+        task_label_at_test: Whether a prediction may lean on a task label.
+        batch_independence: Whether one leans on the other images of its minibatch:
+            ``"tested"``, ``"stated"``, ``"dependent"`` or ``"not stated"``.
+        precision: In words.
+    """
+
+    task_label_at_test: bool
+    batch_independence: str | None = None
+    precision: str | None = None
+
+
+class Progress(_Part):
+    """How far the run came, in experiences."""
+
+    total: Count
+    finished: Count
+
+
+class Parameter(_Part):
+    """A parameter that trained."""
+
+    name: str
+    shape: list[Count]
+
+
+class Accuracy(_Part):
+    """Numbers that follow from the accuracy matrix, as fractions; ``None`` where undefined.
+
+    Their formulas are in :mod:`avalanche_peftcl.functional.accuracy_matrix`.
+    """
+
+    average_accuracy: Fraction | None = None
+    average_incremental_accuracy: Fraction | None
+    last_accuracy: Fraction | None
+    forgetting: Change | None
+    clipped_forgetting: Change | None = None
+    backward_transfer: Change | None = None
+    forward_transfer: Change | None = None
+    learning_accuracy: Fraction | None = None
+    accuracy_curve: list[Fraction | None]
+    per_task: list[Fraction | None] = []
+    forgetting_by_experience: list[Change | None] = []
+
+    def headlines(self) -> dict[str, float | None]:
+        """Return the numbers that are shown first, by their names in words."""
+        return {name: getattr(self, key) for key, name in HEADLINES.items()}
+
+
+HEADLINES = {
+    "average_incremental_accuracy": "average accuracy",
+    "last_accuracy": "last accuracy",
+    "forgetting": "forgetting",
+}
+
+
+class Cost(_Part):
+    """What the run cost; see :meth:`.CostMetric.summary`."""
+
+    trainable_parameters: Count
+    total_parameters: Count | None = None
+    trainable_share: Fraction | None = None
+    stored_floats: Count | None = None
+    forward_passes: Count | None = None
+    training_seconds: list[Seconds]
+    evaluation_seconds: list[Seconds] = []
+    peak_memory_bytes: Count | None = None
+
+
+class Record(_Part):
+    """Everything that a run recorded.
+
+    Args:
+        format: Version of the layout.
+        seed: The run's seed.
+        config: Its settings, with every default.
+        components: What it was made of.
+        weights_sha256: Hash of the backbone's weights.
+        model_name: timm's name of the backbone.
+        platform: What it computed on.
+        versions: Of Python and the packages.
+        resume_obstacles: Why it could not be resumed.
+        files: Names in its folder that are its own.
+        started_at: When it began, as ISO 8601, like the next two.
+        resumed_at: When it went on from a checkpoint.
+        written_at: When this was written.
+        complete: Whether all experiences are finished.
+        experiences: How many are.
+        protocol: What its evaluation depends on besides the method.
+        trainable: What trained in the last experience.
+        accuracy: Numbers that follow from the accuracy matrix.
+        per_domain: Last accuracy on each domain by name; ``None`` of other streams.
+        cost: What it cost.
+        further_metrics: By name the values of all further metrics, one an experience, ``None``
+            where there was none.
+        plugins: What plugins tell, by their class.
+        notes: What they said after each experience.
+        not_exported: Why its network was not kept.
+        test_images: Of each experience.
+        baseline: Accuracy on each experience before any training.
+        accuracy_matrix: Row by row; in a file of its own, see :class:`.MatrixFile`.
+    """
+
+    format: int
+    seed: Count
+    config: Settings
+    components: list[Provided]
+    weights_sha256: str
+    model_name: str | None = None
+    platform: dict[str, str | int | None]
+    versions: dict[str, str]
+    resume_obstacles: list[str] = []
+    files: list[str] = []
+    started_at: str | None = None
+    resumed_at: list[str] = []
+    written_at: str
+    complete: bool
+    experiences: Progress
+    protocol: Protocol
+    trainable: list[Parameter] = []
+    accuracy: Accuracy
+    per_domain: dict[str, Fraction | None] | None = None
+    cost: Cost
+    further_metrics: dict[str, list[float | None]] = {}
+    plugins: dict[str, Any] = {}
+    notes: list[list[str]] = []
+    not_exported: str | None = None
+    test_images: list[Count] = []
+    baseline: list[Fraction | None] = []
+    accuracy_matrix: Annotated[Sequence[Row], WrapValidator(_unless_it_grows)] = Field(exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_values_alone(cls, given: Any) -> Any:
+        """Take the last values of further metrics, all that records had once, for what they are."""
+        further = given.get("further_metrics") if isinstance(given, dict) else None
+        if not isinstance(further, dict) or not any(map(_is_number, further.values())):
+            return given
+        done = len(given["notes"]) if isinstance(given.get("notes"), list) else 1
+        earlier = [None] * (done - 1)
+        return given | {
+            "further_metrics": {
+                k: [*earlier, v] if _is_number(v) else v for k, v in further.items()
+            }
+        }
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        total = self.experiences.total
+        if self.complete and not (
+            total
+            == len(self.protocol.experiences)
+            == len(self.accuracy.accuracy_curve)
+            == len(self.accuracy_matrix)
+            and all(len(row) == total for row in self.accuracy_matrix)
+        ):
+            raise ValueError(f"accuracy matrix, curve and protocol are not of {total} experiences")
+        return self
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

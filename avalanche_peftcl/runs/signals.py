@@ -47,6 +47,20 @@ def _raise(number: int, frame: FrameType | None) -> None:
     raise Terminated(number)
 
 
+def how_to_stop() -> str | None:
+    """Say how this process is stopped where an interrupt does not; else return ``None``.
+
+    A shell starts the background jobs of a script with interrupts ignored, so that Ctrl-C reaches
+    the script alone; Python and every process started from here keep to that.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        return None
+    return (
+        "interrupts are ignored, as in every background job of a script; kill "
+        f"{os.getpid()} stops this one"
+    )
+
+
 def end_with_parent() -> None:
     """End this process in order when standard input ends, a pipe whose other end the parent holds.
 

@@ -19,7 +19,7 @@ from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import PEFTCLError
 from avalanche_peftcl.files import held_log
-from avalanche_peftcl.runs.output import LOG, listed_files
+from avalanche_peftcl.runs.folder import LOG, listed_files
 
 _PATIENCE = 5.0  # seconds that a process told to stop has for it
 _CHILD = (

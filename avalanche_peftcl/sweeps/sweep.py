@@ -1,38 +1,24 @@
 """One configuration under several seeds: a run each, and what they have in common."""
 
-import json
 import statistics
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from avalanche_peftcl.checkpoints.folder import read_checkpoint
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.config.plan import check_components, components, seed_benchmark, with_defaults
 from avalanche_peftcl.console import plain
-from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.device import check_device
-from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.runs.control import how_to_stop, settle_precision
-from avalanche_peftcl.runs.identity import check_identity, settings_of, versions_of
-from avalanche_peftcl.runs.output import CHECKPOINTS, check_output
-from avalanche_peftcl.runs.record import FORMAT, describe_components
 from avalanche_peftcl.runs.report import percent
-from avalanche_peftcl.runs.schema import RECORD
-from avalanche_peftcl.runs.signals import termination_raised
+from avalanche_peftcl.runs.schema import HEADLINES, Record
+from avalanche_peftcl.runs.signals import how_to_stop, termination_raised
+from avalanche_peftcl.runs.tables import Sheet, terminal_table
+from avalanche_peftcl.sweeps.earlier import finished_runs, read_earlier
 from avalanche_peftcl.sweeps.processes import Event, Task, run_processes
-
-_NUMBERS = {
-    "average accuracy": "average_incremental_accuracy",
-    "last accuracy": "last_accuracy",
-    "forgetting": "forgetting",
-}
-_HOW = ("num_threads", "num_workers")  # of a finished run it does not matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +28,13 @@ class Outcome:
     Args:
         seed: The seed.
         folder: Folder of its run.
-        metrics: Content of ``metrics.json``; ``None`` if the run failed.
+        record: Its record; ``None`` if the run failed.
         error: Why it failed.
     """
 
     seed: int
     folder: Path
-    metrics: dict[str, Any] | None = None
+    record: Record | None = None
     error: str | None = None
 
 
@@ -95,12 +81,12 @@ def run_sweep(
     console = Console(quiet=True) if console is None else console
     runs = [config.for_seed(seed) for seed in config.seeds]
     outcomes = {
-        run.seed: Outcome(run.seed, run.output, metrics)
-        for run, metrics in zip(runs, _finished(runs, overwrite=overwrite), strict=True)
-        if metrics is not None
+        run.seed: Outcome(run.seed, run.output, record)
+        for run, record in zip(runs, finished_runs(runs, overwrite=overwrite), strict=True)
+        if record is not None
     }
     for seed, outcome in outcomes.items():
-        _say(console, f"seed {seed}: finished earlier, {_last_accuracy(outcome.metrics)}")
+        _say(console, f"seed {seed}: finished earlier, {_last_accuracy(outcome)}")
     tasks = [Task(run, anew=overwrite) for run in runs if run.seed not in outcomes]
     by_seed = {task.seed: task for task in tasks}
     if tasks and (how := how_to_stop()):
@@ -115,10 +101,10 @@ def run_sweep(
                 outcome = _outcome(task, event)
                 outcomes[event.seed] = outcome
                 ended = outcome.error and f"failed: {outcome.error}"
-                ended = ended or f"finished, {_last_accuracy(outcome.metrics)}"
+                ended = ended or f"finished, {_last_accuracy(outcome)}"
                 _say(console, f"seed {event.seed}: {ended}")
         except KeyboardInterrupt as stop:
-            done = [str(s) for s, o in sorted(outcomes.items()) if o.metrics is not None]
+            done = [str(s) for s, o in sorted(outcomes.items()) if o.record is not None]
             missing = [str(run.seed) for run in runs if str(run.seed) not in done]
             _say(
                 console,
@@ -138,20 +124,21 @@ def run_sweep(
 
 def summary(config: RunConfig, outcomes: list[Outcome]) -> Table:
     """Return the numbers of each seed, their mean and standard deviation."""
-    table = Table(title=plain(f"{config.strategy.name} on {config.benchmark.name}, in %"))
-    for name in ("seed", *_NUMBERS):
-        table.add_column(plain(name), justify="right")
+    names = tuple(HEADLINES.values())
+    rows = []
     for outcome in outcomes:
-        metrics = outcome.metrics
-        cells = ["failed", *[""] * (len(_NUMBERS) - 1)]
-        if metrics is not None:
-            cells = [percent(metrics["accuracy"].get(k), sign="") for k in _NUMBERS.values()]
-        table.add_row(str(outcome.seed), *cells)
-    finished = [outcome.metrics for outcome in outcomes if outcome.metrics is not None]
-    if len(finished) > 1:
+        cells = ["failed", *[""] * (len(names) - 1)]
+        if outcome.record is not None:
+            found = outcome.record.accuracy.headlines()
+            cells = [percent(found[name], sign="") for name in names]
+        rows.append((str(outcome.seed), *cells))
+    done = [o.record.accuracy.headlines() for o in outcomes if o.record is not None]
+    title = f"{config.strategy.name} on {config.benchmark.name}, in %"
+    table = terminal_table(Sheet(title, ("seed", *names), tuple(rows)))
+    if len(done) > 1:
         table.add_section()
-        columns = ([m["accuracy"].get(key) for m in finished] for key in _NUMBERS.values())
-        table.add_row(f"mean of {len(finished)}", *map(_spread, columns))
+        spreads = (_spread([found[name] for found in done]) for name in names)
+        table.add_row(f"mean of {len(done)}", *spreads)
     return table
 
 
@@ -165,147 +152,22 @@ def _engine(tasks: list[Task], jobs: int, ray: str | None) -> Generator[Event, N
     return run_on_ray(tasks, address=ray)
 
 
-def _finished(runs: list[RunConfig], *, overwrite: bool) -> list[dict[str, Any] | None]:
-    """Return the record of each run that is finished already.
-
-    Raises:
-        ConfigError: If the settings cannot be used, or a folder, with all that is in the way.
-    """
-    registry = discover()
-    check_components(runs[0], registry)
-    found: list[dict[str, Any] | None] = []
-    unread: list[str] = []
-    others: dict[str, list[str]] = {}
-    for run in runs:
-        metrics = None
-        try:
-            metrics = None if overwrite else read_metrics(run.output)
-        except ConfigError as error:
-            unread.append(str(error))
-        else:
-            check_output(run.output, overwrite=True, resume=not overwrite)
-        if metrics is not None:
-            differences = _differences(metrics, run, registry)
-            if differences and metrics["experiences"].get("finished"):
-                others.setdefault("\n".join(differences), []).append(str(run.output))
-        found.append(metrics if metrics is not None and metrics["complete"] else None)
-        if found[-1] is None and not overwrite and not unread and not others:
-            unread += _checkpoints_of_another(run, registry)
-    problems = unread + [
-        f"{', '.join(folders)}: a run of another configuration\n{text}"
-        for text, folders in others.items()
-    ]
-    if problems:
-        raise ConfigError(
-            "\n".join(problems) + "\nchoose another folder (output=...), or replace every run of "
-            "these seeds (--overwrite; in Python, overwrite=True)"
-        )
-    return found
-
-
-def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """Return the record of an earlier run in ``folder``, ``None`` if there is none.
-
-    Raises:
-        ConfigError: If it cannot be read, or is of another version.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        metrics = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(_spoilt(folder, str(error))) from error
-    version = metrics.get("format") if isinstance(metrics, dict) else None
-    finished_before = (
-        version == 1 and metrics.get("complete") is True
-    )  # numbers are where they were
-    if version is not None and version != FORMAT and not finished_before:
-        raise ConfigError(
-            f"{path} is of format {version!r}, this version of avalanche-peftcl writes {FORMAT}"
-        )
-    parts = {"format": int, "complete": bool, "experiences": dict, "config": dict, "accuracy": dict}
-    for name, kind in parts.items():
-        if not isinstance(metrics, dict) or not isinstance(metrics.get(name), kind):
-            raise ConfigError(_spoilt(folder, f"it has no {name}"))
-    return dict(metrics)
-
-
-def _spoilt(folder: Path, why: str) -> str:
-    return (
-        f"{folder / RECORD} cannot be read as a run record: {why}; if there are "
-        f"checkpoints, peftcl run --resume {folder} makes it again from them"
-    )
-
-
-def _checkpoints_of_another(run: RunConfig, registry: Registry) -> list[str]:
-    """Say why the checkpoints of an unfinished run cannot be gone on with, but could elsewhere."""
-    try:
-        saved = read_checkpoint(run.output / CHECKPOINTS)
-    except CheckpointError:
-        return []  # of no use to anybody; the run begins anew
-    if saved is None:
-        return []
-    seeded = _settled(run, registry)
-    offered = describe_components(registry.get(k, c.name) for k, c in components(seeded))
-    settings = settings_of(with_defaults(seeded, registry))
-    try:
-        here = {"settings": settings, "versions": versions_of(offered)}
-        check_identity(saved[1], here, run.output)
-    except CheckpointError as error:
-        return [str(error)]
-    return []
-
-
-def _differences(metrics: Mapping[str, Any], run: RunConfig, registry: Registry) -> list[str]:
-    """Return a line for each setting in which a record and a run differ."""
-    settings = with_defaults(_settled(run, registry), registry)
-    there, here = (
-        _flat({k: v for k, v in settings_of(each).items() if k not in _HOW})
-        for each in (metrics["config"], settings)
-    )
-    return [
-        f"  {key}: {there.get(key, 'not given')!r} there, {here.get(key, 'not given')!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if (key in there) != (key in here) or there[key] != here[key]
-    ]
-
-
-def _settled(run: RunConfig, registry: Registry) -> RunConfig:
-    """Return the run as its record has it, with what it was begun with where that was left open."""
-    seeded = seed_benchmark(run, registry)
-    return settle_precision(seeded, registry, device=None, resume=True)
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Return nested settings by their dotted path."""
-    if isinstance(value, dict | list) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {
-            name: leaf
-            for key, inner in items
-            for name, leaf in _flat(inner, f"{path}.{key}" if path else str(key)).items()
-        }
-    return {path: value}
-
-
 def _outcome(task: Task, event: Event) -> Outcome:
     """Return what became of a run that ended; its record has the last word."""
-    folder, error, metrics = task.config.output, event.error, None
+    folder, error, record = task.config.output, event.error, None
     if error is None:
         try:
-            metrics = read_metrics(folder)
+            record = read_earlier(folder)
         except ConfigError as unreadable:
             error = str(unreadable)
-        if error is None and (metrics is None or not metrics["complete"]):
+        if error is None and (record is None or not record.complete):
             error = f"it ended without a complete record in {folder}"
-    return Outcome(task.seed, folder, None if error else metrics, error)
+    return Outcome(task.seed, folder, None if error else record, error)
 
 
-def _last_accuracy(metrics: Mapping[str, Any] | None) -> str:
-    return (
-        f"last accuracy {percent((metrics or {'accuracy': {}})['accuracy'].get('last_accuracy'))}"
-    )
+def _last_accuracy(outcome: Outcome) -> str:
+    value = None if outcome.record is None else outcome.record.accuracy.last_accuracy
+    return f"last accuracy {percent(value)}"
 
 
 def _spread(values: list[float | None]) -> str:

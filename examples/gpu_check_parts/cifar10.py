@@ -87,15 +87,15 @@ def _run(settings: dict[str, str], device: str, budget: Budget) -> dict[str, Any
     with TemporaryDirectory() as folder, precise("float32"):
         words = [f"{key}={value}" for key, value in settings.items()]
         config = load_config(CONFIG, [f"output={folder}/run", f"device={device}", *words])
-        metrics = run(config, reporter=Hurries(budget)).metrics
+        record = run(config, reporter=Hurries(budget)).record
     return {
-        "matrix": metrics["accuracy_matrix"],
-        "test_images": metrics["test_images"],
-        "average": metrics["accuracy"]["average_incremental_accuracy"],
-        "last": metrics["accuracy"]["last_accuracy"],
-        "forgetting": metrics["accuracy"]["forgetting"],
-        "training_seconds": sum(metrics["cost"]["training_seconds"]),
-        "evaluation_seconds": sum(metrics["cost"]["evaluation_seconds"]),
+        "matrix": list(record.accuracy_matrix),
+        "test_images": record.test_images,
+        "average": record.accuracy.average_incremental_accuracy,
+        "last": record.accuracy.last_accuracy,
+        "forgetting": record.accuracy.forgetting,
+        "training_seconds": sum(record.cost.training_seconds),
+        "evaluation_seconds": sum(record.cost.evaluation_seconds),
     }
 
 

@@ -7,13 +7,12 @@ are there and runs nothing.
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
 from rich.console import Console
 
-from avalanche_peftcl.runs import run_from_file
+from avalanche_peftcl.runs import Record, read_record, run_from_file
 
 HERE = Path(__file__).parent
 COMMON = "train_epochs: 3, train_mb_size: 16"  # the table of README: mixed_precision: bf16 too
@@ -40,11 +39,10 @@ def folder(output: Path, stream: str, method: str, seed: int) -> Path:
     return output / stream / f"{method.lower().replace(',', '').replace(' ', '_')}_seed{seed}"
 
 
-def read(path: Path) -> dict | None:
-    """Return a complete run record's metrics, or ``None``."""
-    file = path / "metrics.json"
-    metrics = json.loads(file.read_text()) if file.exists() else None
-    return metrics if metrics and metrics["complete"] else None
+def read(path: Path) -> Record | None:
+    """Return a complete run record, or ``None``."""
+    record = read_record(path) if (path / "metrics.json").exists() else None
+    return record if record and record.complete else None
 
 
 def spread(values: list[float]) -> str:
@@ -53,9 +51,9 @@ def spread(values: list[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def cells(runs: list[dict]) -> list[str]:
+def cells(runs: list[Record]) -> list[str]:
     """Return mean and standard deviation over runs of each of the columns."""
-    return [spread([run["accuracy"][column] for run in runs]) for column in COLUMNS]
+    return [spread([getattr(run.accuracy, column) for run in runs]) for column in COLUMNS]
 
 
 def table(output: Path, streams: list[str], seeds: list[int]) -> str:
@@ -71,8 +69,8 @@ def table(output: Path, streams: list[str], seeds: list[int]) -> str:
             if not runs:
                 lines.append(f"| {stream} | {method} | - | - | - | 0 | - | - |")
                 continue
-            minutes = statistics.mean(sum(run["cost"]["training_seconds"]) for run in runs) / 60
-            passes = runs[0]["cost"]["forward_passes"]
+            minutes = statistics.mean(sum(run.cost.training_seconds) for run in runs) / 60
+            passes = runs[0].cost.forward_passes
             numbers = " | ".join(cells(runs))
             lines.append(
                 f"| {stream} | {method} | {numbers} | {len(runs)} | {minutes:.1f} | {passes} |"
@@ -96,7 +94,7 @@ def validate(output: Path, streams: list[str], settings: list[str]) -> None:
                 held = f"benchmark.validation_per_class={HELD_OUT[stream]}"
                 strategy = METHODS[method].replace("LR", str(rate))
                 run(path, stream, strategy, 0, [held, *settings])
-                last = 100 * read(path)["accuracy"]["last_accuracy"]
+                last = 100 * read(path).accuracy.last_accuracy
                 print(f"{stream}: {method}, lr {rate}: {last:.1f}", flush=True)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from measure import HELD_OUT, folder, read, run, spread
 
+from avalanche_peftcl.runs import Record
+
 KINDS = ("head alone", "adapter", "lora", "prefix", "prompt")
 STREAMS = {  # name in the tables: configuration and what is changed in it
     "cifar10": ("cifar10", []),
@@ -92,10 +94,10 @@ def place(output: Path, kind: str, stream: str, variant: str, seed: int) -> Path
     return folder(output, stream, f"{kind} {variant}", seed)
 
 
-def row(runs: list[dict]) -> tuple[str, str, str]:
+def row(runs: list[Record]) -> tuple[str, str, str]:
     """Return average accuracy, forgetting and accuracy when just learnt, over seeds."""
-    learnt = [run["accuracy"]["learning_accuracy"] for run in runs]
-    average, forgetting = ([run["accuracy"][key] for run in runs] for key in COLUMNS)
+    learnt = [run.accuracy.learning_accuracy for run in runs]
+    average, forgetting = ([getattr(run.accuracy, key) for run in runs] for key in COLUMNS)
     return spread(average), spread(forgetting), spread(learnt)
 
 

@@ -95,7 +95,7 @@ def one(
     ]
     if again or not read(path):
         run_from_file(configuration, overrides, True, Console(quiet=True))
-        print(f"{path}: {100 * read(path)['accuracy']['last_accuracy']:.1f}", flush=True)
+        print(f"{path}: {100 * read(path).accuracy.last_accuracy:.1f}", flush=True)
 
 
 def place(output: Path, stream: str, pair: tuple[float, float], seed: int) -> Path:

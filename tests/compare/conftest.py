@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from avalanche_peftcl.compare.records import Run, read_record
+from avalanche_peftcl.compare.records import read_run
+from avalanche_peftcl.runs.record import RunRecord
 
 N = 3  # experiences, of two classes and ten test images each
 
@@ -19,6 +20,7 @@ def accuracy_of(matrix: list[list[float | None]]) -> dict[str, Any]:
         "last_accuracy": curve[-1],
         "forgetting": sum(drops) / len(drops) if drops else None,
         "accuracy_curve": curve,
+        "forgetting_by_experience": drops,
     }
 
 
@@ -119,12 +121,12 @@ def write(tmp_path: Path):
 def run(write):
     """Write the record of a run and read it back."""
 
-    def read_run(folder: str, *given: Any, **more: Any) -> Run:
-        found = read_record(write(folder, *given, **more))
-        assert isinstance(found, Run), found
+    def make(folder: str, *given: Any, **more: Any) -> RunRecord:
+        found = read_run(write(folder, *given, **more))
+        assert isinstance(found, RunRecord), found
         return found
 
-    return read_run
+    return make
 
 
 @pytest.fixture

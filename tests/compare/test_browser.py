@@ -40,7 +40,7 @@ const waiting = setInterval(() => {
     wide: wide.map((element) => element.tagName + "." + element.className).slice(0, 5),
     scrolls: document.documentElement.scrollWidth,
     plots: plots.map((plot) => [plot.querySelectorAll("svg.main-svg").length > 0,
-      plot.getBoundingClientRect().width, plot.querySelectorAll(".trace, .hm").length]),
+      plot.getBoundingClientRect().width, plot.querySelectorAll(".trace").length]),
     text: getComputedStyle(plots[0].querySelector(".xtitle")).fill,
     line: getComputedStyle(plots[0].querySelector(".js-line")).stroke,
     body: getComputedStyle(document.body).backgroundColor,
@@ -133,7 +133,7 @@ def test_the_page_is_drawn(chromium, page, width, scheme):
     assert seen["hidden"]
     # nothing hangs out of the page, and it does not scroll sideways
     assert (seen["wide"], seen["scrolls"]) == ([], width)
-    assert len(seen["plots"]) == 7
+    assert len(seen["plots"]) == 4
     for drawn, across, traces in seen["plots"]:
         assert drawn
         assert 0.4 * min(width, 1216) < across <= width

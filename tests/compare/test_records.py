@@ -4,14 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from avalanche_peftcl.compare.records import FORMATS, LeftOut, Run, find_records, read_record
+from avalanche_peftcl.compare.records import LeftOut, find_records, read_run
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.runs import record
 from avalanche_peftcl.runs.matrix_file import MatrixFile
-
-
-def test_the_format_is_the_one_that_is_written():
-    assert max(FORMATS) == record.FORMAT
+from avalanche_peftcl.runs.record import RunRecord
 
 
 def test_records_are_found_at_any_depth_each_once_and_sorted(write, tmp_path):
@@ -49,13 +45,13 @@ def test_a_folder_without_a_record_is_refused(write, tmp_path):
 
 
 def test_a_record_is_read(write):
-    run = read_record(write(seed=3, start=0.9, drop=0.1))
-    assert isinstance(run, Run)
-    assert run.metrics.seed == 3
-    assert run.metrics.config.strategy.name == "naive"
-    assert run.metrics.config.model_extra["output"] == "runs/3"
-    assert run.metrics.protocol.experiences[0].class_names == ["3", "4"]
-    assert len(run.metrics.accuracy.accuracy_curve) == 3
+    run = read_run(write(seed=3, start=0.9, drop=0.1))
+    assert isinstance(run, RunRecord)
+    assert run.record.seed == 3
+    assert run.record.config.strategy.name == "naive"
+    assert run.record.config.output == Path("runs/3")
+    assert run.record.protocol.experiences[0].class_names == ["3", "4"]
+    assert len(run.record.accuracy.accuracy_curve) == 3
 
 
 def text_of(path: Path, text: str | bytes) -> Path:
@@ -100,7 +96,7 @@ def text_of(path: Path, text: str | bytes) -> Path:
 )
 def test_what_cannot_be_read_has_a_reason(write, text, reason):
     folder = text_of(write(), text)
-    assert read_record(folder) == LeftOut(folder, reason)
+    assert read_run(folder) == LeftOut(folder, reason)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +105,7 @@ def test_what_cannot_be_read_has_a_reason(write, text, reason):
     ids=["brackets", "digits", "levels"],
 )
 def test_absurd_files_have_a_reason_too(write, text):
-    found = read_record(text_of(write(), text))
+    found = read_run(text_of(write(), text))
     assert isinstance(found, LeftOut)
     assert len(found.reason) < 300
 
@@ -128,7 +124,7 @@ def test_absurd_files_have_a_reason_too(write, text):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_a_record_that_is_not_as_it_should_be(write, changes, said):
-    found = read_record(write(changes=changes))
+    found = read_run(write(changes=changes))
     assert isinstance(found, LeftOut)
     assert found.reason.startswith("metrics.json is not as it should be: ")
     assert said in found.reason
@@ -138,14 +134,14 @@ def test_a_record_that_is_not_as_it_should_be(write, changes, said):
 def test_a_file_without_the_right_to_read(write):
     folder = write()
     (folder / "metrics.json").chmod(0)
-    assert read_record(folder) == LeftOut(folder, "metrics.json cannot be read: Permission denied")
+    assert read_run(folder) == LeftOut(folder, "metrics.json cannot be read: Permission denied")
 
 
 def test_a_folder_in_the_place_of_the_file(write):
     folder = write()
     (folder / "metrics.json").unlink()
     (folder / "metrics.json").mkdir()
-    assert read_record(folder) == LeftOut(folder, "metrics.json cannot be read: Is a directory")
+    assert read_run(folder) == LeftOut(folder, "metrics.json cannot be read: Is a directory")
 
 
 def modern(folder: Path, **changes) -> Path:
@@ -159,9 +155,9 @@ def modern(folder: Path, **changes) -> Path:
 
 
 def test_old_and_new_records_say_the_same(write):
-    old, new = read_record(write("old")), read_record(modern(write("new")))
-    assert isinstance(new, Run)
-    assert new.metrics == old.metrics
+    old, new = read_run(write("old")), read_run(modern(write("new")))
+    assert isinstance(new, RunRecord)
+    assert new.record == old.record.model_copy(update={"format": 2})
 
 
 def test_of_an_unfinished_record_the_finished_rows_count(write):
@@ -169,9 +165,9 @@ def test_of_an_unfinished_record_the_finished_rows_count(write):
     folder = modern(write(), **part)
     with (folder / "accuracy_matrix.csv").open("a") as file:
         file.write("3,0.5,0.")  # a process was killed here
-    run = read_record(folder)
-    assert len(run.metrics.accuracy_matrix) == 2
-    assert run.metrics.accuracy_matrix == read_record(write("old")).metrics.accuracy_matrix[:2]
+    run = read_run(folder)
+    assert len(run.record.accuracy_matrix) == 2
+    assert run.record.accuracy_matrix == read_run(write("old")).record.accuracy_matrix[:2]
 
 
 SPOILT = {
@@ -198,11 +194,11 @@ def test_a_matrix_that_cannot_be_read_has_a_reason(write, kind):
     folder = modern(write())
     spoil, said = SPOILT[kind]
     spoil(folder / "accuracy_matrix.csv")
-    found = read_record(folder)
+    found = read_run(folder)
     assert isinstance(found, LeftOut)
     assert said in found.reason
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "metrics.json")
-    assert read_record(tmp_path) == LeftOut(tmp_path, "metrics.json is no file")
+    assert read_run(tmp_path) == LeftOut(tmp_path, "metrics.json is no file")

@@ -39,6 +39,7 @@ def numbers(metric):
         "learning_accuracy": functional.learning_accuracy(matrix),
         "accuracy_curve": curve[: len(row)].tolist(),
         "per_task": row.tolist(),
+        "forgetting_by_experience": functional.forgetting_by_experience(matrix).tolist(),
     }
 
 

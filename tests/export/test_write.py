@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from avalanche_peftcl.models import (
 )
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
+from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.training import PEFTTemplate
 
@@ -410,16 +412,19 @@ def test_the_command_writes_one_file_and_keeps_what_is_there(done, tmp_path):
         (None, "holds no run record; give the folder of a run"),
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
-        ('{"experiences": {"finished": 0}, "config": {"strategy": {"name": "s"}}}', "no experi"),
-        ('{"experiences": {"finished": 1}, "config": {"strategy": {"name": "s"}}}', "of a version"),
+        ({"finished": 0}, "has finished no experience; run it again"),
+        ({"finished": 1, "size": 2}, "is of a version that kept no network; run it again"),
+        ({"finished": 1, "not_exported": "no way"}, "of strategy 'ntk_cl' in .* not kept: no way"),
     ],
 )
-def test_a_folder_without_a_network_says_why(tmp_path, metrics, said):
-    if metrics is not None:
+def test_a_folder_without_a_network_says_why(tmp_path, metrics, said, record_of):
+    if isinstance(metrics, str):
         (tmp_path / "metrics.json").write_text(metrics)
+    elif metrics is not None:
+        RunRecord(tmp_path, record_of(**metrics)).write()
     result = CliRunner().invoke(app, ["export", str(tmp_path), str(tmp_path / "a.safetensors")])
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert re.search(said, result.stderr)
     assert "Traceback" not in result.output
 
 

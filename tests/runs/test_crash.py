@@ -17,11 +17,11 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.export.file import read_export
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.runs import record
-from avalanche_peftcl.runs.from_file import resume_from_folder
+from avalanche_peftcl.runs.command import resume_from_folder
+from avalanche_peftcl.runs.folder import CHECKPOINTS, FILES, check_output
 from avalanche_peftcl.runs.matrix_file import read_matrix
-from avalanche_peftcl.runs.output import CHECKPOINTS, FILES, check_output
+from avalanche_peftcl.runs.reading import read_claim, read_record
 from avalanche_peftcl.runs.run import run
-from avalanche_peftcl.runs.schema import read_metrics
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
@@ -87,9 +87,7 @@ def registry() -> Registry:
 @pytest.fixture(scope="module", autouse=True)
 def pictures_that_can_be_read():
     with pytest.MonkeyPatch.context() as patch:
-        for name in "matrix_figure", "curve_figure":
-            patch.setattr(record, name, lambda metrics: metrics["experiences"]["finished"])
-        patch.setattr(record, "_png", lambda finished: str(finished).encode())
+        patch.setattr(record, "record_picture", lambda given: str(given.experiences.finished))
         yield
 
 
@@ -125,17 +123,17 @@ def check_whole(folder: Path) -> None:
         info, _, _ = read_export(folder / "model.safetensors")
     assert strangers(folder / CHECKPOINTS) == []
     check_output(folder, overwrite=True)  # no leftover is in the way of another run
-    metrics = read_metrics(folder)
-    if metrics is None or not metrics["complete"]:
+    claim = read_claim(folder)
+    if claim is None or not claim.complete:
         return
+    accuracy = read_record(folder).accuracy
     assert {*FILES} <= {path.name for path in folder.iterdir()}
     assert info.finished == info.total == 2
-    for name in "accuracy_matrix.png", "accuracy_curve.png":
-        assert (folder / name).read_text() == "2"
+    assert (folder / "accuracy_matrix.svg").read_text() == "2"
     assert " of 2 experiences)" not in (folder / "summary.md").read_text()
     first, last = read_matrix(folder, 2)
-    assert first[0] == metrics["accuracy"]["accuracy_curve"][0]
-    assert last == metrics["accuracy"]["per_task"]
+    assert first[0] == accuracy.accuracy_curve[0]
+    assert last == accuracy.per_task
     assert len((folder / "accuracy_matrix.csv").read_text().splitlines()) == 3
 
 

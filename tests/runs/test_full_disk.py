@@ -11,8 +11,7 @@ import pytest
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.runs import record
-from avalanche_peftcl.runs.output import CHECKPOINTS, FILES
+from avalanche_peftcl.runs.folder import CHECKPOINTS, FILES
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.run import run
 
@@ -30,11 +29,6 @@ class Stops(RunProgress):
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return discover()
-
-
-@pytest.fixture(autouse=True)
-def plain_pictures(monkeypatch):
-    monkeypatch.setattr(record, "_png", lambda figure: b"png")
 
 
 def tiny(output: Path, **changed: Any) -> RunConfig:

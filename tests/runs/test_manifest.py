@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -131,7 +132,9 @@ def test_a_wrong_configuration_is_one_message(peftcl, config, tmp_path):
 
 
 def test_a_benchmark_that_does_not_tell_its_images(config, tmp_path, monkeypatch):
-    silent = Component("silent", lambda: object(), source="test")
+    silent = Component(
+        "silent", lambda: SimpleNamespace(train_stream=[], test_stream=[]), source="test"
+    )
     registry = Registry([*discover().entries(), Entry("benchmark", silent, Provider("a", "1"))])
     monkeypatch.setattr(listing, "discover", lambda: registry)
     with pytest.raises(ConfigError) as caught:

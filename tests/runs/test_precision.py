@@ -6,12 +6,13 @@ import shutil
 import pytest
 
 from avalanche_peftcl.compare.alike import protocol_differences
-from avalanche_peftcl.compare.records import read_record
 from avalanche_peftcl.config import RunConfig, load_config
 from avalanche_peftcl.errors import CheckpointError, PrecisionWarning
 from avalanche_peftcl.registry import discover
+from avalanche_peftcl.runs.reading import read_record
+from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.run import run
-from avalanche_peftcl.sweeps.sweep import _differences
+from avalanche_peftcl.sweeps.earlier import other_settings
 
 NATIVE = "avalanche_peftcl.models.precision.native_bfloat16"
 
@@ -74,14 +75,14 @@ def test_a_run_that_goes_on_keeps_its_precision(recorded, tmp_path, native):
 def test_a_sweep_keeps_finished_runs_of_another_processor(recorded, native):
     native(False)
     folder, registry = recorded[True], discover()
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert _differences(metrics, config(folder), registry) == []
-    (difference,) = _differences(metrics, config(folder, mixed_precision="no"), registry)
+    record = read_record(folder)
+    assert other_settings(record, config(folder), registry) == []
+    (difference,) = other_settings(record, config(folder, mixed_precision="no"), registry)
     assert difference == "  strategy.mixed_precision: 'bf16' there, 'no' here"
 
 
 def test_runs_of_two_precisions_are_not_compared_unasked(recorded):
-    runs = [read_record(recorded[there]) for there in (True, False)]
+    runs = [RunRecord(recorded[there], read_record(recorded[there])) for there in (True, False)]
     (difference,) = protocol_differences(runs)
     assert difference.key == "precision"
     assert [value for value, _ in difference.values] == ["bf16 autocast", "float32"]

@@ -10,19 +10,30 @@ from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.models import InputConfig
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
-from avalanche_peftcl.runs.protocol import describe_prediction, describe_protocol, per_domain
+from avalanche_peftcl.runs.protocol import describe_protocol, describe_stream, per_domain
 from avalanche_peftcl.runs.run import run
+from avalanche_peftcl.runs.schema import Experience, Protocol, Provided, Stream
 from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.testing.toys import toy_images
 
-OURS = [{"kind": kind, "provider": "avalanche-peftcl"} for kind in ("backbone", "strategy")]
-THEIRS = [*OURS, {"kind": "module", "provider": "mine"}]
+
+def part(kind: str, provider: str = "mine") -> Provided:
+    return Provided(kind=kind, name="a", provider=provider, version="1")
+
+
+OURS = [part("backbone", "avalanche-peftcl"), part("strategy", "avalanche-peftcl")]
+THEIRS = [*OURS, part("module")]
+
+
+def told(strategy, benchmark, components=()) -> Protocol:
+    stream = describe_stream(benchmark, InputConfig(img_size=8))
+    return describe_protocol(stream, strategy, benchmark, components)
 
 
 def test_hashes_do_not_depend_on_seed_scenario_or_subset():
     config = InputConfig(img_size=16)
     hashes = {
-        describe_protocol(digits(input_config=config, **options), config)["split_sha256"]
+        describe_stream(digits(input_config=config, **options), config).split_sha256
         for options in (
             {},
             {"seed": 1},
@@ -36,18 +47,18 @@ def test_hashes_do_not_depend_on_seed_scenario_or_subset():
 
 def test_held_out_images_are_told():
     config = InputConfig(img_size=16)
-    protocol = describe_protocol(digits(input_config=config, validation_per_class=2), config)
-    assert (protocol["tested_on"], protocol["test_images"]) == ("held-out training images", 20)
+    stream = describe_stream(digits(input_config=config, validation_per_class=2), config)
+    assert (stream.tested_on, stream.test_images) == ("held-out training images", 20)
 
 
 def test_any_benchmark_of_avalanche_is_described():
     data = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
     benchmark = tensors_benchmark([data], [data], task_labels=[0])
-    protocol = describe_protocol(benchmark, InputConfig(img_size=8))
-    assert protocol["split_sha256"] is protocol["manifest_sha256"] is None
-    assert protocol["tested_on"] is protocol["class_order"] is None
-    assert protocol["test_images"] == 4
-    assert protocol["normalisation"]["mean"] == [0.0, 0.0, 0.0]
+    stream = describe_stream(benchmark, InputConfig(img_size=8))
+    assert stream.split_sha256 is stream.manifest_sha256 is None
+    assert stream.tested_on is stream.class_order is None
+    assert stream.test_images == 4
+    assert stream.normalisation["mean"] == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -58,25 +69,24 @@ def test_any_benchmark_of_avalanche_is_described():
         (True, THEIRS, "stated"),
         (False, THEIRS, "dependent"),
         (False, OURS, "dependent"),
-        (None, [*OURS, {"kind": "benchmark", "provider": "mine"}], "tested"),
-        (None, [*OURS, {"kind": "logger", "provider": "mine"}], "tested"),
+        (None, [*OURS, part("benchmark")], "tested"),
+        (None, [*OURS, part("logger")], "tested"),
     ],
 )
 def test_batch_independence(stated, components, said):
     strategy = SimpleNamespace(batch_independent_at_test=stated, mixed_precision="fp16")
-    told = describe_prediction(strategy, toy_benchmark(), components)
-    rest = {"task_label_at_test": False, "precision": "fp16 autocast"}
-    assert told == {"batch_independence": said} | rest
+    protocol = told(strategy, toy_benchmark(), components)
+    assert (protocol.batch_independence, protocol.precision) == (said, "fp16 autocast")
+    assert protocol.task_label_at_test is False
 
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain", "online"])
 def test_labels_that_a_strategy_may_have_used(scenario):
     benchmark = toy_benchmark(scenario)
-    told = describe_prediction(object(), benchmark, THEIRS)
-    assert told["task_label_at_test"] is (scenario == "task")
+    assert told(object(), benchmark).task_label_at_test is (scenario == "task")
     for stated in (True, False):
         strategy = SimpleNamespace(task_label_at_test=stated)
-        assert describe_prediction(strategy, benchmark, [])["task_label_at_test"] is stated
+        assert told(strategy, benchmark).task_label_at_test is stated
 
 
 def test_labels_of_any_benchmark():
@@ -84,14 +94,29 @@ def test_labels_of_any_benchmark():
     images = torch.utils.data.TensorDataset(torch.zeros(4, 1), torch.tensor(data.targets))
     images.targets = data.targets
     benchmark = nc_benchmark(images, images, 2, task_labels=True)
-    assert describe_prediction(object(), benchmark, [])["task_label_at_test"] is True
+    assert told(object(), benchmark).task_label_at_test is True
+
+
+def stream_of(scenario, domains, tests) -> Stream:
+    rest = {"classes": [0], "class_names": ["a"], "train_images": 5}
+    experiences = [Experience(**rest, test_images=count) for count in tests]
+    return Stream(
+        scenario=scenario,
+        domains=domains,
+        class_order=None,
+        normalisation={},
+        experiences=experiences,
+    )
+
+
+def test_the_last_accuracy_on_each_domain_has_its_name():
+    stream = stream_of("domain", ["photo", "sketch"], [5, 5])
+    assert per_domain(stream, [0.9]) == {"photo": 0.9}  # after the first
 
 
 def test_one_test_for_all_domains_is_nobodys_accuracy():
-    protocol = {"scenario": "domain", "domains": ["a", "b"]}
-    one = [{"test_images": 5}, {"test_images": 0}]
-    assert per_domain(protocol | {"experiences": one}, [0.5, None]) is None
-    assert per_domain({"scenario": "class", "domains": None}, [0.5]) is None
+    assert per_domain(stream_of("domain", ["a", "b"], [5, 0]), [0.5, None]) is None
+    assert per_domain(stream_of("class", None, [5]), [0.5]) is None
 
 
 def test_a_run_with_one_test_for_all_domains(tmp_path):

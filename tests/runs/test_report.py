@@ -1,73 +1,35 @@
-import copy
 import io
 import re
 
-import numpy as np
-import pytest
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from avalanche_peftcl.runs.matrix_file import MatrixFile
 from avalanche_peftcl.runs.report import (
-    curve_figure,
     headlines,
     markdown_report,
-    matrix_figure,
     percent,
     protocol_rules,
     terminal_report,
 )
+from avalanche_peftcl.runs.schema import Protocol
 
 
-def metrics_of(size: int, finished: int) -> dict:
-    matrix = [
-        [1 - 0.01 * (t - i) if i <= t < finished else None for i in range(size)]
-        for t in range(size)
-    ]
-    protocol = {
-        "scenario": "class",
-        "class_order": [1, 0],
-        "task_label_at_test": False,
-        "normalisation": {"img_size": 16, "mean": [0.5, 0.5, 0.5]},
-        "experiences": [{"class_names": ["a|b", "c"], "train_images": 8, "test_images": 4}] * size,
-    }
-    return {
-        "config": {"strategy": {"name": "ntk_cl"}, "benchmark": {"name": "digits"}},
-        "protocol": protocol,
-        "experiences": {"total": size, "finished": finished},
-        "complete": finished == size,
-        "seed": 7,
-        "weights_sha256": "abc",
-        "components": [dict.fromkeys(("kind", "name", "provider", "version", "source"), "x")],
-        "cost": {"training_seconds": [1.0] * finished, "peak_memory_bytes": None},
-        "platform": {"device": "cpu", "device_name": None},
-        "versions": {"python": "3.11"},
-        "accuracy": {
-            "average_incremental_accuracy": 0.9312,
-            "last_accuracy": 0.5,
-            "forgetting": None,
-            "accuracy_curve": [1 - 0.005 * t for t in range(finished)],
-        },
-        "accuracy_matrix": matrix,
-    }
-
-
-def test_accuracies_become_percent_when_shown():
+def test_accuracies_become_percent_when_shown(record_of):
     assert percent(0.9312) == "93.1 %"
     assert percent(0.5, sign="") == "50.0"
     assert percent(None) == "-"
-    assert headlines(metrics_of(2, 2)) == [
+    assert headlines(record_of(2, 2)) == [
         ("average accuracy", "93.1 %"),
         ("last accuracy", "50.0 %"),
         ("forgetting", "-"),
     ]
 
 
-def test_markdown_shows_numbers_matrix_and_protocol():
-    text = markdown_report(metrics_of(3, 2))
+def test_markdown_shows_numbers_matrix_and_protocol(record_of):
+    text = markdown_report(record_of(3, 2))
     assert text.startswith("# ntk_cl on digits (2 of 3 experiences)\n")
     assert "| average accuracy | 93.1 % |" in text
-    assert "|  | 1 | 2 | 3 |\n| --- | --- | --- | --- |\n| 1 | 100.0 | - | - |" in text
+    assert "|  | 1 | 2 | 3 |\n| :--- | ---: | ---: | ---: |\n| 1 | 100.0 | - | - |" in text
     assert "| 2 | 99.0 | 100.0 | - |\n| 3 | - | - | - |" in text
     assert "| 1 | a\\|b, c | 8 | 4 |" in text
     assert "mean (0.5, 0.5, 0.5)" in text
@@ -78,8 +40,8 @@ def test_markdown_shows_numbers_matrix_and_protocol():
     assert "device name" not in text
 
 
-def test_the_rules_of_the_evaluation_in_words():
-    protocol = {
+def test_the_rules_of_the_evaluation_in_words(record_of):
+    stated = {
         "split_sha256": "12ab",
         "manifest_sha256": "34cd",
         "tested_on": "held-out training images",
@@ -88,6 +50,7 @@ def test_the_rules_of_the_evaluation_in_words():
         "task_label_at_test": True,
         "batch_independence": "dependent",
     }
+    protocol = Protocol.model_validate(record_of().protocol.model_dump() | stated)
     assert protocol_rules(protocol) == [
         ("images", "sha256 12ab of names, sizes and split"),
         ("manifest", "sha256 34cd, every image compared"),
@@ -98,9 +61,9 @@ def test_the_rules_of_the_evaluation_in_words():
     ]
 
 
-def test_every_line_of_a_markdown_table_has_as_many_cells_as_its_head():
+def test_every_line_of_a_markdown_table_has_as_many_cells_as_its_head(record_of):
     cells = 0
-    for line in markdown_report(metrics_of(4, 4)).splitlines():
+    for line in markdown_report(record_of(4, 4)).splitlines():
         if not line.startswith("|"):
             cells = 0
             continue
@@ -109,52 +72,35 @@ def test_every_line_of_a_markdown_table_has_as_many_cells_as_its_head():
         cells = count
 
 
-def test_the_terminal_shows_the_matrix_unless_it_is_large():
+def test_the_terminal_shows_the_matrix_unless_it_is_large(record_of):
     for size in (3, 40):
         console = Console(file=io.StringIO(), width=100)
-        console.print(terminal_report(metrics_of(size, size), "runs/a"))
+        console.print(terminal_report(record_of(size, size), "runs/a"))
         shown = console.file.getvalue()
         assert "average accuracy  93.1 %" in shown
         assert shown.endswith("run record: runs/a\n")
         assert ("99.0" in shown) is (size == 3)
 
 
-@pytest.mark.parametrize(("size", "finished"), [(1, 1), (5, 2), (10, 10), (50, 50)])
-def test_figures_are_drawn_and_show_every_value_of_a_small_matrix(size, finished):
-    metrics = metrics_of(size, finished)
-    before = copy.deepcopy(metrics)
-    heat, curve = matrix_figure(metrics), curve_figure(metrics)
-    assert metrics == before
-    assert isinstance(heat, Figure)
-    axes = heat.axes[0]
-    drawn = axes.images[0].get_array().filled(np.nan)
-    assert drawn.shape == (size, size)
-    assert np.isfinite(drawn).sum() == finished * (finished + 1) // 2
-    assert len(axes.texts) == (np.isfinite(drawn).sum() if size <= 20 else 0)
-    x, y = curve.axes[0].lines[0].get_data()
-    assert list(x) == list(range(1, finished + 1))
-    assert y[0] == 100
-    for figure in (heat, curve):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        assert buffer.getvalue().startswith(b"\x89PNG")
-
-
-def test_of_a_thousand_experiences_few_are_printed_and_200_drawn():
+def test_of_a_thousand_experiences_few_are_printed(record_of):
     size = 1000
     rows = [[t / size if i <= t else None for i in range(size)] for t in range(size)]
-    metrics = metrics_of(3, 3) | {"accuracy_matrix": rows}
-    text = markdown_report(metrics)
+    text = markdown_report(record_of(3, 2, accuracy_matrix=rows))
     assert "Here are 10 of 1000 experiences; accuracy_matrix.csv has all." in text
     table = text.split("## Accuracy matrix")[1].split("![")[0]
     assert len(re.findall(r"^\|", table, re.MULTILINE)) == 12
     assert "| 1000 | 99.9 | 99.9 |" in table
-    axes = matrix_figure(metrics).axes[0]
-    drawn = axes.images[0].get_array().filled(np.nan)
-    assert drawn.shape == (200, 200)
-    assert np.isfinite(drawn).sum() == 200 * 201 // 2
-    assert axes.images[0].get_extent() == [0.5, 1000.5, 1000.5, 0.5]
-    assert drawn[-1, 0] == pytest.approx(99.9)
+
+
+def test_values_of_further_metrics_stand_in_the_summary_by_experience(record_of):
+    text = markdown_report(
+        record_of(3, 2, further_metrics={"Drift|x": [0.25, 1234.5], "B": [None]})
+    )
+    section = text.split("## Further metrics")[1].split("##")[0]
+    assert "| after experience | 1 | 2 |" in section
+    assert "| Drift\\|x | 0.25 | 1234 |" in section
+    assert "| B | - | - |" in section
+    assert "Further metrics" not in markdown_report(record_of(3, 2))
 
 
 def test_the_csv_leaves_empty_what_was_not_evaluated(tmp_path):

@@ -30,8 +30,8 @@ from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
-from avalanche_peftcl.runs import record, resume
-from avalanche_peftcl.runs.from_file import resume_from_folder
+from avalanche_peftcl.runs import checkpoints, facts, record
+from avalanche_peftcl.runs.command import resume_from_folder
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.run import run
 
@@ -118,9 +118,7 @@ def registry():
 
 
 @pytest.fixture(autouse=True)
-def plain_pictures(monkeypatch):
-    """Draw no pictures, which are not what is tested here and take most of the time."""
-    monkeypatch.setattr(record, "_png", lambda figure: b"")
+def nothing_stops():
     Stop.set(None)
 
 
@@ -493,9 +491,9 @@ def test_images_may_have_moved_and_must_be_the_same(registry, tmp_path):
 
 
 def test_other_versions_are_refused(stopped, registry, monkeypatch):
-    there = record.version
+    there = facts.version
     versions = {"torch": "1.0", "timm": "0.1"}
-    monkeypatch.setattr(record, "version", lambda name: versions.get(name) or there(name))
+    monkeypatch.setattr(facts, "version", lambda name: versions.get(name) or there(name))
     said = (
         rf"other versions: torch was {there('torch')!r}, is '1.0', timm was .*, is '0.1'; install"
     )
@@ -515,7 +513,7 @@ def test_another_version_of_a_plugin_package_is_refused(stopped, registry):
 
 
 def test_other_weights_and_other_images_are_refused(stopped, registry, monkeypatch):
-    from avalanche_peftcl.runs import run as module
+    from avalanche_peftcl.runs import journal as module
 
     monkeypatch.setattr(module, "weights_sha256", lambda backbone: "0")
     with pytest.raises(
@@ -523,14 +521,14 @@ def test_other_weights_and_other_images_are_refused(stopped, registry, monkeypat
     ):
         run(stopped, registry=registry, resume=True)
     monkeypatch.undo()
-    describe = module.describe_protocol
+    describe = module.describe_stream
 
     def fewer(*args):
-        protocol = describe(*args)
-        protocol["experiences"][1]["train_images"] -= 1
-        return protocol
+        stream = describe(*args)
+        less = stream.experiences[1].model_copy(update={"train_images": 11})
+        return stream.model_copy(update={"experiences": [stream.experiences[0], less]})
 
-    monkeypatch.setattr(module, "describe_protocol", fewer)
+    monkeypatch.setattr(module, "describe_stream", fewer)
     said = r"other data: experiences\.1\.train_images was 12, is 11"
     with pytest.raises(CheckpointError, match=said):
         run(stopped, registry=registry, resume=True)
@@ -607,7 +605,7 @@ def test_with_overwrite_a_run_goes_on_if_it_can_and_else_begins_anew(
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(registry, tmp_path, monkeypatch):
     run(settings(tmp_path / "whole", **QUICK), registry=registry)
     config = settings(tmp_path / "run", **QUICK)
-    real, calls = resume.write_checkpoint, []
+    real, calls = checkpoints.write_checkpoint, []
 
     def full(folder, state, **how):
         calls.append(how)
@@ -615,7 +613,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(registry, tmp_path, monk
             raise OSError(28, "No space left on device")
         real(folder, state, **how)
 
-    monkeypatch.setattr(resume, "write_checkpoint", full)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", full)
     Stop.set(("before_eval", 3))
     with pytest.warns(CheckpointWarning) as told, pytest.raises(Stopped):
         run(config, registry=registry)
@@ -725,7 +723,7 @@ def half_done(tmp_path, monkeypatch):
     write = record.RunRecord.write
 
     def stop(self, *written):
-        if self.metrics["complete"]:
+        if self.record.complete:
             raise KeyboardInterrupt
         write(self, *written)
 

@@ -15,10 +15,12 @@ from rich.console import Console
 from avalanche_peftcl import Component, files
 from avalanche_peftcl.config import RunConfig, load_config
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
-from avalanche_peftcl.runs import output, record
-from avalanche_peftcl.runs.from_file import run_from_file
+from avalanche_peftcl.runs import folder as output
+from avalanche_peftcl.runs import record
+from avalanche_peftcl.runs.command import run_from_file
 from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.run import check_device, run
@@ -177,54 +179,35 @@ def test_what_is_finished_when_a_run_stops_is_on_disk(registry, tmp_path):
     rows = (config.output / "accuracy_matrix.csv").read_text().splitlines()
     assert [sum(cell != "" for cell in row.split(",")[1:]) for row in rows[1:]] == [1, 2]
     assert "(2 of 5 experiences)" in (config.output / "summary.md").read_text()
-    assert (config.output / "accuracy_curve.png").is_file()
-    assert metrics["components"][2] == {
+    assert (config.output / "accuracy_matrix.svg").is_file()
+    assert {
         "kind": "strategy_plugin",
         "name": "stop_at_third",
         "provider": "test-package",
         "version": "1.2",
         "source": "test",
-    }
+    } in metrics["components"]
 
 
-def test_a_run_stopped_at_once_leaves_a_record_that_a_new_run_may_replace(registry, tmp_path):
+def test_a_run_stopped_at_once_leaves_a_record_that_a_new_run_may_replace(
+    registry, tmp_path, record_of
+):
     config = tiny(tmp_path / "out")
-    record.RunRecord(config.output, read_fixture()).write()
-    (config.output / "accuracy_curve.png").write_bytes(b"of an earlier run")
+    record.RunRecord(config.output, record_of()).write()
+    (config.output / "accuracy_matrix.svg").write_bytes(b"of an earlier run")
     with pytest.raises(ConfigError, match=r"already holds a run; choose another \(output=\.\.\.\)"):
         run(config, registry=registry)
     stopped = tiny(config.output, benchmark={"name": "digits", "n_experiences": 3})
     with pytest.raises(ValueError, match="10"):  # a mistake leaves the earlier run as it is
         run(stopped, registry=registry, overwrite=True)
-    assert (config.output / "accuracy_curve.png").read_bytes() == b"of an earlier run"
+    assert (config.output / "accuracy_matrix.svg").read_bytes() == b"of an earlier run"
     run(config, registry=registry, overwrite=True)
     assert read(config.output)["complete"] is True
-    assert (config.output / "accuracy_curve.png").read_bytes() != b"of an earlier run"
+    assert (config.output / "accuracy_matrix.svg").read_bytes() != b"of an earlier run"
 
 
-def read_fixture() -> dict:
-    """Return what a run of one experience records before it has trained."""
-    protocol = {"scenario": "class", "class_order": [0], "task_label_at_test": False}
-    protocol |= {"normalisation": {}, "experiences": []}
-    return {
-        "format": 1,
-        "config": {"strategy": {"name": "s"}, "benchmark": {"name": "b"}},
-        "protocol": protocol,
-        "experiences": {"total": 1, "finished": 0},
-        "complete": False,
-        "seed": 0,
-        "weights_sha256": "0",
-        "components": [],
-        "cost": {},
-        "platform": {},
-        "versions": {},
-        "accuracy": {},
-        "accuracy_matrix": [],
-    }
-
-
-def test_files_are_replaced_in_one_step(tmp_path, monkeypatch):
-    earlier = record.RunRecord(tmp_path, read_fixture())
+def test_files_are_replaced_in_one_step(tmp_path, monkeypatch, record_of):
+    earlier = record.RunRecord(tmp_path, record_of())
     earlier.write()
     before = (tmp_path / "metrics.json").read_bytes()
 
@@ -232,7 +215,7 @@ def test_files_are_replaced_in_one_step(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(files.os, "replace", stop)
-    later = record.RunRecord(tmp_path, read_fixture() | {"seed": 1})
+    later = record.RunRecord(tmp_path, record_of(seed=1))
     with pytest.raises(ConfigError, match=r"cannot write the run record to .*no space left"):
         later.write()
     assert (tmp_path / "metrics.json").read_bytes() == before
@@ -289,15 +272,16 @@ def test_metrics_of_other_packages_are_recorded(registry, tmp_path):
     config = tiny(tmp_path / "a", metrics=[{"name": "top1"}])
     metrics = run(config, registry=registry).metrics
     key = next(k for k in metrics["further_metrics"] if k.startswith("Top1_Acc_Stream/eval_phase"))
-    assert metrics["further_metrics"][key] == pytest.approx(metrics["accuracy"]["last_accuracy"])
+    values = metrics["further_metrics"][key]
+    assert values == pytest.approx(metrics["accuracy"]["accuracy_curve"])  # of every experience
+    assert not any("Training_Seconds" in name for name in metrics["further_metrics"])  # our own
+    assert key in (config.output / "summary.md").read_text().split("## Further metrics")[1]
 
 
 def test_a_part_that_the_strategy_does_not_take_is_refused(registry, tmp_path):
-    config = tiny(tmp_path / "a", strategy={"name": "nearest_class_mean"})
-    module = {"module": {"name": "adapter"}}
-    with pytest.raises(ConfigError, match="takes no module; leave out the key 'module'"):
-        run(config.model_validate(config.model_dump() | module), registry=registry)
     nothing, plugins = {"name": "takes_nothing"}, [{"name": "stop_at_third"}]
+    with pytest.raises(ConfigError, match="takes no module; leave out the key 'module'"):
+        run(tiny(tmp_path / "a", strategy=nothing, module="adapter"), registry=registry)
     with pytest.raises(ConfigError, match="takes no evaluator"):
         run(tiny(tmp_path / "a", strategy=nothing), registry=registry)
     with pytest.raises(ConfigError, match="takes no plugins"):
@@ -318,11 +302,11 @@ def test_devices_that_are_not_there_are_refused():
 
 def test_the_hash_of_weights_follows_names_and_values():
     one, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
-    assert record.weights_sha256(one) != record.weights_sha256(other)
+    assert weights_sha256(one) != weights_sha256(other)
     other.load_state_dict(one.state_dict())
-    assert record.weights_sha256(one) == record.weights_sha256(other)
-    assert record.weights_sha256(one.bfloat16()) != record.weights_sha256(other)
-    assert record.weights_sha256(torch.nn.BatchNorm1d(2)) != record.weights_sha256(one)
+    assert weights_sha256(one) == weights_sha256(other)
+    assert weights_sha256(one.bfloat16()) != weights_sha256(other)
+    assert weights_sha256(torch.nn.BatchNorm1d(2)) != weights_sha256(one)
 
 
 def test_the_last_accuracy_on_each_domain_is_recorded_by_name(registry, tmp_path):

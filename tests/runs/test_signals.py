@@ -82,11 +82,10 @@ def test_a_run_that_is_terminated_says_what_is_finished_and_how_to_go_on(
 
     def end(self, *given):
         write(self, *given)
-        if self.metrics["experiences"]["finished"] == 1:
+        if self.record.experiences.finished == 1:
             signal.raise_signal(number)
 
     monkeypatch.setattr(record.RunRecord, "write", end)
-    monkeypatch.setattr(record, "_png", lambda figure: b"")
     result = CliRunner().invoke(app, ["run", str(file)])
     assert result.exit_code == 128 + number
     assert result.stderr == (

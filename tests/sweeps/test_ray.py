@@ -245,7 +245,7 @@ def test_a_sweep_on_ray(tmp_path):
     config = RunConfig.model_validate(SETTINGS | {"output": tmp_path, "seeds": [0, 1]})
     outcomes = run_sweep(config, ray="local", console=Console(file=lines, width=120))
     assert [o.error for o in outcomes] == [None, None], lines.getvalue()
-    assert all(o.metrics["complete"] for o in outcomes)
+    assert all(o.record.complete for o in outcomes)
     assert "seed 1: started" in lines.getvalue()
     assert "mean of 2" in lines.getvalue()
 

@@ -17,15 +17,16 @@ from typer.testing import CliRunner
 from avalanche_peftcl import cli
 from avalanche_peftcl.checkpoints.folder import write_checkpoint
 from avalanche_peftcl.config import RunConfig, load_config, parse_seeds
-from avalanche_peftcl.config.plan import components, seed_benchmark, with_defaults
+from avalanche_peftcl.config.plan import make_plan
 from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import discover
-from avalanche_peftcl.runs.identity import settings_of, versions_of
+from avalanche_peftcl.runs.identity import Identity
 from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.progress import RunProgress
-from avalanche_peftcl.runs.record import FORMAT, describe_components
+from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.run import run
+from avalanche_peftcl.runs.schema import Progress, Record
 from avalanche_peftcl.sweeps import processes as sweep_local
 from avalanche_peftcl.sweeps import sweep
 from avalanche_peftcl.sweeps.processes import Task, environment, last_words
@@ -60,7 +61,8 @@ part = (stage / f"part{seed}")
 for act in part.read_text().split("|") if part.exists() else ["finish"]:
     word, _, rest = act.partition(" ")
     if word == "finish":
-        shutil.copy(stage / f"metrics{seed}.json", folder / "metrics.json")
+        for name in "metrics.json", "accuracy_matrix.csv":
+            shutil.copy(stage / str(seed) / name, folder / name)
     elif word == "fail":
         sys.exit("some words\\nerror: " + rest)
     elif word == "crash":
@@ -77,7 +79,8 @@ for act in part.read_text().split("|") if part.exists() else ["finish"]:
 class Stage:
     """Runs whose processes do what the test says instead of training."""
 
-    def __init__(self, root: Path, monkeypatch) -> None:
+    def __init__(self, root: Path, monkeypatch, record_of) -> None:
+        self.record_of = record_of
         self.root, self.output, self.lines = root / "stage", root / "out", io.StringIO()
         self.root.mkdir()
         (self.root / "child.py").write_text(CHILD)
@@ -89,30 +92,25 @@ class Stage:
         settings = SETTINGS | {"output": self.output, "seeds": seeds} | changed
         return RunConfig.model_validate(settings)
 
-    def metrics(self, config: RunConfig, seed: int, **changed) -> dict:
-        one = config.for_seed(seed)
-        numbers = {"average_incremental_accuracy": 0.8 + seed / 100}
-        numbers |= {"last_accuracy": 0.7 + seed / 100, "forgetting": 0.1}
-        return {
-            "format": FORMAT,
-            "complete": True,
-            "experiences": {"total": 2, "finished": 2},
-            "accuracy": numbers,
-            "config": with_defaults(seed_benchmark(one, self.registry), self.registry),
-        } | changed
+    def record(self, config: RunConfig, seed: int, **changed) -> Record:
+        numbers = {"average_incremental_accuracy": 0.8 + seed / 100, "forgetting": 0.1}
+        numbers |= {"last_accuracy": 0.7 + seed / 100, "accuracy_curve": [0.9, 0.7]}
+        settings = make_plan(config.for_seed(seed), self.registry).settings
+        record = self.record_of(2, 2, seed=seed, accuracy=numbers, config=settings)
+        return record.model_copy(update=changed)
 
-    def write(self, config: RunConfig, seed: int, **changed) -> Path:
-        path = config.for_seed(seed).output / "metrics.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.metrics(config, seed, **changed)))
-        return path
+    def write(self, config: RunConfig, seed: int, finished: int = 2) -> Path:
+        done = Progress(total=2, finished=finished)
+        record = self.record(config, seed, complete=finished == 2, experiences=done)
+        folder = config.for_seed(seed).output
+        RunRecord(folder, record).write()
+        return folder / "metrics.json"
 
     def run(self, config: RunConfig, parts=None, **options) -> list[Outcome]:
         folders = {seed: str(config.for_seed(seed).output) for seed in config.seeds}
         (self.root / "folders.json").write_text(json.dumps(folders))
         for seed in config.seeds:
-            metrics = json.dumps(self.metrics(config, seed))
-            (self.root / f"metrics{seed}.json").write_text(metrics)
+            RunRecord(self.root / str(seed), self.record(config, seed)).write()
             (self.root / f"part{seed}").unlink(missing_ok=True)
         for seed, part in (parts or {}).items():
             (self.root / f"part{seed}").write_text(part)
@@ -130,8 +128,8 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path, monkeypatch) -> Stage:
-    return Stage(tmp_path, monkeypatch)
+def stage(tmp_path, monkeypatch, record_of) -> Stage:
+    return Stage(tmp_path, monkeypatch, record_of)
 
 
 # --- seeds ---------------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ def test_every_seed_is_run_in_a_folder_of_its_own(stage):
     assert [o.seed for o in outcomes] == [2, 0]
     assert [o.error for o in outcomes] == [None, None]
     assert outcomes[0].folder == stage.output / "seed2"
-    assert outcomes[0].metrics["accuracy"]["last_accuracy"] == 0.72
+    assert outcomes[0].record.accuracy.last_accuracy == 0.72
     assert stage.calls == [2, 0]
     assert stage.said == [
         f"seed 2: started, {stage.output / 'seed2'}",
@@ -225,7 +223,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_run_again_alone(stage):
         "exit status 1: RuntimeError: oh",
         None,
     ]
-    assert [o.metrics is None for o in outcomes] == [True, True, True, False]
+    assert [o.record is None for o in outcomes] == [True, True, True, False]
     assert "seed 1: failed: killed by SIGKILL, perhaps for want of memory" in stage.said
     assert f"see {stage.output / 'seed0' / 'run.log'}" in stage.lines.getvalue()
     assert "mean of" not in stage.lines.getvalue()
@@ -247,7 +245,7 @@ def test_a_run_is_finished_when_its_record_says_so(stage):
 
 def test_an_unfinished_record_is_replaced(stage):
     config = stage.config([0, 1])
-    stage.write(config, 0, complete=False, experiences={"total": 2, "finished": 1})
+    stage.write(config, 0, finished=1)
     left = ".lock", "run.log", ".metrics.json.0123456789abcdef.part"  # by one killed at its start
     (stage.output / "seed1").mkdir()
     for name in left:
@@ -287,10 +285,10 @@ def test_a_finished_run_of_another_configuration_is_refused_with_the_difference(
 def test_an_unfinished_run_of_another_configuration_is_kept_if_it_got_anywhere(stage):
     earlier = stage.config([0], strategy={"name": "naive"})
     config = stage.config([0])
-    stage.write(earlier, 0, complete=False, experiences={"total": 2, "finished": 1})
+    stage.write(earlier, 0, finished=1)
     with pytest.raises(ConfigError, match=r"strategy\.name: 'naive' there"):
         stage.run(config)
-    stage.write(earlier, 0, complete=False, experiences={"total": 2, "finished": 0})
+    stage.write(earlier, 0, finished=0)
     stage.run(config)
     assert stage.calls == [0]
 
@@ -305,12 +303,9 @@ def test_an_unfinished_run_of_another_configuration_is_kept_if_it_got_anywhere(s
 )
 def test_checkpoints_that_another_sweep_could_use_are_kept(stage, changed, versions, said):
     config = stage.config([0])
-    one = seed_benchmark(config.for_seed(0), stage.registry)
-    offered = describe_components(stage.registry.get(k, c.name) for k, c in components(one))
-    identity = {
-        "settings": settings_of(with_defaults(one, stage.registry)),
-        "versions": versions_of(offered) | versions,
-    }
+    one = config.for_seed(0)
+    identity = Identity.of(make_plan(one, stage.registry)).saved()
+    identity["versions"] |= versions
     folder = one.output / "checkpoint"
     write_checkpoint(folder, {"identity": identity}, number=1)
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -330,9 +325,9 @@ def test_checkpoints_that_another_sweep_could_use_are_kept(stage, changed, versi
     [
         ("", "cannot be read as a run record"),
         ('{"format": 1, "compl', "cannot be read as a run record"),
-        ("[1]", "cannot be read as a run record: it has no format"),
-        ('{"format": 2}', "it has no complete"),
-        ('{"format": 7, "complete": true}', "is of format 7, this version of .* writes 2"),
+        ("[1]", "cannot be read as a run record: .* it has no key 'format'"),
+        ('{"format": 1}', "the key 'seed' is missing; if there are checkpoints, peftcl run --res"),
+        ('{"format": 7, "complete": true}', "has format 7; this version reads formats 1 and 2"),
         ("[" * 100_000, "cannot be read as a run record"),
     ],
 )
@@ -511,16 +506,20 @@ def test_a_second_interrupt_leaves_no_process_behind(tmp_path, monkeypatch):
 
 def test_the_summary_says_what_is_missing(stage):
     config = stage.config([0, 1])
-    half = stage.metrics(config, 1)
-    half["accuracy"]["forgetting"] = None
-    outcomes = [Outcome(0, Path("a"), stage.metrics(config, 0)), Outcome(1, Path("b"), half)]
+    whole, half = (stage.record(config, seed) for seed in (0, 1))
+    numbers = half.accuracy.model_copy(update={"forgetting": None})
+    half = half.model_copy(update={"accuracy": numbers})
+    outcomes = [Outcome(0, Path("a"), whole), Outcome(1, Path("b"), half)]
     outcomes.append(Outcome(2, Path("c"), error="killed"))
     console = Console(file=io.StringIO(), width=100)
     console.print(summary(config, outcomes))
-    rows = [line.split("│")[1:-1] for line in console.file.getvalue().splitlines() if "│" in line]
-    assert [cell.strip() for cell in rows[1]] == ["1", "81.0", "71.0", "-"]
-    assert [cell.strip() for cell in rows[2]] == ["2", "failed", "", ""]
-    assert [cell.strip() for cell in rows[3]] == ["mean of 2", "80.5 ± 0.7", "70.5 ± 0.7", "-"]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in console.file.getvalue().splitlines()]
+    assert rows[-6:-3] == [
+        ["0", "80.0", "70.0", "10.0"],
+        ["1", "81.0", "71.0", "-"],
+        ["2", "failed"],
+    ]
+    assert rows[-2] == ["mean of 2", "80.5 ± 0.7", "70.5 ± 0.7", "-"]
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -598,7 +597,7 @@ def test_a_real_run_is_that_of_its_seed_alone(tmp_path):
     assert outcome.error is None, (outcome.folder / "run.log").read_text()
     alone = run(RunConfig.model_validate(SETTINGS | {"output": tmp_path / "alone", "seed": 3}))
     assert read_matrix(outcome.folder, 2) == alone.metrics["accuracy_matrix"]
-    assert outcome.metrics["weights_sha256"] == alone.metrics["weights_sha256"]
+    assert outcome.record.weights_sha256 == alone.record.weights_sha256
     assert "experience 2/2" in (outcome.folder / "run.log").read_text()
     assert Task(config.for_seed(3)).log == outcome.folder / "run.log"
 
@@ -622,7 +621,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, agai
     (outcome,) = run_sweep(changed, **again)
     log = (outcome.folder / "run.log").read_text()
     assert outcome.error is None, log
-    assert len(outcome.metrics["resumed_at"]) == (not again)
+    assert len(outcome.record.resumed_at) == (not again)
     assert ("goes on from its checkpoint, 1 experiences finished" in log) == (not again)
     alone = run(RunConfig.model_validate(SETTINGS | {"output": tmp_path / "alone", "seed": 3}))
     assert read_matrix(outcome.folder, 2) == alone.metrics["accuracy_matrix"]

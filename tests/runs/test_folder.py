@@ -13,16 +13,15 @@ from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import held
 from avalanche_peftcl.registry import Registry, discover
-from avalanche_peftcl.runs import record
-from avalanche_peftcl.runs import run as run_module
-from avalanche_peftcl.runs.matrix_file import read_matrix
-from avalanche_peftcl.runs.output import (
+from avalanche_peftcl.runs import journal
+from avalanche_peftcl.runs.folder import (
     CHECKPOINTS,
     FILES,
     check_output,
     clear_output,
     listed_files,
 )
+from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.run import run
 
@@ -36,11 +35,6 @@ HOW = [{}, {"overwrite": True}, {"resume": True}, {"resume": True, "overwrite": 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return discover()
-
-
-@pytest.fixture(autouse=True)
-def plain_pictures(monkeypatch):
-    monkeypatch.setattr(record, "_png", lambda figure: b"")
 
 
 def tiny(output: Path, **changed: Any) -> RunConfig:
@@ -164,7 +158,7 @@ def test_checkpoints_vouch_for_the_files_beside_a_spoilt_record(recorded):
     (recorded / "metrics.json").write_text('{"format"')
     assert check_output(recorded, resume=True) is not None
     (recorded / CHECKPOINTS / "000001.checkpoint").write_text("{}")
-    with pytest.raises(ConfigError, match=r"might be lost: accuracy_curve\.png, "):
+    with pytest.raises(ConfigError, match=r"might be lost: accuracy_matrix\.csv, "):
         check_output(recorded, resume=True)
 
 
@@ -243,14 +237,14 @@ class Stops(RunProgress):
 
 def slowly(monkeypatch, meanwhile: Callable[[], Any]) -> None:
     """Let something happen while a run is being built."""
-    real = run_module.weights_sha256
+    real = journal.weights_sha256
 
     def act(backbone):
-        monkeypatch.setattr(run_module, "weights_sha256", real)
+        monkeypatch.setattr(journal, "weights_sha256", real)
         meanwhile()
         return real(backbone)
 
-    monkeypatch.setattr(run_module, "weights_sha256", act)
+    monkeypatch.setattr(journal, "weights_sha256", act)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""What holds while a run runs: seeds, precision, threads, determinism, one-line messages."""
+"""What holds while a run runs: seeds, threads, determinism, one-line messages."""
 
 import os
 import random
-import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avalanche_peftcl.config import ComponentConfig, RunConfig
 from avalanche_peftcl.errors import DataError
-from avalanche_peftcl.models.precision import WORDS, resolve_precision
-from avalanche_peftcl.registry import Registry
-from avalanche_peftcl.runs.schema import read_metrics
 from avalanche_peftcl.training.rng import random_state, set_random_state
 
 
@@ -25,36 +20,6 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def settle_precision(
-    config: RunConfig, registry: Registry, *, device: torch.device | None, resume: bool
-) -> RunConfig:
-    """Put what it means in the place of ``mixed_precision: auto``, for the record and for good.
-
-    Args:
-        config: What to run, its options checked.
-        registry: Components to choose from.
-        device: Where to compute; ``None`` leaves what the record does not say.
-        resume: Whether a run keeps the precision that the record in its output folder states,
-            whatever units there are here.
-    """
-    option = registry.options("strategy", config.strategy.name).get("mixed_precision")
-    asked = config.strategy.options.get("mixed_precision", option.default if option else None)
-    if asked != "auto":
-        return config
-    metrics = (read_metrics(config.output) if resume else None) or {}
-    try:
-        found = metrics["config"]["strategy"]["mixed_precision"]
-    except (KeyError, TypeError):
-        found = None
-    if found not in WORDS:
-        if device is None:
-            return config
-        found = resolve_precision("auto", device)
-    given = config.strategy.model_dump()
-    strategy = ComponentConfig.model_validate(given | {"mixed_precision": found})
-    return config.model_copy(update={"strategy": strategy})
 
 
 @contextmanager
@@ -86,20 +51,6 @@ def _without_deprecations(show: Any) -> Any:
             show(message, category, filename, *more, **named)
 
     return filtered
-
-
-def how_to_stop() -> str | None:
-    """Say how this process is stopped where an interrupt does not; else return ``None``.
-
-    A shell starts the background jobs of a script with interrupts ignored, so that Ctrl-C reaches
-    the script alone; Python and every process started from here keep to that.
-    """
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        return None
-    return (
-        "interrupts are ignored, as in every background job of a script; kill "
-        f"{os.getpid()} stops this one"
-    )
 
 
 @contextmanager

@@ -10,16 +10,18 @@ from pathlib import Path
 from avalanche_peftcl.checkpoints import folder as checkpoint
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import LOCK, part_of
-from avalanche_peftcl.runs.schema import RECORD, is_record, read_metrics
+from avalanche_peftcl.runs.matrix_file import MATRIX_FILE
+from avalanche_peftcl.runs.reading import read_claim
+from avalanche_peftcl.runs.report import PICTURE
+from avalanche_peftcl.runs.schema import RECORD
 
 FILES = (
     "config.yaml",
-    "accuracy_matrix.csv",
+    MATRIX_FILE,
     RECORD,
     "model.safetensors",
     "summary.md",
-    "accuracy_matrix.png",
-    "accuracy_curve.png",
+    PICTURE,
 )
 CHECKPOINTS = "checkpoint"  # the folder beside them
 LOG = "run.log"  # a sweep's; written at its end, never removed
@@ -93,11 +95,9 @@ def listed_files(folder: Path) -> frozenset[str]:
     Where ``metrics.json`` cannot be read, checkpoints of ours vouch for the files beside them.
     """
     ours = frozenset({*FILES, CHECKPOINTS})
-    metrics = read_metrics(folder)
-    if metrics is not None and is_record(metrics):
-        given = metrics.get("files", ())
-        names = given if isinstance(given, list) else []
-        return ours | {name for name in names if isinstance(name, str)}
+    claim = read_claim(folder)
+    if claim is not None:
+        return ours | set(claim.files)
     kept = folder / CHECKPOINTS
     with suppress(OSError):
         if not kept.is_symlink() and os.listdir(kept) and not checkpoint.strangers(kept):
@@ -156,8 +156,8 @@ def _is_plain(path: Path) -> bool:
 
 
 def _way_on(folder: Path) -> str:
-    metrics = read_metrics(folder)
-    if metrics is not None and metrics.get("complete") is True:
+    claim = read_claim(folder)
+    if claim is not None and claim.complete:
         return ""
     return (
         f". It is not finished; go on with it by peftcl run --resume {folder} "

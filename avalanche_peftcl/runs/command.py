@@ -1,4 +1,4 @@
-"""A run from a file, or from the folder of an earlier one, as the command line asks for it."""
+"""What ``peftcl run`` does: a run from a file, or from the folder of an earlier one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,9 @@ from rich.console import Console
 from avalanche_peftcl.config import load_config
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.runs.progress import RunProgress
+from avalanche_peftcl.runs.reading import read_claim
 from avalanche_peftcl.runs.run import run
-from avalanche_peftcl.runs.schema import RECORD, is_record, read_metrics
+from avalanche_peftcl.runs.schema import RECORD
 
 
 def run_from_file(
@@ -50,9 +51,9 @@ def resume_from_folder(
     """
     settings = None
     if path is None:
-        path, metrics = folder / "config.yaml", read_metrics(folder)
-        if metrics is not None and is_record(metrics):
-            path, settings = folder / RECORD, metrics["config"]
+        path, claim = folder / "config.yaml", read_claim(folder)
+        if claim is not None:
+            path, settings = folder / RECORD, claim.config
         elif not path.is_file():
             raise ConfigError(
                 f"{folder} holds no run to go on with: there is no {path}; start one by "

@@ -1,7 +1,6 @@
-"""Checkpoints of a run: write them as it goes, and go on from the last one."""
+"""Checkpoints of a run: write them as it goes, and go on from one."""
 
 import copy
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,129 +10,15 @@ from typing import Any
 
 import torch
 
-from avalanche_peftcl.checkpoints.folder import next_number, read_checkpoint, write_checkpoint
+from avalanche_peftcl.checkpoints.folder import next_number, write_checkpoint
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
-from avalanche_peftcl.errors import (
-    CheckpointError,
-    CheckpointWarning,
-    ConfigError,
-    ResourceError,
-)
-from avalanche_peftcl.runs.identity import check_identity, check_record
-from avalanche_peftcl.runs.matrix_file import MATRIX_FILE, read_matrix
-from avalanche_peftcl.runs.output import CHECKPOINTS
-from avalanche_peftcl.runs.record import FORMAT, RunRecord
-from avalanche_peftcl.runs.schema import read_metrics
+from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError, ResourceError
+from avalanche_peftcl.registry.offers import StrategyOffers
+from avalanche_peftcl.runs.folder import CHECKPOINTS
+from avalanche_peftcl.runs.identity import Identity
+from avalanche_peftcl.runs.reading import read_claim
+from avalanche_peftcl.runs.saved import SavedRun
 from avalanche_peftcl.training.rng import random_state, set_random_state
-
-_NEEDED = {"config", "protocol", "accuracy", "cost"}  # of a record
-_PARTS = {"identity", "threads", "standing", "position", "strategy", "random"}
-
-
-def finished_run(output: Path, identity: Mapping[str, Any]) -> RunRecord | None:
-    """Return the record of the run in a folder if all of it is finished.
-
-    Raises:
-        CheckpointError: If it is a run of another configuration, a record of another version, or
-            one without its accuracy matrix.
-    """
-    metrics = read_metrics(output)
-    if metrics is None:
-        return None
-    done = metrics.get("complete") is True and metrics.keys() >= _NEEDED
-    version = metrics.get("format")
-    if version != FORMAT and not (done and version == 1 and "accuracy_matrix" in metrics):
-        raise CheckpointError(
-            f"the record in {output} has format {version!r:.40}, this version of avalanche-peftcl "
-            f"writes {FORMAT}; go on with the one that wrote it, or start anew (--overwrite; in "
-            "Python, overwrite=True)"
-        )
-    if not done:
-        return None
-    check_record(metrics, identity["settings"], output)
-    if version == FORMAT:
-        metrics["accuracy_matrix"] = _read_matrix(output, metrics["experiences"]["total"])
-    return RunRecord(output, metrics)
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """A checkpoint: its number and its state."""
-
-    number: int
-    state: Mapping[str, Any]
-
-
-def saved_run(
-    output: Path, identity: Mapping[str, Any], *, device: torch.device
-) -> SavedRun | None:
-    """Return the last checkpoint of the run in a folder.
-
-    Args:
-        output: The run's output folder.
-        identity: As much of it as is known before anything is built.
-        device: Where the run computes.
-
-    Returns:
-        ``None`` if nothing of the run is finished.
-
-    Raises:
-        CheckpointError: If the run in the folder is another one, if its checkpoints are damaged,
-            or if it has finished experiences and no checkpoint.
-    """
-    found, metrics = read_checkpoint(output / CHECKPOINTS, device=device), read_metrics(output)
-    if found is not None:
-        number, state = found
-        if not isinstance(state, dict) or not state.keys() >= _PARTS:
-            raise CheckpointError(f"the checkpoint in {output / CHECKPOINTS} is none of a run")
-        if not _of_an_earlier_run(state, metrics):
-            check_identity(state, identity, output)
-            return SavedRun(number, state)
-    if metrics is None:
-        return None
-    check_record(metrics, identity["settings"], output)
-    if metrics.get("experiences", {}).get("finished"):
-        why = metrics.get("resume_obstacles")
-        raise CheckpointError(
-            f"the run in {output} left no checkpoint"
-            + (f", for {'; '.join(map(str, why))}" if why else "")
-            + "; start it anew (--overwrite; in Python, overwrite=True)"
-        )
-    return None
-
-
-def _of_an_earlier_run(state: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> bool:
-    """Whether a checkpoint is of the run that this one was about to replace when it was stopped."""
-    if metrics is None or metrics.get("experiences", {}).get("finished") != 0:
-        return False
-    return bool(metrics.get("started_at") != state["standing"].get("started_at"))
-
-
-def kept_rows(output: Path, saved: SavedRun) -> torch.Tensor:
-    """Return the rows of the accuracy matrix that a checkpoint leaves to the record, ``(N, T)``.
-
-    Raises:
-        CheckpointError: If they are no longer there as they were.
-    """
-    kept = saved.state["standing"].get("matrix")
-    if kept is None:
-        raise CheckpointError(f"the checkpoint in {output / CHECKPOINTS} is of an earlier version")
-    if not kept["rows"]:
-        return torch.empty(0, 0, dtype=torch.float64)
-    rows = _read_matrix(output, kept["rows"], kept["sha256"])
-    numbers = [[math.nan if value is None else value for value in row] for row in rows]
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def _read_matrix(output: Path, count: int, sha256: str | None = None) -> list[list[float | None]]:
-    try:
-        return read_matrix(output, count, sha256=sha256)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the accuracies of the finished experiences cannot be read from "
-            f"{output / MATRIX_FILE}: {error}; put it back as it was, or start anew (--overwrite; "
-            "in Python, overwrite=True)"
-        ) from error
 
 
 @dataclass
@@ -145,7 +30,8 @@ class Standing:
         resumed_at: When it went on from a checkpoint.
         visited: Training experiences done with, chunks of an online stream counted each.
         finished: Experiences trained and evaluated.
-        further: Numbers of metrics beyond the accuracy matrix and the cost.
+        further: By name the values of further metrics, one an experience.
+        fresh: Their values since the last finished experience.
         notes: What plugins said after each experience.
         trainable: Name and shape of every parameter that trained in the last experience.
         matrix: How many rows of the accuracy matrix are in its file, and that file's hash.
@@ -155,7 +41,8 @@ class Standing:
     resumed_at: list[str] = field(default_factory=list)
     visited: int = 0
     finished: int = 0
-    further: dict[str, float] = field(default_factory=dict)
+    further: dict[str, list[float | None]] = field(default_factory=dict)
+    fresh: dict[str, float] = field(default_factory=dict)
     notes: list[list[str]] = field(default_factory=list)
     trainable: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     matrix: dict[str, Any] = field(default_factory=lambda: {"rows": 0, "sha256": None})
@@ -169,7 +56,7 @@ class Checkpoints:
         strategy: The strategy.
         backbone: The frozen network, which is built again and not saved.
         benchmark: The benchmark.
-        identity: What :func:`check_identity` compares where a run goes on.
+        identity: What must be the same where the run goes on.
         every: Minibatches between two of them; ``None`` for none inside an experience.
 
     Attributes:
@@ -186,7 +73,7 @@ class Checkpoints:
         strategy: Any,
         backbone: Any,
         benchmark: Any,
-        identity: Mapping[str, Any],
+        identity: Identity,
         every: int | None = None,
     ) -> None:
         self._output, self._folder = output, output / CHECKPOINTS
@@ -199,7 +86,7 @@ class Checkpoints:
         self._failed = False
         self.obstacles = self._state.obstacles()
         self._every = every
-        self._cursor: Any = getattr(strategy, "cursor", None)
+        self._cursor = StrategyOffers.of(strategy).cursor
         if every is not None and self._cursor is None:
             raise ConfigError(
                 f"checkpoint_every={every}, but {type(strategy).__name__} cannot be taken down "
@@ -230,7 +117,7 @@ class Checkpoints:
         inside = position is not None
         try:
             state = {
-                "identity": self._identity,
+                "identity": self._identity.saved(),
                 "threads": torch.get_num_threads(),
                 "standing": asdict(standing),
                 "position": position,
@@ -302,11 +189,11 @@ class Checkpoints:
         Raises:
             CheckpointError: If it is a checkpoint of another run, or does not fit the strategy.
         """
-        check_identity(saved.state, self._identity, self._output)
+        self._identity.check(saved.state["identity"], self._output)
         standing = Standing(**saved.state["standing"])
         # the record is rewritten each time, a checkpoint is not
-        earlier = (read_metrics(self._output) or {}).get("resumed_at")
-        standing.resumed_at = [*(earlier or standing.resumed_at), now]
+        claim = read_claim(self._output)
+        standing.resumed_at = [*((claim and claim.resumed_at) or standing.resumed_at), now]
         position, strategy = saved.state["position"], saved.state["strategy"]
         self._number, self._saved = saved.number, standing.finished
         trained = self._trained(standing, inside=position is not None)
@@ -326,7 +213,7 @@ class Checkpoints:
         return self._train[: standing.visited + inside]
 
     def _tested(self, standing: Standing) -> Sequence[Any]:
-        whole = self._identity["settings"]["evaluate"] == "all"
+        whole = self._identity.settings["evaluate"] == "all"
         return self._test if whole else self._test[: standing.finished]
 
 

@@ -1,0 +1,96 @@
+"""What a run finds out about itself and where it runs, for its record."""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from avalanche_peftcl.registry.offers import PluginOffers
+from avalanche_peftcl.registry.packages import Entry
+from avalanche_peftcl.runs.schema import Provided
+
+_PACKAGES = (
+    "avalanche-peftcl",
+    "avalanche-lib",
+    "torch",
+    "torchvision",
+    "timm",
+    "peft",
+    "numpy",
+)
+
+
+def describe_components(entries: Iterable[Entry]) -> list[Provided]:
+    """Return kind, name, provider, version and source of each component."""
+    return [
+        Provided(
+            kind=entry.kind,
+            name=entry.component.name,
+            provider=entry.provider.name,
+            version=entry.provider.version,
+            source=entry.component.source,
+        )
+        for entry in entries
+    ]
+
+
+def describe_plugins(plugins: Iterable[Any]) -> dict[str, Any]:
+    """Return by class name what those of ``plugins`` tell that have a ``summary()``."""
+    told = ((type(each).__name__, PluginOffers.of(each).summary) for each in plugins)
+    return {name: plain(summary()) for name, summary in told if summary is not None}
+
+
+def plugin_headlines(plugins: Iterable[Any]) -> list[str]:
+    """Return a line of each of ``plugins`` that has a ``headline()`` and something to say.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> plugin = SimpleNamespace(headline=lambda: "projection: 3 of 5 directions")
+        >>> plugin_headlines([plugin, object()])
+        ['projection: 3 of 5 directions']
+    """
+    offered = (PluginOffers.of(plugin).headline for plugin in plugins)
+    return [line for headline in offered if headline is not None if (line := headline())]
+
+
+def describe_platform(device: torch.device) -> dict[str, str | int | None]:
+    """Return what the run computes on; no name of a machine or a person."""
+    cuda = device.type == "cuda"
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if cuda else None,
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON holds it: lists, dicts with string keys, ``None`` for nan.
+
+    Example:
+        >>> plain({1: (0.5, float("nan"))})
+        {'1': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
