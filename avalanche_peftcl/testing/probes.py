@@ -22,21 +22,22 @@ from avalanche_peftcl.training.streams import whole_experience
 
 
 class Watch(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
-    """Notes which parameters got gradients in training, and that it was called at all."""
+    """Notes gradients that no step is made from, and that it was called at all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.experiences = 0
-        self.with_gradient: set[str] = set()
+        self.not_optimized: set[str] = set()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Count an experience."""
         self.experiences += 1
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Note the parameters that have a gradient."""
+        """Note the parameters that have a gradient and are not in the optimizer now."""
+        held = {id(p) for group in strategy.optimizer.param_groups for p in group["params"]}
         named = network_of(strategy).named_parameters()
-        self.with_gradient |= {name for name, p in named if p.grad is not None}
+        self.not_optimized |= {n for n, p in named if p.grad is not None and id(p) not in held}
 
 
 class _Outputs(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword

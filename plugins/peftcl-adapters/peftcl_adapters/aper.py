@@ -7,10 +7,9 @@ import torch
 from pydantic import Field
 
 from avalanche_peftcl import takes
-from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, build_adapters
+from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, PrototypeHead, build_adapters
 from avalanche_peftcl.training import PEFTTemplate, TrainingOptions, annealing
 from peftcl_adapters.first_experience import FirstExperienceModel, FirstExperiencePlugin
-from peftcl_adapters.simplecil import class_means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ def build_aper(
         means are summed in float64, and of a class met again over all its images.
     """
     module = module or build_adapters(backbone=backbone, r=64)
-    model = FirstExperienceModel(backbone, module, head or class_means)
+    model = FirstExperienceModel(backbone, module, head or PrototypeHead)
     return first_experience_strategy(model, anneal=anneal, options=options)
 
 

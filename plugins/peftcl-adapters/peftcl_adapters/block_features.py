@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from avalanche_peftcl.models import Backbone, Branch, exportable
 
 
+@exportable
 class BlockFeaturesBranch(Branch):
     r"""The frozen network, read after each of its ``L`` blocks instead of at its end.
 

@@ -13,6 +13,7 @@ from peftcl_adapters.ridge import generalised_cross_validation, penalties, spect
 _UNSEEN = -1000.0  # the host's logit of a class that may not be predicted
 
 
+@exportable
 class RandomRidgeHead(Head):
     r"""Ridge regression of one-hot targets on :math:`h(z) = \mathrm{relu}(z\,\Omega)`.
 

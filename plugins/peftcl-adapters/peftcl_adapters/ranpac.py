@@ -2,11 +2,11 @@
 
 from avalanche_peftcl import takes
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import Backbone, Branch, Head, HeadBuilder, build_adapters
+from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, build_adapters
 from avalanche_peftcl.training import PEFTTemplate
 from peftcl_adapters.aper import FirstExperienceOptions, first_experience_strategy
 from peftcl_adapters.first_experience import FirstExperienceModel
-from peftcl_adapters.random_ridge import build_random_ridge
+from peftcl_adapters.random_ridge import RandomRidgeHead
 from peftcl_adapters.simplecil import frozen_strategy
 
 
@@ -43,7 +43,7 @@ def build_ranpac(
         Differs: the penalty of the ridge regression, see :class:`.RandomRidgeHead`; adapters on
         every data set, where the release takes scale and shift for some.
     """
-    chosen = head or random_ridge
+    chosen = head or RandomRidgeHead
     if phase_one:
         module = module or build_adapters(backbone=backbone, r=64)
         model = FirstExperienceModel(backbone, module, chosen, concatenate=False)
@@ -51,8 +51,3 @@ def build_ranpac(
     if module is not None:
         raise ConfigError("a module adapts in phase one, which is off; leave out one of them")
     return frozen_strategy(backbone, chosen, features="pooled", options=options)
-
-
-def random_ridge(in_features: int) -> Head:
-    """Return the head with its published size."""
-    return build_random_ridge(in_features=in_features)

@@ -7,13 +7,12 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import (
     Backbone,
     FrozenBranch,
-    Head,
     HeadBuilder,
     PEFTModel,
-    build_prototypes,
+    PrototypeHead,
 )
 from avalanche_peftcl.training import PEFTTemplate, StrategyOptions, TemplateArguments
-from peftcl_adapters.block_features import build_block_features
+from peftcl_adapters.block_features import BlockFeaturesBranch
 
 FeatureKind = Literal["pooled", "blocks"]
 
@@ -35,12 +34,7 @@ def build_simplecil(
         Zhou et al., IJCV 2024, arXiv 2303.07338; released code a2e6b71.
         Differs: with ``features="pooled"`` nothing; block features are this package's.
     """
-    return frozen_strategy(backbone, head or class_means, features=features, options=options)
-
-
-def class_means(in_features: int) -> Head:
-    """Return the head of SimpleCIL and APER."""
-    return build_prototypes(in_features=in_features)
+    return frozen_strategy(backbone, head or PrototypeHead, features=features, options=options)
 
 
 def frozen_strategy(
@@ -51,7 +45,7 @@ def frozen_strategy(
     Raises:
         ConfigError: If the head is trained by gradients.
     """
-    branch = FrozenBranch() if features == "pooled" else build_block_features(backbone=backbone)
+    branch = FrozenBranch() if features == "pooled" else BlockFeaturesBranch()
     classifier = head(branch.out_features(backbone))
     if not classifier.fitted:
         raise ConfigError(

@@ -4,7 +4,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from peftcl_adapters.aper import build_aper
 from peftcl_adapters.block_features import build_block_features
 from peftcl_adapters.random_ridge import RandomRidgeHead
-from peftcl_adapters.ranpac import build_ranpac, random_ridge
+from peftcl_adapters.ranpac import build_ranpac
 from peftcl_adapters.simplecil import build_simplecil
 from torch import nn
 from torch.nn import functional as F
@@ -153,7 +153,7 @@ def test_ranpac_sees_the_adapted_feature_alone():
     assert model.head.in_features == 32
     assert model.forward_passes == 1
     with torch.device("meta"):  # 0.8 GB
-        assert random_ridge(32).projection.shape == (32, 10_000)
+        assert RandomRidgeHead(32).projection.shape == (32, 10_000)
 
 
 def test_ranpac_without_phase_one_is_simplecil_with_its_head():
