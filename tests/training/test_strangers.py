@@ -13,6 +13,7 @@ from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.testing import (
+    BranchContract,
     StrategyContract,
     blind_backbone,
     learnable_benchmark,
@@ -92,9 +93,22 @@ def l2p(backbone, **options):
     return build_naive(backbone=backbone, module=module, **(defaults | options))
 
 
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    """Let this file count as a package that is installed, whose networks may be loaded."""
+    monkeypatch.setattr(exported, "plugin_modules", lambda: {"avalanche_peftcl", "tests"})
+
+
 class TestL2P(StrategyContract):
     def create_strategy(self, backbone, *, plugins, evaluator):
-        return l2p(backbone, train_epochs=1, plugins=plugins, evaluator=evaluator)
+        return l2p(backbone, train_epochs=15, plugins=plugins, evaluator=evaluator)
+
+
+class TestL2PModule(BranchContract):
+    identity_at_start = False
+
+    def create_branch(self, backbone):
+        return build_l2p(backbone=backbone)
 
 
 def images_and_labels(experience):
@@ -153,7 +167,6 @@ def test_an_image_chooses_for_itself():
 
 
 def test_a_run_counts_its_passes_exports_it_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(exported, "plugin_modules", lambda: {"avalanche_peftcl", "tests"})
     module = Component("l2p", build_l2p, source="CVPR 2022")
     provider = Provider("test", "1")
     registry = Registry([*discover().entries(), Entry("module", module, provider)])
