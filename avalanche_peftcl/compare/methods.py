@@ -9,13 +9,19 @@ from avalanche_peftcl.compare.alike import ORDERING, folder_name, protocol_of, s
 from avalanche_peftcl.compare.statistics import Estimate, estimate
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.schema import HEADLINES, Record
 
-_KINDS = ("strategy", "module", "head", "plugins", "benchmark", "backbone")  # as a label tells them
+# a label tells the strategy first, and last what it ran on
+_PLACES = {"strategy": 0, "benchmark": 2, "backbone": 3}
+_KINDS = sorted(
+    (kind for kind in KINDS.values() if not kind.watches),
+    key=lambda kind: _PLACES.get(kind.name, 1),
+)
 # of the run, not the method
 _ASIDE = {"output", "seed", "device", "num_threads", "num_workers", "checkpoint_every"}
-_ASIDE |= {"metrics", "loggers"}  # they watch
+_ASIDE |= {kind.key for kind in KINDS.values()}  # told by the kinds, but for those that watch
 _LONG = 40  # characters of an option's value in a label
 _LAST = ("protocol", "provider")  # told only if nothing else tells two methods apart
 
@@ -164,23 +170,23 @@ def _identity(run: RunRecord) -> dict[str, Any]:
     providers = {(part.kind, part.name): part.provider for part in record.components}
     flat: dict[str, Any] = {}
     for kind in _KINDS:
-        part: ComponentConfig | list[ComponentConfig] | None = getattr(config, kind)
+        key = kind.key
+        part: ComponentConfig | list[ComponentConfig] | None = getattr(config, key)
         if isinstance(part, list):
-            flat[kind] = [{"name": _bare(each)} | each.options for each in part]
-            names = [("strategy_plugin", _bare(each)) for each in part]
-            flat[f"provider.{kind}"] = [providers.get(name) for name in names]
+            flat[key] = [{"name": _bare(each)} | each.options for each in part]
+            flat[f"provider.{key}"] = [providers.get((kind.name, _bare(each))) for each in part]
         elif part is not None:
-            flat[kind] = _bare(part)
-            flat[f"provider.{kind}"] = providers.get((kind, _bare(part)))
+            flat[key] = _bare(part)
+            flat[f"provider.{key}"] = providers.get((kind.name, _bare(part)))
             options = part.options
             if "root" in options:
-                flat[f"{kind}.root"] = folder_name(str(options.pop("root")))
-            flat |= {f"{kind}.{option}": value for option, value in options.items()}
+                flat[f"{key}.root"] = folder_name(str(options.pop("root")))
+            flat |= {f"{key}.{option}": value for option, value in options.items()}
     for option in ("benchmark.seed", "backbone.checkpoint"):  # the hash tells the weights
         flat.pop(option, None)
     if isinstance(flat.get("benchmark.class_order"), list):  # of a seed; "natural" is of a method
         del flat["benchmark.class_order"]
-    flat |= config.model_dump(mode="json", exclude={*_KINDS, *_ASIDE})
+    flat |= config.model_dump(mode="json", exclude=_ASIDE)
     protocol = protocol_of(run)
     del protocol[ORDERING]  # the option tells it
     flat |= {f"protocol.{key}": value for key, value in protocol.items()}

@@ -15,7 +15,8 @@ class Kind:
     """One kind of component.
 
     A new kind is a hook in :mod:`.hookspecs`, an entry of :data:`KINDS` and a contract in
-    :mod:`avalanche_peftcl.testing`; where a configuration names it, a key of ``RunConfig`` too.
+    :mod:`avalanche_peftcl.testing`. To be named in configurations it also needs its key in
+    ``RunConfig``, and its turn in :mod:`avalanche_peftcl.runs.build`.
 
     Args:
         name: Its name in messages, in records and for ``peftcl list``.

@@ -6,6 +6,7 @@ from typing import Any
 
 from avalanche_peftcl.benchmarks.images.manifest import split_sha256
 from avalanche_peftcl.models.precision import WORDS
+from avalanche_peftcl.registry.kinds import kind_of
 from avalanche_peftcl.registry.offers import BenchmarkOffers, ExperienceOffers, StrategyOffers
 from avalanche_peftcl.runs.schema import Experience, Protocol, Provided, Stream
 
@@ -87,7 +88,7 @@ def describe_protocol(
     ours = all(
         component.provider == _OWN
         for component in components
-        if component.kind not in ("benchmark", "metric", "logger")
+        if component.kind != "benchmark" and not kind_of(component.kind).watches
     )
     words = {None: "tested" if ours else "not stated", True: "stated", False: "dependent"}
     return Protocol(
