@@ -1,5 +1,7 @@
 """What a plugin finds on a strategy, and all that it may offer beside its callbacks, to paste.
 
+Who asks for it: :class:`.PluginOffers` and :class:`.checkpoints.joints.Remembers`.
+
 >>> import torch
 >>> from avalanche.core import SupervisedPlugin
 >>> from avalanche_peftcl.testing import toy_backbone, toy_benchmark
@@ -64,14 +66,3 @@ class Tuning(Protocol):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the network runs."""
-
-
-@runtime_checkable
-class OnBackbone(Protocol):
-    """A network around a frozen one, which no checkpoint needs to hold.
-
-    Attributes:
-        backbone: The frozen network, as it was given.
-    """
-
-    backbone: nn.Module

@@ -13,9 +13,9 @@ from avalanche_peftcl.models import DynamicModel
 from avalanche_peftcl.models.backbones.weights import check_weights
 from avalanche_peftcl.models.frozen import Frozen
 from avalanche_peftcl.models.precision import MixedPrecision
+from avalanche_peftcl.registry.offers import ModelOffers
 from avalanche_peftcl.training.arguments import PluginOrder
 from avalanche_peftcl.training.feature_pass import unwrapped
-from avalanche_peftcl.training.joints import OnBackbone
 from avalanche_peftcl.training.local_loss import LocalLoss, LossOver
 from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.plugins.head import HeadPlugin
@@ -120,7 +120,7 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
         """Head rows of the current minibatch's targets, in training."""
         self.current_rows: list[int] = []
         """Head rows of the classes in the current training experience."""
-        backbone = model.backbone if isinstance(model, OnBackbone) else None
+        backbone = ModelOffers.of(model).backbone
         self.frozen = Frozen([backbone] if isinstance(backbone, nn.Module) else [])
         """What no checkpoint needs to hold: the backbone as it was given."""
 
