@@ -137,9 +137,10 @@ class StrategyContract:
 
     def trial(self, scenario: str) -> Trial:
         """Return what :meth:`train` does, once for all tests that only look at it."""
-        if scenario not in self._trials:
-            self._trials[scenario] = self.train(scenario)
-        return self._trials[scenario]
+        key = f"{scenario} {sorted(vars(self).items())}"  # a fixture may have set something
+        if key not in self._trials:
+            self._trials[key] = self.train(scenario)
+        return self._trials[key]
 
     # --- training ------------------------------------------------------------------------------
 

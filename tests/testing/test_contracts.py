@@ -1,15 +1,14 @@
-"""Every part built in keeps the contracts that are shipped to method authors."""
+"""Every part built in keeps the contracts that are shipped to method authors.
+
+Those of attention adapters, LoRA, prefixes, prompts and tuners stand in tests/models/modules.
+"""
 
 from avalanche_peftcl.benchmarks.sources.digits import digits
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.branch import build_frozen
 from avalanche_peftcl.models.modules.adapter import build_adapters
-from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
-from avalanche_peftcl.models.modules.lora import build_lora
 from avalanche_peftcl.models.modules.patch_prompt import build_patch_prompts
 from avalanche_peftcl.models.modules.peft_tuner import build_peft_tuner
-from avalanche_peftcl.models.modules.prefix import build_prefix
-from avalanche_peftcl.models.modules.prompt import build_prompt
 from avalanche_peftcl.testing import (
     BackboneContract,
     BenchmarkContract,
@@ -39,33 +38,9 @@ class TestAdapters(BranchContract):
         return build_adapters(backbone=backbone)
 
 
-class TestAttentionAdapters(BranchContract):
-    def create_branch(self, backbone):
-        return build_attention_adapters(backbone=backbone)
-
-
-class TestLoRA(BranchContract):
-    def create_branch(self, backbone):
-        return build_lora(backbone=backbone)
-
-
 class TestTuner(BranchContract):
     def create_branch(self, backbone):
         return build_peft_tuner(backbone=backbone, tuner="loha", r=2)
-
-
-class TestPrefix(BranchContract):
-    identity_at_start = False
-
-    def create_branch(self, backbone):
-        return build_prefix(backbone=backbone)
-
-
-class TestPrompt(BranchContract):
-    identity_at_start = False
-
-    def create_branch(self, backbone):
-        return build_prompt(backbone=backbone)
 
 
 class TestFrozen(BranchContract):
