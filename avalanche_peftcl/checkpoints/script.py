@@ -16,6 +16,7 @@ from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.frozen import Frozen
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.streams import class_pairs
+from avalanche_peftcl.training.template import PEFTTemplate
 
 Strategy = TypeVar("Strategy")
 
@@ -136,8 +137,7 @@ def maybe_load_checkpoint(
 
 def _frozen(strategy: Any) -> Frozen:
     """Return what a strategy has known as frozen since it was built; of others nothing."""
-    frozen = getattr(strategy, "frozen", None)
-    return frozen if isinstance(frozen, Frozen) else Frozen()
+    return strategy.frozen if isinstance(strategy, PEFTTemplate) else Frozen()
 
 
 def _visited(benchmark: Any, count: int) -> list[Any]:
@@ -159,7 +159,7 @@ def _identity(strategy: Any, left_out: Any, benchmark: Any, trained: list[Any]) 
         "strategy": type(strategy).__name__,
         "model": type(strategy.model).__name__,
         "optimizer": type(strategy.optimizer).__name__,
-        "precision": getattr(strategy, "mixed_precision", None),
+        "precision": strategy.mixed_precision if isinstance(strategy, PEFTTemplate) else None,
         "plugins": [type(plugin).__name__ for plugin in strategy.plugins],
         "metrics": [type(metric).__name__ for metric in metrics],
         "frozen": {"names": names, "sha256": weights_sha256(strategy.model, only=set(kept))},

@@ -45,6 +45,11 @@ class Cursor:
         """Let the next experience go on from a position that :attr:`save` was called with."""
         self._goal, self.restore = position, restore
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the epoch that begins is one that had begun, and goes on at its goal."""
+        return self._goal is not None
+
     def epochs(self, count: int) -> Iterator[int]:
         """Return the epochs to run of ``count``; those before the goal are left out."""
         first = 0

@@ -78,7 +78,7 @@ class SteppedTemplate(SupervisedTemplate):
         """Run the host's epochs, or those that are left where a run goes on."""
         for _ in self.cursor.epochs(self.train_epochs):
             self._before_training_epoch(**kwargs)
-            if self._stop_training:
+            if self._stop_training and not self.cursor.goes_on:
                 self._stop_training = False
                 break
             self.training_epoch(**kwargs)

@@ -58,8 +58,6 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
         their means are published once an epoch.
     """
 
-    remembers: tuple[str, ...] = ("current_rows",)
-
     def __init__(
         self,
         *,

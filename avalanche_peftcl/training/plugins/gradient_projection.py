@@ -78,7 +78,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
     """
 
     remembers: tuple[str, ...] = (
-        *("active", "bases", "unprotected", "n_experiences_done"),
+        *("bases", "unprotected", "n_experiences_done"),
         *("_grams", "updates", "_reports"),
     )
 
