@@ -3,6 +3,7 @@
 from avalanche_peftcl.testing.backbone import BackboneContract
 from avalanche_peftcl.testing.benchmark import BenchmarkContract
 from avalanche_peftcl.testing.branch import BranchContract
+from avalanche_peftcl.testing.head import HeadContract
 from avalanche_peftcl.testing.learnable import (
     blind_backbone,
     learnable_benchmark,
@@ -16,6 +17,7 @@ __all__ = [
     "BackboneContract",
     "BenchmarkContract",
     "BranchContract",
+    "HeadContract",
     "StrategyContract",
     "blind_backbone",
     "learnable_benchmark",

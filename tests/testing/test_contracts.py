@@ -6,6 +6,9 @@ Those of attention adapters, LoRA, prefixes, prompts and tuners stand in tests/m
 from avalanche_peftcl.benchmarks.sources.digits import digits
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.branch import build_frozen
+from avalanche_peftcl.models.heads.cosine import build_cosine
+from avalanche_peftcl.models.heads.linear import build_linear
+from avalanche_peftcl.models.heads.prototypes import build_prototypes
 from avalanche_peftcl.models.modules.adapter import build_adapters
 from avalanche_peftcl.models.modules.patch_prompt import build_patch_prompts
 from avalanche_peftcl.models.modules.peft_tuner import build_peft_tuner
@@ -13,6 +16,7 @@ from avalanche_peftcl.testing import (
     BackboneContract,
     BenchmarkContract,
     BranchContract,
+    HeadContract,
     blind_backbone,
     toy_backbone,
 )
@@ -57,6 +61,26 @@ class TestPatchPrompts(BranchContract):
 
     def create_branch(self, backbone):
         return build_patch_prompts(backbone=backbone, length=4)
+
+
+class TestLinear(HeadContract):
+    def create_head(self, in_features):
+        return build_linear(in_features=in_features)
+
+
+class TestCosine(HeadContract):
+    def create_head(self, in_features):
+        return build_cosine(in_features=in_features)
+
+
+class TestPrototypes(HeadContract):
+    def create_head(self, in_features):
+        return build_prototypes(in_features=in_features)
+
+
+class TestPrototypesBySections(HeadContract):
+    def create_head(self, in_features):
+        return build_prototypes(in_features=in_features, section_weights=(1.0, 0.3))
 
 
 class TestDigits(BenchmarkContract):
