@@ -1,82 +1,37 @@
 """The command ``peftcl``: run an experiment, compare runs, list what is installed."""
 
 import re
-import signal
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from avalanche_peftcl import __version__
 from avalanche_peftcl.config.resources import check_home
-from avalanche_peftcl.console import complain, plain, standard_console, visible
-from avalanche_peftcl.errors import (
-    BackboneWarning,
-    CheckpointWarning,
-    ConfigError,
-    ConfigWarning,
-    DivergenceWarning,
-    PEFTCLError,
-    PluginLoadWarning,
-)
+from avalanche_peftcl.console import complain, standard_console
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.packages import SWITCH
 from avalanche_peftcl.registry.tables import component_page, component_table, package_table
-from avalanche_peftcl.registry.wording import clip
-from avalanche_peftcl.runs.signals import Terminated, termination_raised
+from avalanche_peftcl.runs.messages import PlainEnds
 
 __all__ = ["app", "main"]
 
-_PLAIN = (  # told in one line
-    PluginLoadWarning,
-    CheckpointWarning,
-    ConfigWarning,
-    DivergenceWarning,
-    BackboneWarning,
-)
-_LONGEST = 20_000  # letters of a message
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
 
 
-class _Group(TyperGroup):
-    """Turns errors made on purpose into one message and an exit code, warnings into one line."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with warnings.catch_warnings():
-            for category in _PLAIN:
-                warnings.simplefilter("always", category)
-            # Avalanche imports a solver for one method that is none of ours
-            warnings.filterwarnings("ignore", "no QP solver found", UserWarning)
-            default = warnings.showwarning
-
-            def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
-                if issubclass(category, _PLAIN):
-                    complain("warning", str(message), "yellow")
-                else:
-                    default(visible(message, lines=True), category, *place, **more)
-
-            warnings.showwarning = show
-            try:
-                with termination_raised():
-                    return super().invoke(ctx)
-            except BrokenPipeError:
-                raise
-            except (PEFTCLError, OSError) as error:
-                complain("error", clip(str(error), _LONGEST), "red")
-                raise typer.Exit(2) from None
-            except KeyboardInterrupt as stop:
-                told = "; ".join(getattr(stop, "__notes__", [])) or (
-                    "the experiences of a run that were finished are on disk, in its output "
-                    "folder; peftcl run --resume FOLDER goes on with it"
-                )
-                how, number = "interrupted", int(signal.SIGINT)
-                if isinstance(stop, Terminated):
-                    how, number = "terminated", stop.number
-                complain(how, told, "red")
-                raise typer.Exit(128 + number) from None
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace: strategy.lr=0.1"),
+]
+_Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FILE", help="The frozen network's weights."),
+]
+_Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Let the frozen network's weights be downloaded.")
+]
 
 
 class _WithRay(TyperCommand):
@@ -91,7 +46,7 @@ class _WithRay(TyperCommand):
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=PlainEnds,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -120,10 +75,7 @@ def _options(
 @app.command(cls=_WithRay)
 def run(
     config: Annotated[Path | None, typer.Argument(help="YAML file that describes the run.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace: strategy.lr=0.1"),
-    ] = None,
+    overrides: _Overrides = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the record of an earlier run.")
     ] = False,
@@ -183,38 +135,20 @@ def run(
 
     Exit status 1 if one of several seeds failed.
     """
-    if resume is not None and (seeds is not None or jobs != 1 or ray is not None):
-        raise ConfigError(
-            "--resume goes on with one run; several seeds go on by the command that began them"
-        )
-    check_home()
-    if resume is not None:
-        from avalanche_peftcl.runs.command import resume_from_folder
+    from avalanche_peftcl.sweeps.command import run_as_asked
 
-        resume_from_folder(resume, config, overrides or [], overwrite, standard_console())
-        return
-    if config is None:
-        raise ConfigError("give a YAML file that describes the run, or --resume FOLDER")
-
-    from avalanche_peftcl.config import load_config, parse_seeds
-
-    wanted = None if seeds is None else parse_seeds(seeds)
-    settings = load_config(config, overrides or [], seeds=wanted)
-    if settings.seeds is not None:
-        from avalanche_peftcl.sweeps.sweep import run_sweep
-
-        outcomes = run_sweep(
-            settings, jobs=jobs, ray=ray, overwrite=overwrite, console=standard_console()
-        )
-        if any(outcome.error is not None for outcome in outcomes):
-            raise typer.Exit(1)
-        return
-    if jobs != 1 or ray is not None:
-        raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
-
-    from avalanche_peftcl.runs.command import run_from_file
-
-    run_from_file(config, overrides or [], overwrite, standard_console())
+    succeeded = run_as_asked(
+        config,
+        overrides or [],
+        overwrite=overwrite,
+        resume=resume,
+        seeds=seeds,
+        jobs=jobs,
+        ray=ray,
+        console=standard_console(),
+    )
+    if not succeeded:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -258,10 +192,7 @@ def compare(
 def manifest(
     config: Annotated[Path, typer.Argument(help="YAML file that describes a run.")],
     file: Annotated[Path, typer.Argument(help="The manifest to write.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace: benchmark.root=data"),
-    ] = None,
+    overrides: _Overrides = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier manifest.")
     ] = False,
@@ -300,15 +231,6 @@ def plugins() -> None:
     standard_console().print(package_table(discover()))
 
 
-_Checkpoint = Annotated[
-    Path | None,
-    typer.Option("--checkpoint", metavar="FILE", help="The frozen network's weights."),
-]
-_Pretrained = Annotated[
-    bool, typer.Option("--pretrained", help="Let the frozen network's weights be downloaded.")
-]
-
-
 @app.command("export")
 def export_network(
     folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run.")],
@@ -332,20 +254,16 @@ def export_network(
     avalanche_peftcl.models.exportable.
     """
     check_home()
-    from avalanche_peftcl.export.write import export_run
+    from avalanche_peftcl.export.command import export_and_show
 
-    info = export_run(
+    export_and_show(
         folder,
         file,
         with_backbone=with_backbone,
         overwrite=overwrite,
         checkpoint=checkpoint,
         pretrained=pretrained,
-    )
-    say = f"{file}: {info.strategy['name']} after {info.finished} of {info.total} experiences, "
-    whose = "with" if info.backbone_included else "without"
-    standard_console().print(
-        plain(f"{say}{whose} the weights of {info.backbone.name}"), soft_wrap=True
+        console=standard_console(),
     )
 
 
@@ -379,27 +297,20 @@ def predict_images(
 
     Exit status 1 if an image cannot be read; the others are predicted.
     """
-    from avalanche_peftcl.export.load import load
-    from avalanche_peftcl.export.predict import find_images, predict, write_csv
-    from avalanche_peftcl.files import check_writable
-    from avalanche_peftcl.models.device import check_device
+    from avalanche_peftcl.export.command import predict_and_show
 
-    where, images = check_device(device), find_images(paths)
-    if csv is not None:
-        check_writable(csv)
-    predictions, console = [], standard_console()
-    model = load(export, checkpoint=checkpoint, pretrained=pretrained).to(where)
-    for prediction in predict(model, images, top=top, task=task):
-        predictions.append(prediction)
-        if prediction.error is not None:
-            complain("unreadable", prediction.error, "red")
-            continue
-        told = ", ".join(f"{name} {100 * p:.1f} %" for name, p in prediction.classes)
-        console.print(plain(f"{prediction.path}  {told}"), soft_wrap=True)
-    if csv is not None:
-        write_csv(csv, predictions, top=top)
-    if failed := sum(prediction.error is not None for prediction in predictions):
-        complain("error", f"{failed} of {len(images)} images could not be read", "red")
+    failed = predict_and_show(
+        export,
+        paths,
+        csv=csv,
+        top=top,
+        task=task,
+        device=device,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        console=standard_console(),
+    )
+    if failed:
         raise typer.Exit(1)
 
 

@@ -34,7 +34,7 @@ def calls(monkeypatch: pytest.MonkeyPatch):
             raise seen.error
 
     one_seed = types.SimpleNamespace(seeds=None)
-    monkeypatch.setattr("avalanche_peftcl.config.load_config", lambda *a, **k: one_seed)
+    monkeypatch.setattr("avalanche_peftcl.sweeps.command.load_config", lambda *a, **k: one_seed)
 
     def resume_from_folder(folder, path, overrides, overwrite, console):
         seen.arguments.append((folder, path, overrides, overwrite))

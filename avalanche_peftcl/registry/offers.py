@@ -137,7 +137,7 @@ class ModelOffers(_Offers):
 
 @dataclass(frozen=True, kw_only=True)
 class PluginOffers(_Offers):
-    """What an Avalanche plugin may tell.
+    """What an Avalanche plugin may tell; :mod:`.training.joints` has one with all of it, to paste.
 
     Args:
         summary: ``summary()`` returns what the record keeps of it: what JSON can hold.

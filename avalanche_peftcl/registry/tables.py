@@ -1,7 +1,7 @@
 """What is installed, as tables for a terminal."""
 
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from avalanche_peftcl.console import add_row, plain, plain_table
 from avalanche_peftcl.registry.registry import Registry
@@ -22,7 +22,7 @@ def component_table(registry: Registry, kind: str | None = None) -> Table:
     return table
 
 
-def component_page(registry: Registry, kind: str, name: str) -> list[Table | Text]:
+def component_page(registry: Registry, kind: str, name: str) -> list[RenderableType]:
     """Return who offers a component, what it follows, the scenarios it serves and its options.
 
     Raises:

@@ -11,8 +11,10 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import SupervisedPlugin
 from rich.console import Console
+from safetensors.torch import load_file
 
 from avalanche_peftcl import Component, files
+from avalanche_peftcl.benchmarks import digits
 from avalanche_peftcl.config import RunConfig, load_config
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.weights import weights_sha256
@@ -20,6 +22,7 @@ from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
 from avalanche_peftcl.runs import folder as output
 from avalanche_peftcl.runs import record
+from avalanche_peftcl.runs import run as run_module
 from avalanche_peftcl.runs.command import run_from_file
 from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.progress import RunProgress
@@ -278,6 +281,50 @@ def test_metrics_of_other_packages_are_recorded(registry, tmp_path):
     assert key in (config.output / "summary.md").read_text().split("## Further metrics")[1]
 
 
+class Watches(RunProgress):
+    """Notes what trains when an experience begins."""
+
+    def before_training_exp(self, strategy, *args):
+        named = strategy.model.named_parameters()
+        self.seen = [(name, list(p.shape)) for name, p in named if p.requires_grad]
+
+
+@pytest.mark.parametrize(
+    "strategy", [{"name": "naive"}, {"name": "ntk_cl"}, {"name": "pegp", "head_epochs": 1}]
+)
+def test_the_record_lists_what_trained_whoever_shows_the_run(registry, tmp_path, strategy):
+    strategy |= {"train_epochs": 2, "train_mb_size": 4}
+    benchmark = {"name": "digits", "n_experiences": 2, "train_per_class": 2}
+    config = tiny(tmp_path / "a", strategy=strategy, benchmark=benchmark)
+    watching = Watches()
+    record = run(config, registry=registry, reporter=watching).record
+    assert [(each.name, each.shape) for each in record.trainable] == watching.seen
+    sizes = [int(np.prod(each.shape)) for each in record.trainable]
+    assert sum(sizes) == record.cost.trainable_parameters > 0
+
+
+def digits_after_drawing(*, draws: int = 0, input_config, seed: int = 0):
+    random.random(), np.random.rand(draws), torch.rand(draws)
+    return digits(n_experiences=2, train_per_class=2, input_config=input_config, seed=seed)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["seeded again", "violator"])
+def test_what_a_benchmark_draws_changes_no_number(registry, tmp_path, monkeypatch, again):
+    if not again:
+        monkeypatch.setattr(run_module, "seed_all", lambda seed: None)
+    drawing = Component("drawing", digits_after_drawing, source="test")
+    entries = [*registry.entries(), Entry("benchmark", drawing, Provider("a", "1"))]
+    networks = []
+    for draws in (0, 3):
+        benchmark = {"name": "drawing", "draws": draws}
+        config = tiny(tmp_path / str(draws), benchmark=benchmark)
+        run(config, registry=Registry(entries))
+        networks.append(load_file(config.output / "model.safetensors"))
+    one, other = networks
+    same = all(torch.equal(one[name], other[name]) for name in one)
+    assert same is again
+
+
 def test_a_part_that_the_strategy_does_not_take_is_refused(registry, tmp_path):
     nothing, plugins = {"name": "takes_nothing"}, [{"name": "stop_at_third"}]
     with pytest.raises(ConfigError, match="takes no module; leave out the key 'module'"):
@@ -310,8 +357,8 @@ def test_the_hash_of_weights_follows_names_and_values():
 
 
 def test_the_last_accuracy_on_each_domain_is_recorded_by_name(registry, tmp_path):
-    digits = {"name": "digits", "scenario": "domain", "n_experiences": 2, "train_per_class": 2}
-    metrics = run(tiny(tmp_path / "run", benchmark=digits), registry=registry).metrics
+    benchmark = {"name": "digits", "scenario": "domain", "n_experiences": 2, "train_per_class": 2}
+    metrics = run(tiny(tmp_path / "run", benchmark=benchmark), registry=registry).metrics
     assert list(metrics["per_domain"]) == metrics["protocol"]["domains"]
     assert list(metrics["per_domain"].values()) == metrics["accuracy"]["per_task"]
 

@@ -1,0 +1,67 @@
+"""What ``peftcl run`` does: one run, one that goes on, or one configuration under several seeds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from avalanche_peftcl.config import load_config, parse_seeds
+from avalanche_peftcl.config.resources import check_home
+from avalanche_peftcl.errors import ConfigError
+
+
+def run_as_asked(
+    config: Path | None,
+    overrides: Sequence[str],
+    *,
+    overwrite: bool,
+    resume: Path | None,
+    seeds: str | None,
+    jobs: int,
+    ray: str | None,
+    console: Console,
+) -> bool:
+    """Run what the words of the command line ask for.
+
+    Args:
+        config: YAML file; needed unless a run goes on.
+        overrides: Settings that replace the file's.
+        overwrite: Whether earlier runs are replaced.
+        resume: Folder of a run to go on with.
+        seeds: Several seeds, as they were written.
+        jobs: Seeds that run at a time.
+        ray: Where Ray is, if the seeds run there.
+        console: Where progress and result are shown.
+
+    Returns:
+        Whether all that was to run has succeeded.
+
+    Raises:
+        ConfigError: Words that do not go together.
+        PEFTCLError: As :func:`.runs.run.run` and :func:`.run_sweep`.
+    """
+    if resume is not None and (seeds is not None or jobs != 1 or ray is not None):
+        raise ConfigError(
+            "--resume goes on with one run; several seeds go on by the command that began them"
+        )
+    check_home()
+    if resume is not None:
+        from avalanche_peftcl.runs.command import resume_from_folder  # Avalanche takes seconds
+
+        resume_from_folder(resume, config, overrides, overwrite, console)
+        return True
+    if config is None:
+        raise ConfigError("give a YAML file that describes the run, or --resume FOLDER")
+    wanted = None if seeds is None else parse_seeds(seeds)
+    settings = load_config(config, overrides, seeds=wanted)
+    if settings.seeds is not None:
+        from avalanche_peftcl.sweeps.sweep import run_sweep
+
+        outcomes = run_sweep(settings, jobs=jobs, ray=ray, overwrite=overwrite, console=console)
+        return all(outcome.error is None for outcome in outcomes)
+    if jobs != 1 or ray is not None:
+        raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
+    from avalanche_peftcl.runs.command import run_from_file
+
+    run_from_file(config, overrides, overwrite, console)
+    return True
