@@ -112,7 +112,7 @@ def run(
     """Train and evaluate one configuration and write its record.
 
     The output folder holds config.yaml with every default, accuracy_matrix.csv,
-    metrics.json, summary.md, pictures and the trained network; it is
+    metrics.json, summary.md, a picture and the trained network; it is
     rewritten after each experience. Only what the record lists is ever removed,
     and a folder that holds anything else is refused. One process at a time
     writes into it.
