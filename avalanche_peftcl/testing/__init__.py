@@ -10,6 +10,9 @@ from avalanche_peftcl.testing.learnable import (
     learnable_images,
     seeing_backbone,
 )
+from avalanche_peftcl.testing.logger import LoggerContract
+from avalanche_peftcl.testing.metric import MetricContract
+from avalanche_peftcl.testing.plugin import PluginContract
 from avalanche_peftcl.testing.strategy import StrategyContract
 from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark, toy_images
 
@@ -18,6 +21,9 @@ __all__ = [
     "BenchmarkContract",
     "BranchContract",
     "HeadContract",
+    "LoggerContract",
+    "MetricContract",
+    "PluginContract",
     "StrategyContract",
     "blind_backbone",
     "learnable_benchmark",

@@ -54,6 +54,22 @@ def ends_elsewhere(build: Callable[[], Any], stream: Sequence[Any]) -> list[str]
     return found
 
 
+def carried_over(old: Any, build: Callable[[], Any], benchmark: Any) -> Any:
+    """Return a new strategy that is where an old one is after one experience, as from a file.
+
+    Args:
+        old: It was trained on the first experience, and evaluated on all.
+        build: Returns a new strategy, with any seed.
+        benchmark: Built as before.
+    """
+    trained = list(benchmark.train_stream)[:1]
+    held = _hold(old, trained)
+    new = build()
+    _keeper(new).load(held["state"], trained=trained, tested=list(benchmark.test_stream))
+    set_random_state(held["random"], CPU)
+    return new
+
+
 def _keeper(strategy: Any) -> StrategyState:
     backbone: Any = network_of(strategy).backbone
     return StrategyState(strategy, frozen=[backbone])

@@ -235,7 +235,7 @@ class HidesAWeight(Honest):
     more = (
         At(
             "after_training_exp",
-            lambda s: setattr(s.model, "shift", s.model.head.weight.detach().mean(1)),
+            lambda s: setattr(s.model, "shift", s.model.head.weight.detach().mean(0)),
         ),
     )
 
@@ -244,7 +244,7 @@ class HidesAWeight(Honest):
             shift = 0.0
 
             def classify(self, features):
-                return super().classify(features) + self.shift
+                return super().classify(features + self.shift)
 
         return Network(backbone, build_adapters(backbone=backbone, dropout=0.0))
 

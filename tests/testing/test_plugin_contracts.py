@@ -1,0 +1,135 @@
+"""Every plugin, metric and logger built in keeps the contract of its kind."""
+
+import torch
+
+from avalanche_peftcl.evaluation import accuracy_matrix_metrics, cost_metrics
+from avalanche_peftcl.evaluation.host import accuracy, loss
+from avalanche_peftcl.logging import tensorboard, wandb
+from avalanche_peftcl.models import NTKCLModel, PEFTModel, PrototypeHead
+from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
+from avalanche_peftcl.testing import (
+    LoggerContract,
+    MetricContract,
+    PluginContract,
+    blind_backbone,
+)
+from avalanche_peftcl.training import PEFTTemplate
+from avalanche_peftcl.training.plugins import (
+    GradientProjectionPlugin,
+    HeadOnlyPlugin,
+    HeadPlugin,
+    ReleasedProjectionPlugin,
+    RetentionPlugin,
+    RunningMeanPlugin,
+)
+from avalanche_peftcl.training.plugins.host import ewc, lwf, replay
+
+
+def strategy(model, plugins):
+    return PEFTTemplate(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.01),
+        train_epochs=2,
+        train_mb_size=8,
+        eval_mb_size=8,
+        plugins=plugins,
+        evaluator=None,
+    )
+
+
+class TestGradientProjection(PluginContract):
+    def create_plugin(self):
+        return GradientProjectionPlugin(0.99, n_samples=8)
+
+
+class TestGradientProjectionOfTheGradient(PluginContract):
+    def create_plugin(self):
+        return GradientProjectionPlugin(0.99, where="gradient", n_samples=8)
+
+
+class TestReleasedProjection(PluginContract):
+    def create_plugin(self):
+        return ReleasedProjectionPlugin(0.99, n_samples=8)
+
+
+class TestRetention(PluginContract):
+    def create_plugin(self):
+        return RetentionPlugin(0.1)
+
+
+class TestHeadOnly(PluginContract):
+    def create_plugin(self):
+        return HeadOnlyPlugin(1)
+
+
+class TestHead(PluginContract):
+    def create_plugin(self):
+        return HeadPlugin()
+
+    def create_strategy(self, plugins):
+        backbone = blind_backbone()
+        branch = build_attention_adapters(backbone=backbone)
+        return strategy(PEFTModel(backbone, branch, PrototypeHead(backbone.embed_dim)), plugins)
+
+    def test_no_effect_in_evaluation(self):
+        """What it fits predicts in evaluation; it does nothing there itself."""
+        super().test_no_effect_in_evaluation()
+
+
+class TestRunningMean(PluginContract):
+    def create_plugin(self):
+        return RunningMeanPlugin("channel", ["channel_copies.0"])
+
+    def create_strategy(self, plugins):
+        return strategy(NTKCLModel(blind_backbone(), r=4, prompt_length=2), plugins)
+
+
+class TestReplay(PluginContract):
+    def create_plugin(self):
+        return replay(mem_size=8)
+
+
+class TestEWC(PluginContract):
+    scenarios = ("class", "domain", "online")
+
+    def create_plugin(self):
+        return ewc(ewc_lambda=1.0)
+
+
+class TestLwF(PluginContract):
+    scenarios = ("class", "domain", "online")
+
+    def create_plugin(self):
+        return lwf()
+
+
+class TestAccuracyMatrix(MetricContract):
+    def create_metric(self):
+        return accuracy_matrix_metrics()
+
+
+class TestCost(MetricContract):
+    measures = ("Seconds", "Peak")
+
+    def create_metric(self):
+        return cost_metrics()
+
+
+class TestLoss(MetricContract):
+    def create_metric(self):
+        return loss(epoch=True, epoch_running=True)
+
+
+class TestAccuracy(MetricContract):
+    def create_metric(self):
+        return accuracy(minibatch=True, epoch_running=True)
+
+
+class TestTensorboard(LoggerContract):
+    def create_logger(self, folder, *, resume):
+        return tensorboard(output=folder, resume=resume, listed=["tensorboard"])
+
+
+class TestWandB(LoggerContract):
+    def create_logger(self, folder, *, resume):
+        return wandb(output=folder, resume=resume, settings={}, mode="disabled")
