@@ -3,12 +3,14 @@ import copy
 import pytest
 import torch
 from avalanche.benchmarks import tensors_benchmark
+from avalanche.core import SupervisedPlugin
 from avalanche.models import SimpleMLP
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import AdapterBranch, PEFTModel
+from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
 
 
@@ -122,13 +124,36 @@ def test_accumulation_equals_one_large_minibatch(backbone):
         torch.testing.assert_close(states[1][name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_accumulation_takes_the_last_incomplete_step(backbone):
-    steps = []
-    strategy = make_strategy(backbone, train_mb_size=5, accumulation_steps=2)
-    step = strategy.optimizer.step
-    strategy.optimizer.step = lambda *a, **k: steps.append(step(*a, **k))
-    strategy.train(make_benchmark().train_stream[0])  # minibatches of 5, 5 and 2
-    assert len(steps) == 2
+def test_the_last_smaller_accumulation_step_is_a_mean_of_its_own(backbone):
+    shares, gradients = [], []
+
+    class Kept(torch.optim.SGD):
+        def step(self, *args, **kwargs):
+            head = self.param_groups[0]["params"][-1]  # its bias: no feature is in its gradient
+            gradients.append(head.grad.clone())
+            return super().step(*args, **kwargs)
+
+    class Shares(SupervisedPlugin):
+        def after_backward(self, strategy, **kwargs):
+            shares.append((len(strategy.mb_y), strategy.loss_share, strategy.mb_output.detach()))
+
+    model = PEFTModel(backbone, AdapterBranch(32, 3, dropout=0.0))
+    strategy = make_strategy(
+        backbone,
+        model=model,
+        optimizer=Kept(model.parameters(), lr=0.0),
+        train_mb_size=5,
+        accumulation_steps=2,
+        plugins=[Shares()],
+    )
+    strategy.train(make_benchmark().train_stream[0])
+    assert [(n, share) for n, share, _ in shares] == [(5, 0.5), (5, 0.5), (2, 1.0)]
+    assert len(gradients) == 2
+    # of the last minibatch alone: mean of softmax minus one-hot, which sum to 0 over its images
+    last = shares[-1][2].softmax(1)
+    one_hot = last.mean(0) - gradients[-1]
+    assert one_hot.sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert set(one_hot.mul(2).round(decimals=4).tolist()) <= {0.0, 1.0, 2.0}
 
 
 def test_gradients_are_clipped(backbone):
@@ -194,3 +219,21 @@ def test_evaluates_before_it_has_learned_anything(backbone, build):
     strategy.eval(benchmark.test_stream)
     images = torch.zeros(1, 3, 16, 16)
     assert strategy.model.eval()(images).tolist() == [[-1000.0] * 5]
+
+
+def test_heads_know_all_classes_of_a_known_experience_from_its_first_chunk(backbone):
+    """So the first chunk, of one class, is learnt against the others: its loss is not 0."""
+    stream = toy_benchmark("online", experience_size=1).train_stream
+    losses = []
+
+    class Losses(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            losses.append(float(strategy.loss))
+
+    strategy = make_strategy(backbone, plugins=[Losses()])
+    for chunk, n_rows in ((stream[0], 2), (stream[12], 4)):  # the first of the first two
+        assert len(chunk.classes_in_this_experience) == 1
+        strategy.train(chunk)
+        assert len(strategy.model.head.weight) == n_rows
+        assert strategy.current_rows == [n_rows - 2, n_rows - 1]
+    assert min(losses) > 0.01

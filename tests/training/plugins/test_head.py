@@ -165,3 +165,19 @@ def test_nearest_class_mean_of_an_adapted_network_trains_nothing(backbone):
     strategy.train(toy_benchmark().train_stream)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert strategy.model.head.heard.count(("settle",)) == 3
+
+
+def test_class_means_are_those_of_test_transforms():
+    """However training images are augmented, a prototype is the mean of what a test would see."""
+    backbone, benchmark = toy_backbone(), toy_benchmark(augment="random_resized_crop")
+    strategy = build_nearest_class_mean(backbone=backbone, mixed_precision="no")
+    experience, means = benchmark.train_stream[0], {}
+    strategy.train(experience)
+    for name, data in (("test", experience.dataset.eval()), ("train", experience.dataset)):
+        items = [data[i] for i in range(len(data))]
+        labels = torch.tensor([int(y) for _, y, *_ in items])
+        with torch.no_grad():
+            features = backbone(torch.stack([image for image, *_ in items]))
+        means[name] = torch.stack([features[labels == c].mean(0) for c in (0, 1)])
+    torch.testing.assert_close(strategy.model.head.prototypes, means["test"], atol=1e-5, rtol=0)
+    assert (means["train"] - means["test"]).abs().max() > 1e-3  # or nothing would be told apart
