@@ -75,9 +75,10 @@ def describe_protocol(
     Returns:
         ``task_label_at_test`` as stated; if not, whether the test images have different labels that
         the strategy could have used. ``batch_independence`` as stated, ``"stated"`` or
-        ``"dependent"``; if not, ``"tested"`` where all that predicts (backbone, module, strategy
-        and its plugins) comes with this package, whose tests check that an image is predicted
-        alike alone and among others, and ``"not stated"`` elsewhere. ``precision`` in words,
+        ``"dependent"``; if not, ``"tested"`` where all that predicts (backbone, module, head,
+        strategy and its plugins) comes with this package, whose tests hold each of these to a
+        contract that compares logits of an image alone, among others, in another order and beside
+        other classes, and ``"not stated"`` elsewhere. ``precision`` in words,
         ``None`` of a strategy that does not state it.
     """
     told = StrategyOffers.of(strategy)

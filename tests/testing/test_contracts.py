@@ -3,6 +3,7 @@
 Those of attention adapters, LoRA, prefixes, prompts and tuners stand in tests/models/modules.
 """
 
+from avalanche_peftcl.benchmarks import make_benchmark
 from avalanche_peftcl.benchmarks.sources.digits import digits
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.branch import build_frozen
@@ -19,6 +20,7 @@ from avalanche_peftcl.testing import (
     HeadContract,
     blind_backbone,
     toy_backbone,
+    toy_images,
 )
 
 
@@ -81,6 +83,35 @@ class TestPrototypes(HeadContract):
 class TestPrototypesBySections(HeadContract):
     def create_head(self, in_features):
         return build_prototypes(in_features=in_features, section_weights=(1.0, 0.3))
+
+
+class TestClassStream(BenchmarkContract):
+    scenario = "class"
+
+    def create_benchmark(self, input_config, *, seed):
+        options = {"n_experiences": 3}
+        if self.scenario == "domain":
+            options = {"train_domains": [0, 1, 2] * 12, "test_domains": [0, 1, 2] * 12}
+        return make_benchmark(
+            toy_images(),
+            toy_images(seed=1),
+            input_config=input_config,
+            scenario=self.scenario,
+            seed=seed,
+            **options,
+        )
+
+
+class TestTaskStream(TestClassStream):
+    scenario = "task"
+
+
+class TestDomainStream(TestClassStream):
+    scenario = "domain"
+
+
+class TestOnlineStream(TestClassStream):
+    scenario = "online"
 
 
 class TestDigits(BenchmarkContract):

@@ -2,7 +2,18 @@
 
 from pathlib import Path
 
+import pytest
+
+import tests.models.modules.test_attention_adapter as attention_adapter
+import tests.models.modules.test_injection as injection
+import tests.models.modules.test_lora as lora
+import tests.models.modules.test_prefix as prefix
+import tests.models.modules.test_prompt as prompt
+import tests.testing.test_contracts as parts
+import tests.testing.test_plugin_contracts as watching
+import tests.testing.test_strategy_contracts as methods
 from avalanche_peftcl import testing
+from avalanche_peftcl.registry import discover
 from avalanche_peftcl.registry.kinds import KINDS
 
 CONTRACTS = {name for name in testing.__all__ if name.endswith("Contract")}
@@ -19,3 +30,54 @@ def test_every_contract_has_violators():
     assert there == {
         f"test_{name.removesuffix('Contract').lower()}_violators.py" for name in CONTRACTS
     }
+
+
+# by kind and name, what holds a built-in component to the contract of its kind
+KEPT = {
+    "backbone": {"timm_vit": parts.TestToyBackbone, "vit_glyph": parts.TestGlyph},
+    "module": {
+        "adapter": parts.TestAdapters,
+        "attention_adapter": attention_adapter.TestAttentionAdapters,
+        "frozen": parts.TestFrozen,
+        "lora": lora.TestLoRA,
+        "patch_prompt": parts.TestPatchPrompts,
+        "peft_tuner": injection.TestDoRA,
+        "prefix": prefix.TestPrefix,
+        "prompt": prompt.TestPrompt,
+    },
+    "head": {
+        "cosine": parts.TestCosine,
+        "linear": parts.TestLinear,
+        "prototypes": parts.TestPrototypes,
+    },
+    "strategy": {
+        "naive": methods.TestNaive,
+        "nearest_class_mean": methods.TestNearestClassMean,
+        "ntk_cl": methods.TestNTKCL,
+        "pegp": methods.TestPEGP,
+    },
+    "strategy_plugin": {
+        "ewc": watching.TestEWC,
+        "gradient_projection": watching.TestGradientProjection,
+        "lwf": watching.TestLwF,
+        "replay": watching.TestReplay,
+        "retention": watching.TestRetention,
+        "running_mean": watching.TestRunningMean,
+    },
+    "metric": {
+        "accuracy": watching.TestAccuracy,
+        "accuracy_matrix": watching.TestAccuracyMatrix,
+        "cost": watching.TestCost,
+        "loss": watching.TestLoss,
+    },
+    "logger": {"tensorboard": watching.TestTensorboard, "wandb": watching.TestWandB},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"benchmark"}))
+def test_everything_built_in_keeps_its_contract(kind):
+    """What a record says is tested is; benchmarks all come from make_benchmark, which is tried."""
+    built_in = {entry.component.name for entry in discover(only=["avalanche-peftcl"]).entries(kind)}
+    assert built_in == KEPT[kind].keys()
+    contract = getattr(testing, f"{NAMES.get(kind, kind.capitalize())}Contract")
+    assert all(issubclass(kept, contract) for kept in KEPT[kind].values())

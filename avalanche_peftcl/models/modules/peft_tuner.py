@@ -39,7 +39,8 @@ def build_peft_tuner(
         **options: Further fields of peft's configuration of this tuner.
 
     Raises:
-        ConfigError: Unknown tuner, layer or option, or values that peft refuses.
+        ConfigError: Unknown tuner, layer or option, values that peft refuses, or a tuner that mixes
+            the images of a minibatch (``"lily"``).
 
     Example:
         >>> from avalanche_peftcl.models import create_backbone
@@ -49,6 +50,11 @@ def build_peft_tuner(
         ['tuners.blocks_3_attn_qkv.lora_magnitude_vector.default.weight']
     """
     known = _tuners()
+    if tuner.lower() == "lily":
+        raise ConfigError(
+            "peft's tuner 'lily' averages its routing over all images of a minibatch, so a "
+            "prediction would depend on the images beside it; take another, such as 'lora'"
+        )
     if tuner.lower() not in known:
         near = get_close_matches(tuner.lower(), known, n=1)
         raise ConfigError(
@@ -94,6 +100,7 @@ def _tuners() -> dict[str, Any]:
         peft.PeftType(kind).value.lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
         if kind not in ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS")  # of text
+        and kind != "LILY"  # refused with its reason
         and not getattr(tuner, "uses_shared_state", False)
         and any(f.name == "target_modules" for f in fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind]))
     }

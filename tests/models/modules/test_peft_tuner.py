@@ -2,6 +2,8 @@ import pytest
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import build_peft_tuner
+from avalanche_peftcl.models.modules.peft_tuner import _tuners
+from avalanche_peftcl.testing import BranchContract
 
 
 @pytest.mark.parametrize(
@@ -10,6 +12,7 @@ from avalanche_peftcl.models import build_peft_tuner
         ({"tuner": "lorra"}, r"no tuner 'lorra' that replaces layers; did you mean 'lora'\?"),
         ({"tuner": "dora"}, "DoRA, rsLoRA and PiSSA are 'lora' with use_dora=True"),
         ({"tuner": "vera"}, "no tuner 'vera'.* There are .*adalora, .*loha"),
+        ({"tuner": "Lily"}, "averages its routing over all images of a minibatch"),
         ({"tuner": "prompt_tuning"}, "no tuner 'prompt_tuning' that replaces layers"),
         (
             {"tuner": "lora", "rr": 2, "x": 1},
@@ -45,3 +48,23 @@ from avalanche_peftcl.models import build_peft_tuner
 def test_bad_options_are_config_errors(backbone, options, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         build_peft_tuner(backbone=backbone, **options)
+
+
+# what a tuner has to be told, or what fits a network of 32 dimensions
+NEEDED = {
+    "adalora": {"total_step": 10},
+    "c3a": {"block_size": 16},
+    "ia3": {"feedforward_modules": ["qkv"]},
+    "miss": {"r": 2},
+    "road": {"group_size": 16},
+    "shira": {"r": 2},
+}
+
+
+@pytest.mark.parametrize("tuner", sorted(_tuners()))
+def test_no_tuner_mixes_the_images_of_a_minibatch(tuner):
+    class Tuned(BranchContract):
+        def create_branch(self, backbone):
+            return build_peft_tuner(backbone=backbone, tuner=tuner, **NEEDED.get(tuner, {}))
+
+    Tuned().test_images_are_independent()
