@@ -99,7 +99,7 @@ class PluginContract:
         if problems := obstacles(self.build()):
             pytest.skip(f"runs with the plugin cannot be resumed: {'; '.join(problems)}")
         experiences = list(stream().train_stream)
-        assert not ends_elsewhere(self.build, experiences)
+        assert not ends_elsewhere(self.build, experiences, after=3)
 
     def test_what_it_tells_is_plain(self) -> None:
         """What it has for record, user and cost is plain values, a line, a number of floats."""

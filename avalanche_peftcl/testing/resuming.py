@@ -21,15 +21,16 @@ def obstacles(strategy: Any) -> list[str]:
     return _keeper(strategy).obstacles()
 
 
-def ends_elsewhere(build: Callable[[], Any], stream: Sequence[Any]) -> list[str]:
+def ends_elsewhere(build: Callable[[], Any], stream: Sequence[Any], *, after: int = 4) -> list[str]:
     """Train on two experiences, and again from states taken on the way; say what ends otherwise.
 
-    States are taken after the first experience and, of a :class:`.PEFTTemplate`, after the fourth
-    minibatch of the second one. They come back as from a file, in strategies that are new.
+    States are taken after the first experience and, of a :class:`.PEFTTemplate`, after some
+    minibatches of the second one. They come back as from a file, in strategies that are new.
 
     Args:
         build: Returns a new strategy, with any seed.
         stream: Two training experiences.
+        after: How many minibatches.
 
     Returns:
         For each entry of the model's state that differs, its name and where it was taken.
@@ -38,7 +39,7 @@ def ends_elsewhere(build: Callable[[], Any], stream: Sequence[Any]) -> list[str]
     old.train(stream[0], eval_streams=[])
     held = {"between experiences": _hold(old, stream[:1])}
     if isinstance(old, PEFTTemplate):
-        old.cursor.every = 4
+        old.cursor.every = after
 
         def save(position: dict[str, Any]) -> None:
             held.setdefault("inside one", _hold(old, stream[:2], position))

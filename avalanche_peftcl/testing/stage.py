@@ -47,7 +47,9 @@ def tuning(
 
 def stream(scenario: str = "class") -> Any:
     """Return the benchmark that it is tuned on, of two experiences."""
-    return learnable_benchmark(scenario, per_class=6 if scenario == "domain" else 12)
+    return learnable_benchmark(
+        scenario, per_class=4 if scenario == "domain" else 8, test_per_class=4
+    )
 
 
 def tuned(
