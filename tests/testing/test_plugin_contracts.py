@@ -71,10 +71,6 @@ class TestHead(PluginContract):
         branch = build_attention_adapters(backbone=backbone)
         return strategy(PEFTModel(backbone, branch, PrototypeHead(backbone.embed_dim)), plugins)
 
-    def test_no_effect_in_evaluation(self):
-        """What it fits predicts in evaluation; it does nothing there itself."""
-        super().test_no_effect_in_evaluation()
-
 
 class TestRunningMean(PluginContract):
     def create_plugin(self):
