@@ -23,6 +23,7 @@ from avalanche_peftcl.config import RunConfig, load_config
 from avalanche_peftcl.errors import CheckpointWarning
 from avalanche_peftcl.export.write import export_run
 from avalanche_peftcl.registry import discover
+from avalanche_peftcl.registry.kinds import KINDS
 
 BLOCKS = blocks()
 WITH_MODULES = list(dict.fromkeys(block.guide for block in BLOCKS if block.module))
@@ -175,7 +176,13 @@ def whole(block: Block, *overrides: str, toy: bool = False) -> RunConfig:
 @each(of("yaml"))
 @pytest.mark.usefixtures("installed")
 def test_yaml_is_a_run_or_a_part_of_one(block):
-    plan(whole(block))
+    said, planned = yaml.safe_load(block.text), plan(whole(block)).settings
+    assert said.keys() <= planned.keys() | {"seeds"}
+    for key in said.keys() & {kind.key for kind in KINDS.values()}:
+        parts = said[key] if isinstance(said[key], list) else [said[key]]
+        names = [part if isinstance(part, str) else part["name"] for part in parts]
+        kept = planned[key] if isinstance(planned[key], list) else [planned[key]]
+        assert [part["name"] for part in kept] == names
 
 
 @each(of("yaml"), slow="wandb")

@@ -241,17 +241,21 @@ def test_what_does_not_fit_is_refused(changed, said):
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "planned"),
     [
-        TASK | {"plugins": ["any"], "head": "ridge"},
-        {"plugins": ["classes_only"], "head": "cosine"},
-        {"benchmark": "tasks", "head": "ridge"},
-        {"benchmark": "unsaid", "head": "cosine"},
-        {"strategy": "bare"},
+        (TASK | {"plugins": ["any"], "head": "ridge"}, "vit ridge stream whole any"),
+        (
+            {"plugins": ["classes_only"], "head": "cosine"},
+            "vit cosine stream whole classes_only",
+        ),
+        ({"benchmark": "tasks", "head": "ridge"}, "vit ridge tasks whole"),
+        ({"benchmark": "unsaid", "head": "cosine"}, "vit cosine unsaid whole"),
+        ({"strategy": "bare"}, "vit stream bare"),
     ],
 )
-def test_what_fits_is_planned(changed):
-    make_plan(config(**changed), Counting())
+def test_what_fits_is_planned(changed, planned):
+    plan = make_plan(config(**changed), Counting())
+    assert [entry.component.name for entry in plan.entries] == planned.split()
 
 
 def test_a_kind_that_is_added_is_planned_and_built(monkeypatch):

@@ -3,7 +3,12 @@ from functools import partial
 import pytest
 import torch
 
-from avalanche_peftcl.models import Backbone, create_backbone
+from avalanche_peftcl.models import (
+    Backbone,
+    create_backbone,
+    forward_branches,
+    forward_tokens,
+)
 from avalanche_peftcl.models.projection.sites import projection_sites
 from avalanche_peftcl.testing import toy_backbone
 
@@ -59,6 +64,21 @@ def move():
             parameter.add_(update)
 
     return move
+
+
+@pytest.fixture
+def assert_passes(move):
+    """Assert that a pass is the one that ``reference`` writes out, once the branch has moved."""
+
+    def check(backbone, branch, reference):
+        move(branch)
+        images = torch.randn(2, 3, 16, 16)
+        expected = reference(backbone, branch, images)
+        torch.testing.assert_close(forward_tokens(backbone, branch, images)[1], expected)
+        (features,) = forward_branches(backbone, [branch], images)
+        torch.testing.assert_close(features, backbone.pool(expected))
+
+    return check
 
 
 @pytest.fixture

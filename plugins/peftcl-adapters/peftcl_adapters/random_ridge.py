@@ -91,15 +91,15 @@ class RandomRidgeHead(Head):
         self.gram.addmm_(h.T, h)
         self.sums.index_add_(0, rows, h)
         self.counts += torch.bincount(rows, minlength=len(self.counts))
+        self._solved = False
 
     def settle(self) -> None:
-        """Let the next prediction solve for the weights.
+        """Check the sums.
 
         Raises:
-            NotFiniteError: If the sums are not finite numbers.
+            NotFiniteError: If they are not finite numbers.
         """
         check_finite([self.gram, self.sums], "the sums of random features")
-        self._solved = False
 
     @torch.no_grad()
     def solve(self) -> None:

@@ -8,7 +8,7 @@ from peftcl_adapters.random_ridge import RandomRidgeHead
 from peftcl_adapters.ranpac import build_ranpac
 from peftcl_adapters.simplecil import build_simplecil
 
-from avalanche_peftcl.testing import BranchContract, StrategyContract
+from avalanche_peftcl.testing import BranchContract, HeadContract, StrategyContract
 
 few_steps = {"train_epochs": 12, "train_mb_size": 8, "lr": 0.5}
 small = partial(RandomRidgeHead, n_features=40)
@@ -19,6 +19,11 @@ class TestBlockFeatures(BranchContract):
 
     def create_branch(self, backbone):
         return build_block_features(backbone=backbone)
+
+
+class TestRandomRidge(HeadContract):
+    def create_head(self, in_features):
+        return small(in_features)
 
 
 class TestSimpleCIL(StrategyContract):

@@ -26,6 +26,14 @@ def fit(head, features, rows, *, experiences, minibatch):
     return head
 
 
+@pytest.fixture
+def fitted():
+    """A head that was shown 40 images of 2 classes, and their features."""
+    features, rows = images(40, n_classes=2)
+    head = RandomRidgeHead(6, n_features=30, seed=0)
+    return fit(head, features, rows, experiences=[torch.arange(40)], minibatch=40), features
+
+
 @pytest.mark.parametrize("n_features", [20, 300])  # fewer and more than images
 def test_it_is_ridge_regression_in_any_order(n_features):
     features, rows = images(120, n_classes=4)
@@ -83,15 +91,8 @@ def test_the_penalty_is_the_best_of_the_grid_and_grows_with_noise():
     assert chosen[0] < chosen[1]
 
 
-def test_a_class_without_an_image_is_not_predicted():
-    features, rows = images(40, n_classes=2)
-    head = fit(
-        RandomRidgeHead(6, n_features=30, seed=0),
-        features,
-        rows,
-        experiences=[torch.arange(40)],
-        minibatch=40,
-    )
+def test_a_class_without_an_image_is_not_predicted(fitted):
+    head, features = fitted
     before = head(features)
     head.grow(3)
     logits = head(features)
@@ -99,18 +100,10 @@ def test_a_class_without_an_image_is_not_predicted():
     assert bool((logits[:, 2] == -1000).all())
 
 
-def test_solved_when_asked_for_and_saved_either_way():
-    features, rows = images(40, n_classes=2)
-    head = fit(
-        RandomRidgeHead(6, n_features=30, seed=0),
-        features,
-        rows,
-        experiences=[torch.arange(40)],
-        minibatch=40,
-    )
+def test_solved_when_asked_for_and_saved_either_way(fitted):
+    head, features = fitted
     assert not bool(head.weight.any())
-    unsolved = head.state_dict()
-    unsolved = {name: value.clone() for name, value in unsolved.items()}
+    unsolved = {name: value.clone() for name, value in head.state_dict().items()}
     logits = head(features)
     for state in (unsolved, head.state_dict()):
         again = RandomRidgeHead(6, n_features=30)  # another projection, until it is loaded
@@ -118,15 +111,8 @@ def test_solved_when_asked_for_and_saved_either_way():
         assert torch.equal(again(features), logits)
 
 
-def test_half_precision_of_the_network_does_not_reach_it():
-    features, rows = images(40, n_classes=2)
-    head = fit(
-        RandomRidgeHead(6, n_features=30, seed=0),
-        features,
-        rows,
-        experiences=[torch.arange(40)],
-        minibatch=40,
-    )
+def test_half_precision_of_the_network_does_not_reach_it(fitted):
+    head, features = fitted
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = head(features)
     assert torch.equal(inside, head(features))

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import build_peft_tuner
@@ -67,4 +68,9 @@ def test_no_tuner_mixes_the_images_of_a_minibatch(tuner):
         def create_branch(self, backbone):
             return build_peft_tuner(backbone=backbone, tuner=tuner, **NEEDED.get(tuner, {}))
 
-    Tuned().test_images_are_independent()
+    tuned = Tuned()
+    tuned.test_images_are_independent()
+    (backbone, branch), images = tuned.shaken(), tuned.images()
+    with torch.no_grad():
+        moved = tuned.run(backbone, branch.eval(), images) - backbone(images)
+    assert moved.abs().amax(dim=1).min() > 1e-4  # of every image: there is something to mix
