@@ -1,15 +1,10 @@
 """Packages that are damaged in any way: left out alone, with one line that says why."""
 
 import signal
-from importlib.metadata import version
 
 import pytest
 
 from avalanche_peftcl.registry import discover
-
-HOST = "avalanche-peftcl"
-OURS = f"{HOST} {version(HOST)}"
-
 
 BROKEN = {
     "import": (

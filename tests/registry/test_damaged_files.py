@@ -1,7 +1,7 @@
 """Damaged files of an installed distribution: told in one line, and no matter to the others."""
 
 import warnings
-from importlib.metadata import Distribution, version
+from importlib.metadata import Distribution
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 
 from avalanche_peftcl.registry import discover, installed
 from avalanche_peftcl.registry import packages as discovery
-
-OURS = f"avalanche-peftcl {version('avalanche-peftcl')}"
-
 
 NAMELESS = "its METADATA is missing or has no Name; install it again"
 DAMAGED = {

@@ -86,8 +86,8 @@ def test_what_is_not_of_its_kind_is_one_message(tmp_path, monkeypatch, kind, how
 def test_a_list_of_metrics_is_one():
     from avalanche.evaluation.metrics import loss_metrics
 
-    KINDS["metric"].check(loss_metrics(epoch=True), "it")
-    KINDS["module"].check(torch.nn.Linear(1, 1), "it")
+    assert KINDS["metric"].fits(loss_metrics(epoch=True))
+    assert KINDS["module"].fits(torch.nn.Linear(1, 1))
 
 
 SAMPLER_HOOK = """

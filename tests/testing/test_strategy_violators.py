@@ -62,10 +62,6 @@ def model_with(**methods):
     return Violator
 
 
-def strategy_with(**methods):
-    return type("Violator", (Honest,), {"strategy": type("Strategy", (PEFTTemplate,), methods)})
-
-
 def plugin_with(event, act):
     return type("Violator", (Honest,), {"more": (At(event, act),)})
 
