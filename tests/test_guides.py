@@ -146,7 +146,7 @@ def test_contracts_of_guides_hold(guide, tmp_path):
     write_package(guide, tmp_path)
     tests = [str(path) for path in sorted(tmp_path.glob("test_*.py"))]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         capture_output=True,

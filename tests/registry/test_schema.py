@@ -131,7 +131,9 @@ def test_further_options_pass():
 
 
 @pytest.mark.parametrize(
-    "builder", [strings_that_resolve, Thing, functools.partial(Thing, r=3)], ids=str
+    "builder",
+    [strings_that_resolve, Thing, functools.partial(Thing, r=3)],
+    ids=["function", "class", "partial"],
 )
 def test_annotations_written_as_strings(builder):
     assert schema(builder).check({"r": 2.0}) == {"r": 2}
