@@ -23,6 +23,8 @@ STRATEGIES = {
     "lwf": (LwF, {"alpha": 1.0, "temperature": 2.0}),
 }
 
+SLOW = {("lwf", "domain"), ("lwf", "online"), ("lwf", "task"), ("ewc", "domain"), ("ewc", "online")}
+
 
 class Net(nn.Module):
     def __init__(self) -> None:
@@ -87,8 +89,19 @@ def every_metric(n_classes: int) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("scenario", ["class", "task", "domain", "online"])
-@pytest.mark.parametrize("name", list(STRATEGIES))
+@pytest.mark.parametrize(
+    ("name", "scenario"),
+    [
+        pytest.param(
+            name,
+            scenario,
+            id=f"{name}-{scenario}",
+            marks=[pytest.mark.slow] if (name, scenario) in SLOW else [],
+        )
+        for name in STRATEGIES
+        for scenario in ("class", "task", "domain", "online")
+    ],
+)
 def test_strategies_and_metrics_run(name: str, scenario: str) -> None:
     benchmark = build(scenario)
     evaluator = EvaluationPlugin(*every_metric(10), loggers=[BaseLogger()])

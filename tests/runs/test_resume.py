@@ -232,8 +232,23 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scenario", ["class", "online"])
-@pytest.mark.parametrize("case", CASES, ids=[case.replace(" ", "-") for case in CASES])
+_SCENARIOS = {"ntk_cl released": "class", "pegp": "class", "pegp released": "online"}
+
+
+@pytest.mark.parametrize(
+    ("case", "scenario"),
+    [
+        pytest.param(
+            case,
+            scenario,
+            id=f"{case.replace(' ', '-')}-{scenario}",
+            # a plain run has each case, and both scenarios of each strategy
+            marks=[pytest.mark.slow] if _SCENARIOS.get(case, scenario) != scenario else [],
+        )
+        for case in CASES
+        for scenario in ("class", "online")
+    ],
+)
 def test_stopped_between_and_inside_experiences(case, scenario, registry, tmp_path):
     changed = CASES[case] | {"benchmark": DIGITS | {"scenario": scenario, "experience_size": 4}}
     starts = {0, 4, 7} if scenario == "online" else {None}
