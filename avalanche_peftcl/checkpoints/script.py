@@ -14,6 +14,7 @@ from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.frozen import Frozen
+from avalanche_peftcl.registry.offers import BenchmarkOffers
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.streams import class_pairs
 from avalanche_peftcl.training.template import PEFTTemplate
@@ -21,7 +22,7 @@ from avalanche_peftcl.training.template import PEFTTemplate
 Strategy = TypeVar("Strategy")
 
 _PARTS = {"identity", "visited", "strategy", "random"}
-_NAMED = ("scenario", "class_order", "classes_order", "class_names", "domains")  # of a benchmark
+_TOLD = ("scenario", "class_order", "class_names", "domains")  # of a benchmark
 
 
 def save_checkpoint(strategy: Any, path: str | os.PathLike[str], *, benchmark: Any) -> None:
@@ -153,6 +154,9 @@ def _visited(benchmark: Any, count: int) -> list[Any]:
 def _identity(strategy: Any, left_out: Any, benchmark: Any, trained: list[Any]) -> dict[str, Any]:
     """Return what must be the same where a strategy goes on."""
     metrics = getattr(strategy.evaluator, "metrics", ())
+    offers = vars(BenchmarkOffers.of(benchmark))
+    told = {name: offers[name] for name in _TOLD}
+    told["classes_order"] = getattr(benchmark, "classes_order", None)  # the host's name
     names = sorted(left_out)
     kept = [name for name in names if name in strategy.model.state_dict()]
     return {
@@ -163,9 +167,7 @@ def _identity(strategy: Any, left_out: Any, benchmark: Any, trained: list[Any]) 
         "plugins": [type(plugin).__name__ for plugin in strategy.plugins],
         "metrics": [type(metric).__name__ for metric in metrics],
         "frozen": {"names": names, "sha256": weights_sha256(strategy.model, only=set(kept))},
-        "benchmark": {
-            name: value for name in _NAMED if (value := getattr(benchmark, name, None)) is not None
-        },
+        "benchmark": {name: value for name, value in told.items() if value is not None},
         "experiences": [
             {"images": len(experience.dataset), "classes": _classes(experience)}
             for experience in trained

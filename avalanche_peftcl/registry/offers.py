@@ -123,7 +123,7 @@ class ModelOffers(_Offers):
     Args:
         backbone: Its frozen part, which need not be stored.
         forward_passes: Of the backbone for one test image.
-        classes: What classes it has seen in which task, :class:`.training.streams.Classes`.
+        classes: What classes it has seen in which task, :class:`.ClassRows`.
 
     Example:
         >>> ModelOffers.of(object()).forward_passes

@@ -12,15 +12,14 @@ Who asks for it: :class:`.PluginOffers` and :class:`.checkpoints.joints.Remember
 ...
 ...     def __init__(self, weight):
 ...         super().__init__()
-...         self.weight, self.active = weight, True  # a strategy may let it rest
+...         self.weight = weight
 ...         self.n_steps, self.mean = 0, torch.zeros(())
 ...
 ...     def before_backward(self, strategy, **kwargs):
-...         if self.active:
-...             length = strategy.mb_features[-1].square().mean()
-...             add_loss(strategy, "small_features", self.weight * length)
-...             self.n_steps += 1
-...             self.mean += (length.detach() - self.mean) / self.n_steps
+...         length = strategy.mb_features[-1].square().mean()
+...         add_loss(strategy, "small_features", self.weight * length)
+...         self.n_steps += 1
+...         self.mean += (length.detach() - self.mean) / self.n_steps
 ...
 ...     @property
 ...     def stored_floats(self):  # memory that counts among the costs of the method

@@ -33,9 +33,7 @@ class SecondStage:
     def __init__(self, *, epochs: int, offset: float) -> None:
         self.epochs, self.offset = epochs, offset
         self.old: list[Tensor] | None = None
-        self._first: list[Tensor] | None = (
-            None  # what the first stage ended with, while the second runs
-        )
+        self._first: list[Tensor] | None = None  # the first stage's end, while it runs
 
     @property
     def runs(self) -> bool:

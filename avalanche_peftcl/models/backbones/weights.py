@@ -8,6 +8,7 @@ from torch import nn
 
 from avalanche_peftcl.errors import NotFiniteError
 from avalanche_peftcl.functional.finite import not_finite
+from avalanche_peftcl.registry.wording import join
 
 _SHOWN = 3  # names in a message
 
@@ -58,9 +59,8 @@ take weights from elsewhere
     """
     tensors = [(k, v) for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)]
     if names := not_finite(tensors):
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise NotFiniteError(
-            f"{what} has weights that are not finite numbers, in {', '.join(names[:_SHOWN])}{more}"
-            ": the file or download they are from is damaged, or training diverged; take weights "
-            "from elsewhere"
+            f"{what} has weights that are not finite numbers, in {join(names, most=_SHOWN)}: the "
+            "file or download they are from is damaged, or training diverged; take weights from "
+            "elsewhere"
         )

@@ -1,7 +1,6 @@
 """Any tuner of peft by its name."""
 
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
 import peft
@@ -13,6 +12,7 @@ from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 from avalanche_peftcl.models.modules.injection import OTHER_TARGETS, TunedBranch
 from avalanche_peftcl.models.modules.layer_names import layer_names
+from avalanche_peftcl.registry.wording import did_you_mean
 
 # options of peft's that import a module by its name or read a file
 _REACHING_OUT = {"megatron_config", "megatron_core", "arrow_config", "corda_config"}
@@ -56,12 +56,11 @@ def build_peft_tuner(
             "prediction would depend on the images beside it; take another, such as 'lora'"
         )
     if tuner.lower() not in known:
-        near = get_close_matches(tuner.lower(), known, n=1)
         raise ConfigError(
             f"peft has no tuner {tuner!r} that replaces layers"
-            + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" There are {', '.join(sorted(known))}; DoRA, rsLoRA and PiSSA are 'lora' with "
-            "use_dora=True, use_rslora=True and init_lora_weights='pissa'"
+            f"{did_you_mean(tuner.lower(), known)}. There are {', '.join(sorted(known))}; DoRA, "
+            "rsLoRA and PiSSA are 'lora' with use_dora=True, use_rslora=True and "
+            "init_lora_weights='pissa'"
         )
     config_class = known[tuner.lower()]
     ours = {
@@ -75,11 +74,9 @@ def build_peft_tuner(
     allowed = sorted({f.name for f in fields(config_class) if f.init} - ours)
     wrong = sorted(options.keys() - set(allowed))
     if wrong:
-        near = get_close_matches(wrong[0], allowed, n=1)
         raise ConfigError(
             f"tuner {tuner!r} has no option {', '.join(map(repr, wrong))}"
-            + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" There are {', '.join(allowed)}"
+            f"{did_you_mean(wrong[0], allowed)}. There are {', '.join(allowed)}"
         )
     chosen = choose_blocks(blocks, backbone.depth, default=5)
     options["target_modules"] = layer_names(backbone, target_modules, chosen)

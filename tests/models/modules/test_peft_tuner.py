@@ -10,7 +10,10 @@ from avalanche_peftcl.testing import BranchContract
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tuner": "lorra"}, r"no tuner 'lorra' that replaces layers; did you mean 'lora'\?"),
+        (
+            {"tuner": "lorra"},
+            r"no tuner 'lorra' that replaces layers \(did you mean 'lora'\?\)\. There are",
+        ),
         ({"tuner": "dora"}, "DoRA, rsLoRA and PiSSA are 'lora' with use_dora=True"),
         ({"tuner": "vera"}, "no tuner 'vera'.* There are .*adalora, .*loha"),
         ({"tuner": "Lily"}, "averages its routing over all images of a minibatch"),
