@@ -25,7 +25,6 @@ class Cursor:
     Attributes:
         every: Call :attr:`save` after so many minibatches, once a step is complete; ``None`` never.
         save: Called with the position, plain values and tensors.
-        restore: Brings the strategy and the random generators to the state of :attr:`goal`.
         epoch: The epoch that runs, from 0.
     """
 
@@ -33,17 +32,21 @@ class Cursor:
         self.device = device
         self.every: int | None = None
         self.save: Callable[[dict[str, Any]], None] | None = None
-        self.restore: Callable[[], None] | None = None
         self.epoch = 0
-        self._goal: Mapping[str, Any] | None = None
+        self._goal: tuple[Mapping[str, Any], Callable[[], None]] | None = None
         self._trained = 0  # minibatches since the last call of save
         self._start: dict[str, Any] = {}  # generators before the epoch's first minibatch
         self._before: list[Tensor] = []  # torch's generator before each, if that matters
         self._active = True
 
     def go_to(self, position: Mapping[str, Any], restore: Callable[[], None]) -> None:
-        """Let the next experience go on from a position that :attr:`save` was called with."""
-        self._goal, self.restore = position, restore
+        """Let the next experience go on from a position that :attr:`save` was called with.
+
+        Args:
+            position: The goal.
+            restore: Brings the strategy and the random generators to their state there.
+        """
+        self._goal = position, restore
 
     @property
     def goes_on(self) -> bool:
@@ -53,19 +56,21 @@ class Cursor:
     def epochs(self, count: int) -> Iterator[int]:
         """Return the epochs to run of ``count``; those before the goal are left out."""
         first = 0
-        if self._goal is not None and self.restore is not None:
-            first = self._goal["epoch"]
-            self.restore()  # what the epoch's start looks at
+        if self._goal is not None:
+            position, restore = self._goal
+            first = position["epoch"]
+            restore()  # what the epoch's start looks at
         for self.epoch in range(first, count):
             yield self.epoch
 
     def minibatches(self, loader: Any) -> Iterator[tuple[int, Any]]:
         """Return the minibatches of ``loader`` to train on, each with its number in the epoch."""
         skipped = 0
-        if self._goal is not None and self.restore is not None:
-            batches, skipped = self._skip(loader, self._goal), self._goal["iteration"]
-            self.restore()
-            self._goal = self.restore = None
+        if self._goal is not None:
+            position, restore = self._goal
+            batches, skipped = self._skip(loader, position), position["iteration"]
+            restore()
+            self._goal = None
         else:
             batches = self._noted(loader)
         yield from enumerate(batches, start=skipped)
