@@ -8,7 +8,6 @@ import typer
 from typer.core import TyperCommand
 
 from avalanche_peftcl import __version__
-from avalanche_peftcl.config.resources import check_home
 from avalanche_peftcl.console import complain, standard_console
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.registry.kinds import KINDS
@@ -203,6 +202,8 @@ def manifest(
     what is missing, extra or changed. The hashes depend on no machine, folder,
     seed or class order.
     """
+    from avalanche_peftcl.config.resources import check_home
+
     check_home()
     from avalanche_peftcl.runs.manifest import manifest_from_file
 
@@ -253,7 +254,6 @@ def export_network(
     of your own exports if its class or builder is decorated with
     avalanche_peftcl.models.exportable.
     """
-    check_home()
     from avalanche_peftcl.export.command import export_and_show
 
     export_and_show(

@@ -14,6 +14,7 @@ __all__ = [
     "PluginLoadWarning",
     "PrecisionWarning",
     "ProtocolError",
+    "RecordError",
     "ResourceError",
     "UnknownComponentError",
 ]

@@ -3,12 +3,13 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from avalanche_peftcl import __version__, cli
+from avalanche_peftcl import __version__, cli, errors
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.packages import SWITCH
@@ -23,24 +24,27 @@ def peftcl(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch):
-    """Put a stand-in in the place of a run; ``calls.error`` is what it raises."""
+    """Put a stand-in in the place of a run; ``calls.error`` is what it raises or warns of."""
     module = types.ModuleType("avalanche_peftcl.runs.command")
     seen = types.SimpleNamespace(error=None, arguments=[])
 
-    def run_from_file(path, overrides, overwrite, console):
-        seen.arguments.append((path, overrides, overwrite))
-        console.print("running")
-        if seen.error is not None:
-            raise seen.error
+    def load_config(path, overrides, *, seeds):
+        return types.SimpleNamespace(read=(path, overrides), seeds=seeds)
 
-    one_seed = types.SimpleNamespace(seeds=None)
-    monkeypatch.setattr("avalanche_peftcl.sweeps.command.load_config", lambda *a, **k: one_seed)
+    def run_and_show(config, overwrite, console):
+        seen.arguments.append((*config.read, overwrite))
+        console.print("running")
+        if isinstance(seen.error, Warning):
+            warnings.warn(seen.error, stacklevel=2)
+        elif seen.error is not None:
+            raise seen.error
 
     def resume_from_folder(folder, path, overrides, overwrite, console):
         seen.arguments.append((folder, path, overrides, overwrite))
 
-    module.run_from_file = run_from_file  # type: ignore[attr-defined]
+    module.run_and_show = run_and_show  # type: ignore[attr-defined]
     module.resume_from_folder = resume_from_folder  # type: ignore[attr-defined]
+    monkeypatch.setattr("avalanche_peftcl.sweeps.command.load_config", load_config)
     monkeypatch.setitem(sys.modules, "avalanche_peftcl.runs.command", module)
     return seen
 
@@ -179,6 +183,13 @@ def test_errors_are_one_message_and_a_code(peftcl, calls, error, code, said):
     assert result.stderr == said
 
 
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name.endswith("Warning")])
+def test_warnings_of_ours_are_one_line(peftcl, calls, name):
+    calls.error = getattr(errors, name)("look out")
+    result = peftcl("run", "a.yaml")
+    assert (result.exit_code, result.stderr) == (0, "warning: look out\n")
+
+
 def test_a_bug_keeps_its_traceback(peftcl, calls):
     calls.error = RuntimeError("a bug")
     assert isinstance(peftcl("run", "a.yaml").exception, RuntimeError)
@@ -199,7 +210,7 @@ def test_start_up_imports_neither_torch_nor_avalanche(words):
         "from avalanche_peftcl.cli import app\n"
         f"app({words!r}, standalone_mode=False)\n"
         "heavy = {'torch', 'avalanche', 'timm', 'peft', 'sklearn', 'matplotlib', 'wandb'}\n"
-        "heavy |= {'scipy', 'plotly'}\n"
+        "heavy |= {'scipy', 'plotly', 'yaml'}\n"
         "print(json.dumps(sorted(heavy & set(sys.modules))), file=sys.stderr)\n"
     )
     result = subprocess.run(

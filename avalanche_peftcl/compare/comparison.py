@@ -87,7 +87,7 @@ def compare_runs(
     """Compare the runs in ``folders``.
 
     Args:
-        folders: RunRecord records, or folders with run records at any depth below them.
+        folders: Run records, or folders with run records at any depth below them.
         force: Compare runs that do not share one protocol, instead of refusing.
         published: Look for published numbers of the same protocol.
 

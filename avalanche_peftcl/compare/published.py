@@ -26,7 +26,7 @@ class Stream(_Part):
 
     Args:
         dataset: As the source calls it; ``None`` where it is not stated.
-        names: Names it may have in a run record, see :func:`.protocol.dataset`.
+        names: Names it may have in a run record, see :func:`.alike.dataset`.
         experiences: How many; ``None`` where it is not stated.
         classes: New classes of each experience: one number if all have as many.
     """

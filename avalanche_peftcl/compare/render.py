@@ -16,6 +16,7 @@ from avalanche_peftcl.compare.sheets import (
     pairs_sheet,
     results_sheet,
 )
+from avalanche_peftcl.compare.statistics import Estimate
 from avalanche_peftcl.console import csv_row, markdown, plain, visible
 from avalanche_peftcl.runs.tables import Sheet, markdown_table, terminal_table
 
@@ -120,12 +121,7 @@ def csv_table(comparison: Comparison) -> str:
     for method in comparison.methods:
         seeds = " ".join(map(str, method.seeds))
         for quantity in (*QUANTITIES, *comparison.further):
-            found = method.estimate(quantity)
-            numbers = (
-                [None] * 3
-                if found is None
-                else [found.mean, found.standard_deviation, found.half_width]
-            )
+            numbers = _numbers(method.estimate(quantity))
             row = ["own", method.label, quantity.key, quantity.unit, seeds, len(method.runs)]
             write([*row, *numbers, None, None, None, note])
     for test in comparison.tests:
@@ -134,11 +130,7 @@ def csv_table(comparison: Comparison) -> str:
         seeds = " ".join(map(str, sorted(both))) if result.difference else ""
         pair, found = f"{test.first.label} / {test.second.label}", result.difference
         row = ["paired test", pair, quantity.key, quantity.unit, seeds, found.count if found else 0]
-        row += (
-            [None] * 3
-            if found is None
-            else [found.mean, found.standard_deviation, found.half_width]
-        )
+        row += _numbers(found)
         why = "; ".join(filter(None, [result.reason, note]))
         write([*row, result.statistic, result.p_value, test.corrected, why])
     for one in comparison.quoted or ():
@@ -149,6 +141,12 @@ def csv_table(comparison: Comparison) -> str:
             told = "; ".join(filter(None, ["quoted", one.stream.title, *said]))
             write([*row, deviation, *[None] * 4, told])
     return text.getvalue()
+
+
+def _numbers(estimate: Estimate | None) -> list[float | None]:
+    if estimate is None:
+        return [None] * 3
+    return [estimate.mean, estimate.standard_deviation, estimate.half_width]
 
 
 def _sheets(comparison: Comparison) -> tuple[Sheet, ...]:

@@ -149,7 +149,8 @@ def assemble(
     """
     with limited({**trained, **backbone.state_dict()}, f"the network of {path}"):
         model = rebuild(info.model, backbone)
-    own = {k: v for k, v in model.state_dict().items() if k not in trained_keys(model, backbone)}
+    keys = set(trained_keys(model, backbone))
+    own = {k: v for k, v in model.state_dict().items() if k not in keys}
     try:
         model.load_state_dict(own | dict(trained))
     except RuntimeError as error:

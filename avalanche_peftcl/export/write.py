@@ -53,8 +53,8 @@ def not_exported(model: nn.Module) -> str | None:
 def write_model(folder: Path, record: Record, *, strategy: Any, backbone: nn.Module) -> None:
     """Write the trained part of a strategy's network into a run's folder, in one step.
 
-    Nothing is written if :func:`not_exported` says why. Should the backbone have changed, its
-    weights are written too.
+    Nothing is written if the record says why not, see :func:`not_exported`. Should the backbone
+    have changed, its weights are written too.
 
     Args:
         folder: The run's folder.
@@ -65,10 +65,9 @@ def write_model(folder: Path, record: Record, *, strategy: Any, backbone: nn.Mod
     Raises:
         ConfigError: If the file cannot be written.
     """
-    model = strategy.model
-    if not_exported(model) is not None:
+    if record.not_exported is not None:
         return
-    config = record.config
+    model, config = strategy.model, record.config
     names = {
         c: name
         for experience in record.protocol.experiences

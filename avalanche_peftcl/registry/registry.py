@@ -13,11 +13,9 @@ from avalanche_peftcl.errors import (
 )
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
 from avalanche_peftcl.registry.kinds import KINDS, kind_of
-from avalanche_peftcl.registry.packages import Entry, PluginRecord, Provider, load_packages
+from avalanche_peftcl.registry.packages import Entry, PluginRecord, load_packages
 from avalanche_peftcl.registry.schema import Schema
 from avalanche_peftcl.registry.wording import did_you_mean, join, say
-
-__all__ = ["Entry", "PluginRecord", "Provider", "Registry", "discover"]
 
 
 class Registry:

@@ -5,12 +5,26 @@ from pathlib import Path
 
 from rich.console import Console
 
-from avalanche_peftcl.config import load_config
+from avalanche_peftcl.config import RunConfig, load_config
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.reading import read_claim
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.runs.schema import RECORD
+
+
+def run_and_show(config: RunConfig, overwrite: bool, console: Console) -> None:
+    """Run a configuration and show it on ``console``.
+
+    Args:
+        config: What to run.
+        overwrite: Whether an earlier run in the output folder is replaced.
+        console: Where progress and result are shown.
+
+    Raises:
+        PEFTCLError: As :func:`run`.
+    """
+    run(config, overwrite=overwrite, reporter=RunProgress(console))
 
 
 def run_from_file(
@@ -27,7 +41,7 @@ def run_from_file(
     Raises:
         PEFTCLError: As :func:`run`; :class:`ConfigError` also if the file cannot be used.
     """
-    run(load_config(path, overrides), overwrite=overwrite, reporter=RunProgress(console))
+    run_and_show(load_config(path, overrides), overwrite, console)
 
 
 def resume_from_folder(

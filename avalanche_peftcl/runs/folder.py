@@ -9,6 +9,7 @@ from pathlib import Path
 
 from avalanche_peftcl.checkpoints import folder as checkpoint
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.export.file import MODEL_FILE
 from avalanche_peftcl.files import LOCK, part_of
 from avalanche_peftcl.runs.matrix_file import MATRIX_FILE
 from avalanche_peftcl.runs.reading import read_claim
@@ -19,7 +20,7 @@ FILES = (
     "config.yaml",
     MATRIX_FILE,
     RECORD,
-    "model.safetensors",
+    MODEL_FILE,
     "summary.md",
     PICTURE,
 )

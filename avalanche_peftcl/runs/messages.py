@@ -7,24 +7,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from avalanche_peftcl import errors
 from avalanche_peftcl.console import complain, visible
-from avalanche_peftcl.errors import (
-    BackboneWarning,
-    CheckpointWarning,
-    ConfigWarning,
-    DivergenceWarning,
-    PEFTCLError,
-    PluginLoadWarning,
-)
+from avalanche_peftcl.errors import PEFTCLError
 from avalanche_peftcl.registry.wording import clip
 from avalanche_peftcl.runs.signals import Terminated, termination_raised
 
-_PLAIN = (  # told in one line
-    PluginLoadWarning,
-    CheckpointWarning,
-    ConfigWarning,
-    DivergenceWarning,
-    BackboneWarning,
+# told in one line: every warning of ours
+_PLAIN = tuple(
+    each for name in errors.__all__ if issubclass(each := getattr(errors, name), Warning)
 )
 _LONGEST = 20_000  # letters of a message
 

@@ -8,9 +8,8 @@ from avalanche_peftcl.benchmarks.images.manifest import split_sha256
 from avalanche_peftcl.models.precision import WORDS
 from avalanche_peftcl.registry.kinds import kind_of
 from avalanche_peftcl.registry.offers import BenchmarkOffers, ExperienceOffers, StrategyOffers
+from avalanche_peftcl.registry.packages import HOST
 from avalanche_peftcl.runs.schema import Experience, Protocol, Provided, Stream
-
-_OWN = "avalanche-peftcl"
 
 
 def describe_stream(benchmark: Any, input_config: Any) -> Stream:
@@ -87,7 +86,7 @@ def describe_protocol(
         tests = map(ExperienceOffers.of, benchmark.test_stream)
         labelled = len({label for test in tests for label in test.task_labels}) > 1
     ours = all(
-        component.provider == _OWN
+        component.provider == HOST
         for component in components
         if component.kind != "benchmark" and not kind_of(component.kind).watches
     )

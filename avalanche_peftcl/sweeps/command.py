@@ -61,7 +61,7 @@ def run_as_asked(
         return all(outcome.error is None for outcome in outcomes)
     if jobs != 1 or ray is not None:
         raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
-    from avalanche_peftcl.runs.command import run_from_file
+    from avalanche_peftcl.runs.command import run_and_show
 
-    run_from_file(config, overrides, overwrite, console)
+    run_and_show(settings, overwrite, console)
     return True

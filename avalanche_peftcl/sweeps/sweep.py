@@ -117,7 +117,7 @@ def run_sweep(
     console.print(summary(config, results))
     for outcome in results:
         if outcome.error is not None:
-            log = outcome.folder / "run.log"
+            log = by_seed[outcome.seed].log
             _say(console, f"seed {outcome.seed} failed: {outcome.error}\n  see {log}")
     return results
 
