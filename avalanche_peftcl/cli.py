@@ -254,6 +254,9 @@ def export_network(
     of your own exports if its class or builder is decorated with
     avalanche_peftcl.models.exportable.
     """
+    from avalanche_peftcl.config.resources import check_home
+
+    check_home()  # the network may be one whose package imports Avalanche
     from avalanche_peftcl.export.command import export_and_show
 
     export_and_show(

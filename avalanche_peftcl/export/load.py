@@ -4,7 +4,7 @@ The file is a safetensors file: tensors ``model.*`` (all but the frozen backbone
 ``backbone.*`` if the backbone travels along, and one JSON text that says how both are built.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -207,14 +207,19 @@ def rebuild(spec: Mapping[str, Any], backbone: nn.Module) -> nn.Module:
 
 def builders(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the builder of ``spec`` and of each network in it, if it may be called."""
+    yield from _builders(spec, plugin_modules())
+
+
+def _builders(spec: Any, allowed: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield what :func:`builders` does; the installed packages are looked through once for all."""
     if not is_spec(spec):
         raise CheckpointError(f"{str(spec)[:80]} does not say how a network is built")
     path: str = spec["build"]
     module, _, name = path.partition(":")
-    if module.partition(".")[0] not in plugin_modules():
+    if module.partition(".")[0] not in allowed:
         raise CheckpointError(
             f"{path} belongs to no plugin package that is installed and may be loaded; there are "
-            f"modules of {join(sorted(plugin_modules()))}"
+            f"modules of {join(sorted(allowed))}"
         )
     try:
         with isolated():
@@ -226,7 +231,7 @@ def builders(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield path, target
     for value in spec["options"].values():
         if is_spec(value):
-            yield from builders(value)
+            yield from _builders(value, allowed)
 
 
 def trained_keys(model: nn.Module, backbone: nn.Module) -> list[str]:

@@ -164,7 +164,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("with_backbone", [False, True])
+@pytest.mark.parametrize("with_backbone", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_export_answers_as_the_run_did(method, with_backbone, registry, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / f"answers-{method}"
     if not folder.exists():  # the first of two tests runs it
@@ -270,6 +270,7 @@ def test_load_is_at_the_top_and_leaves_the_random_generator_alone(done):
     assert torch.equal(torch.rand(2), expected)
 
 
+@pytest.mark.slow
 def test_loading_and_predicting_import_no_avalanche(done):
     code = (
         "import sys, torch, avalanche_peftcl\n"

@@ -232,7 +232,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-_SCENARIOS = {"ntk_cl released": "class", "pegp": "class", "pegp released": "online"}
+_SCENARIOS = {
+    "naive": "class",
+    "ntk_cl": "online",
+    "ntk_cl released": "class",
+    "pegp": "class",
+    "pegp released": "online",
+    "nearest_class_mean": "class",
+}
 
 
 @pytest.mark.parametrize(
@@ -242,8 +249,8 @@ _SCENARIOS = {"ntk_cl released": "class", "pegp": "class", "pegp released": "onl
             case,
             scenario,
             id=f"{case.replace(' ', '-')}-{scenario}",
-            # a plain run has each case, and both scenarios of each strategy
-            marks=[pytest.mark.slow] if _SCENARIOS.get(case, scenario) != scenario else [],
+            # a plain run has each case once
+            marks=[pytest.mark.slow] if _SCENARIOS[case] != scenario else [],
         )
         for case in CASES
         for scenario in ("class", "online")
@@ -311,7 +318,21 @@ FURTHER: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", FURTHER, ids=[re.sub("[, ]+", "-", case) for case in FURTHER])
+# what others here, and every state in tests/checkpoints, show in less time
+_SLOW = ("augmented, by two processes", "augmented", "replay", "several copies", "ewc and lwf")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            id=re.sub("[, ]+", "-", case),
+            marks=[pytest.mark.slow] if case in _SLOW else [],
+        )
+        for case in FURTHER
+    ],
+)
 def test_whatever_remembers_something_goes_on(case, registry, tmp_path):
     changed = dict(FURTHER[case])
     stops = ("after_training_iteration", changed.pop("stop", 13)), ("before_eval", 1)

@@ -142,12 +142,14 @@ def test_somebody_else_at_the_address_is_given_up_on(stand_in, tmp_path, port, m
         list(run_on_ray(tasks(tmp_path, [0]), address=address))
 
 
+@pytest.mark.slow
 def test_a_ray_that_refuses_is_quoted(stand_in, tmp_path):
     stand_in("refuses")
     with pytest.raises(ConfigError, match=r"cannot be started on this machine: .*2\.1 here, 1\.9"):
         list(run_on_ray(tasks(tmp_path, [0]), address="local"))
 
 
+@pytest.mark.slow
 def test_devices(stand_in, tmp_path):
     stand_in("works")
     with pytest.raises(ConfigError, match="device='cuda:1' makes no sense on Ray"):
@@ -161,6 +163,7 @@ def test_devices(stand_in, tmp_path):
 # --- events --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_run_starts_and_ends_whatever_becomes_of_the_others(stand_in, tmp_path):
     stand_in("works")
     events = list(run_on_ray(tasks(tmp_path, [0, 1, 2]), address="local"))
@@ -175,12 +178,14 @@ def test_each_run_starts_and_ends_whatever_becomes_of_the_others(stand_in, tmp_p
     assert list(run_on_ray([], address="local")) == []
 
 
+@pytest.mark.slow
 def test_a_run_is_told_to_begin_anew(stand_in, tmp_path):
     stand_in("anew")
     runs = [Task(task.config, anew=True) for task in tasks(tmp_path, [0])]
     assert list(run_on_ray(runs, address="local"))[-1] == Event(0, ended=True, error="anew")
 
 
+@pytest.mark.slow
 def test_runs_that_a_lost_cluster_leaves_have_failed(stand_in, tmp_path):
     stand_in("dies")
     events = list(run_on_ray(tasks(tmp_path, [0, 1]), address="auto"))
@@ -188,6 +193,7 @@ def test_runs_that_a_lost_cluster_leaves_have_failed(stand_in, tmp_path):
     assert events[-1].error == "Ray at auto ended: GCS may have been killed"
 
 
+@pytest.mark.slow
 def test_closing_ends_the_driver(stand_in, tmp_path):
     stand_in("runs for ever")
     events = run_on_ray(tasks(tmp_path, [0, 1]), address="local")
@@ -199,6 +205,7 @@ def test_closing_ends_the_driver(stand_in, tmp_path):
         os.kill(driver, 0)
 
 
+@pytest.mark.slow
 def test_an_earlier_log_does_not_count_as_a_start(stand_in, tmp_path):
     stand_in("works")
     (task,) = tasks(tmp_path, [0])

@@ -591,6 +591,7 @@ def test_ray_takes_no_jobs(stage):
 # --- for real ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_real_run_is_that_of_its_seed_alone(tmp_path):
     config = RunConfig.model_validate(SETTINGS | {"output": tmp_path / "out", "seeds": [3]})
     (outcome,) = run_sweep(config)
@@ -602,11 +603,8 @@ def test_a_real_run_is_that_of_its_seed_alone(tmp_path):
     assert Task(config.for_seed(3)).log == outcome.folder / "run.log"
 
 
-@pytest.mark.parametrize(
-    "again",
-    [{}, pytest.param({"overwrite": True}, marks=pytest.mark.slow)],
-    ids=["goes on", "anew"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [{}, {"overwrite": True}], ids=["goes on", "anew"])
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, again):
     config = RunConfig.model_validate(SETTINGS | {"output": tmp_path, "seeds": [3]})
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 
 from avalanche_peftcl.models import NTKCLModel
@@ -33,6 +34,7 @@ class TestNTKCL(StrategyContract):
         )
 
 
+@pytest.mark.slow  # as the recipe above it; the net holds its numbers
 class TestReleasedNTKCL(TestNTKCL):
     recipe = "released"
 
@@ -104,6 +106,7 @@ class TestPEGPPrompt(TestPEGP):
     module = partial(build_prompt, length=8, init_bound=1.0, blocks=[0, 1])
 
 
+@pytest.mark.slow  # as the recipe above it; the net holds its numbers
 class TestReleasedPEGP(TestPEGP):
     recipe = "released"
 

@@ -217,6 +217,7 @@ def test_options_against_domains(
         build(domains, **options)
 
 
+@pytest.mark.slow
 def test_real_images(shared_data: Path, input_config: InputConfig) -> None:
     def build(name: str, **options: Any) -> Any:
         return image_folder(input_config=input_config, root=shared_data / name, **options)
