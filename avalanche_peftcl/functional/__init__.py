@@ -14,6 +14,12 @@ from avalanche_peftcl.functional.accuracy_matrix import (
     learning_accuracy,
 )
 from avalanche_peftcl.functional.averaging import released_copy, running_mean_, segment
+from avalanche_peftcl.functional.drift import (
+    gaussian_kernel_drift,
+    linear_drift,
+    nearest_neighbour_drift,
+    smoothed_ridge_drift,
+)
 from avalanche_peftcl.functional.finite import (
     all_finite,
     check_decided,
@@ -65,12 +71,15 @@ __all__ = [
     "forgetting",
     "forgetting_by_experience",
     "forward_transfer",
+    "gaussian_kernel_drift",
     "gram",
     "in_double",
     "last_accuracy",
     "learning_accuracy",
+    "linear_drift",
     "matrix_vectors",
     "mean",
+    "nearest_neighbour_drift",
     "not_finite",
     "orthonormal_basis",
     "pooled_nce",
@@ -83,6 +92,7 @@ __all__ = [
     "running_mean_",
     "seen_accuracy",
     "segment",
+    "smoothed_ridge_drift",
     "span_energy",
     "stack_bases",
     "undecided",
