@@ -9,6 +9,7 @@ from avalanche_peftcl.models.branch import Branch, FrozenBranch, build_frozen
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
 from avalanche_peftcl.models.further_keys import attend_with_prefix, attend_with_prompts
 from avalanche_peftcl.models.heads.cosine import CosineHead, build_cosine
+from avalanche_peftcl.models.heads.drift import Drift, LinearDrift, ShiftDrift
 from avalanche_peftcl.models.heads.head import Head, HeadBuilder
 from avalanche_peftcl.models.heads.linear import LinearHead, build_linear
 from avalanche_peftcl.models.heads.prototypes import PrototypeHead, build_prototypes
@@ -52,6 +53,7 @@ __all__ = [
     "BuildSpec",
     "ClassRows",
     "CosineHead",
+    "Drift",
     "DynamicModel",
     "Embedded",
     "FrozenBranch",
@@ -59,6 +61,7 @@ __all__ = [
     "Head",
     "HeadBuilder",
     "InputConfig",
+    "LinearDrift",
     "LinearHead",
     "LoRABranch",
     "NTKCLModel",
@@ -73,6 +76,7 @@ __all__ = [
     "PrototypeHead",
     "Recipe",
     "ReleasedFusion",
+    "ShiftDrift",
     "TextSide",
     "TunedBranch",
     "ViTBackbone",

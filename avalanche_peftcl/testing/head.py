@@ -1,13 +1,21 @@
 """What every head must do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import FrozenBranch, Head, PEFTModel
+from avalanche_peftcl.models import (
+    Drift,
+    FrozenBranch,
+    Head,
+    LinearDrift,
+    PEFTModel,
+    ShiftDrift,
+)
 from avalanche_peftcl.testing.learnable import seeing_backbone
 from avalanche_peftcl.testing.probes import differing, differs_when_rebuilt, weights
 
@@ -167,15 +175,42 @@ class HeadContract:
         assert not differing(weights(head), before)
         assert torch.equal(self.logits(head), logits)
 
-    def test_features_that_stay_move_nothing(self) -> None:
+    def test_removes_what_it_observed(self) -> None:
+        """A head that observed the first experience and removed it is one that never saw it."""
+        head, other = self.learnt(), self.build(4).eval()
+        features, of = self.features(ROWS[0])
+        with torch.no_grad(), _or_skipped():
+            head.remove(features[:5], of[:5])
+            head.remove(features[5:], of[5:])
+        head.settle()
+        self.experience(other, ROWS[1])
+        assert torch.allclose(self.logits(head), self.logits(other), atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("drift", [LinearDrift(torch.eye(DIM)), ShiftDrift(Tensor.clone)])
+    def test_features_that_stay_move_nothing(self, drift: Drift) -> None:
         """A drift that leaves features where they are leaves the logits, if the head can move."""
         head = self.learnt()
         before = self.logits(head)
-        try:
-            head.move(lambda features: features.clone())
-        except ConfigError as refused:
-            pytest.skip(str(refused))
-        assert torch.allclose(self.logits(head), before, atol=1e-5, rtol=1e-5)
+        with _or_skipped():
+            head.move(drift)
+        assert torch.allclose(self.logits(head), before, atol=1e-4, rtol=1e-4)
+
+    def test_moves_as_linear_features_do(self) -> None:
+        """A linear drift, if the head can move, makes it what it is on features moved by hand."""
+        generator = torch.Generator().manual_seed(2)
+        turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator)).Q
+        drift = LinearDrift(turn * torch.linspace(0.5, 2, DIM))
+        head, other = self.learnt(), self.build(4).eval()
+        with _or_skipped():
+            head.move(drift)
+        with torch.no_grad():
+            for rows in ROWS:
+                features, of = self.features(rows)
+                other.begin(rows, [PER_CLASS] * len(rows))
+                other.observe(drift(features), of)
+                other.settle()
+            moved = drift(torch.cat([self.features(rows)[0] for rows in ROWS]))
+            assert torch.allclose(head(moved), other(moved), atol=1e-3, rtol=1e-3)
 
     # --- training ------------------------------------------------------------------------------
 
@@ -229,3 +264,12 @@ class HeadContract:
         self.experience(head, ROWS[0])
         images = torch.rand(4, 3, 16, 16)
         assert differs_when_rebuilt(model, seeing_backbone(), images) is None
+
+
+@contextmanager
+def _or_skipped() -> Iterator[None]:
+    """Skip the test of a head that says that it cannot."""
+    try:
+        yield
+    except ConfigError as refused:
+        pytest.skip(str(refused))

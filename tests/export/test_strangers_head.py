@@ -7,7 +7,7 @@ from avalanche_peftcl import Component
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.export import load as exported
 from avalanche_peftcl.export.load import load, rebuild
-from avalanche_peftcl.models import FrozenBranch, Head, PEFTModel, exportable
+from avalanche_peftcl.models import FrozenBranch, Head, LinearDrift, PEFTModel, exportable
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
 from avalanche_peftcl.runs.run import run
@@ -37,8 +37,7 @@ class RidgeHead(Head):
         self.weight = torch.linalg.solve(self.gram + penalty, self.sums.T).T.float()
 
     def move(self, drift):
-        change = drift(torch.eye(self.in_features)).double()  # of a linear map, its matrix
-        self.gram, self.sums = change.T @ self.gram @ change, self.sums @ change
+        self.gram, self.sums = drift.congruence(self.gram), drift(self.sums)
         self.settle()
 
     def forward(self, features):
@@ -95,7 +94,7 @@ def test_it_is_the_regression_over_all_experiences_in_any_order_and_moves_with_f
     whole.settle()
     torch.testing.assert_close(model.head.weight, whole.weight)
     drift = torch.randn(32, 32)
-    whole.move(lambda old: old @ drift)
+    whole.move(LinearDrift(drift))
     again = build_ridge(in_features=32)
     again.grow(4)
     again.observe(features @ drift, rows)

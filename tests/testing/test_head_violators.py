@@ -98,6 +98,18 @@ def settling_again(self):
     HonestRidge.Ridge.settle(self)
 
 
+def counting_wrong(self, features, rows):
+    """Take images out of the sums and leave them in the counts."""
+    PrototypeHead.remove(self, features, rows)
+    self._sums[1].zero_()
+
+
+def shifting(self, drift):
+    """Move the mean of the means instead of each."""
+    mean = self.prototypes.mean(0, keepdim=True)
+    self.prototypes = self.prototypes + drift(mean) - mean
+
+
 def normalising(self, drift):
     self.prototypes = nn.functional.normalize(drift(self.prototypes), dim=1) + 0.1
 
@@ -155,6 +167,8 @@ VIOLATORS = [
     ("test_precision", head_with(Honest, observe=through_numpy)),
     ("test_order_does_not_matter", head_with(Honest, observe=fading)),
     ("test_settles_once", head_with(HonestRidge, settle=settling_again)),
+    ("test_removes_what_it_observed", head_with(Honest, remove=counting_wrong)),
+    ("test_moves_as_linear_features_do", head_with(Honest, move=shifting)),
     ("test_features_that_stay_move_nothing", head_with(Honest, move=normalising)),
     (
         "test_every_parameter_gets_a_gradient",

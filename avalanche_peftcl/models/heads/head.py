@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models.heads.drift import Drift
 from avalanche_peftcl.models.heads.rows import Growing
 from avalanche_peftcl.models.projection.sites import ProjectionSite
 
@@ -21,6 +22,8 @@ class Head(Growing):
 
     Attributes:
         fitted: Whether it wants to observe the images of each experience after its training.
+        follows: Whether :meth:`follow` is enough for predictions inside an experience. Any other
+            head that is fitted knows nothing of its images before :meth:`settle`.
 
     Example:
         A classifier in closed form, :math:`W = C\,(G + \lambda I)^{-1}` with :math:`G` the sum of
@@ -60,6 +63,7 @@ class Head(Growing):
     """
 
     fitted: bool = False
+    follows: bool = False
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -98,6 +102,25 @@ class Head(Growing):
     def settle(self) -> None:
         """Hear that all images of the experience were observed."""
 
+    def remove(self, features: Tensor, rows: Tensor) -> None:
+        """Take images out again that were observed; then :meth:`settle` once.
+
+        Where features are what they were, the head is afterwards as if it had never seen them, up
+        to rounding.
+
+        Args:
+            features: ``(B, D)``, as they were when they were observed.
+            rows: Row of each image, ``(B,)``.
+
+        Raises:
+            ConfigError: If it keeps nothing that an image can be taken out of; this base class
+                does not.
+        """
+        raise ConfigError(
+            f"a {type(self).__name__} cannot take an image out again; take a head that is fitted "
+            "to sums over images, such as 'prototypes' or 'ridge'"
+        )
+
     def passing_state(self) -> dict[str, Tensor]:
         """Return what a checkpoint inside an experience has to keep beside the state dict."""
         return {}
@@ -107,11 +130,13 @@ class Head(Growing):
 
     # --- what else it may offer ----------------------------------------------------------------
 
-    def move(self, drift: Callable[[Tensor], Tensor]) -> None:
+    def move(self, drift: Drift) -> None:
         """Move what was fitted to where the features of old images are now.
 
         Args:
-            drift: From old features ``(n, D)`` to present ones.
+            drift: From old features to present ones. First moments move by a call; second moments
+                by its ``congruence`` if it is a :class:`.LinearDrift`, else the class means move
+                and the scatter about them stays.
 
         Raises:
             ConfigError: If the head cannot say what follows from it; this base class cannot.
@@ -130,6 +155,22 @@ class Head(Growing):
 
     def start(self, names: Sequence[str]) -> None:
         """Begin the last rows, one a name, from the names of their classes, after :meth:`grow`."""
+
+
+def check_removed(counts: Tensor) -> None:
+    """Refuse that more images of a class were removed than it has.
+
+    Args:
+        counts: Images of each row, ``(R,)``.
+
+    Raises:
+        ConfigError: If one is negative.
+    """
+    if short := (counts < 0).nonzero()[:, 0].tolist():
+        raise ConfigError(
+            f"more images of rows {short} were removed than were observed; remove each image once, "
+            "and only what was observed"
+        )
 
 
 HeadBuilder = Callable[[int], Head]

@@ -1,6 +1,6 @@
 """Logits that are cosines to class means, which are fitted after each experience."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.heads.head import Head
+from avalanche_peftcl.models.heads.drift import Drift
+from avalanche_peftcl.models.heads.head import Head, check_removed
 from avalanche_peftcl.models.heads.rows import MASK_VALUE
 from avalanche_peftcl.models.heads.running_means import RunningClassMeans
 from avalanche_peftcl.registry.ranges import FeatureWidth, Weight
@@ -45,7 +46,7 @@ class PrototypeHead(Head):
         tensor([[0.8000]])
     """
 
-    fitted = True
+    fitted = follows = True
     row_tensors = ("prototypes", "counts")
     prototypes: Tensor
     counts: Tensor
@@ -92,17 +93,27 @@ class PrototypeHead(Head):
     @torch.no_grad()
     def observe(self, features: Tensor, rows: Tensor) -> None:
         """Add features to the sums of their classes, in float64."""
+        self._take(features, rows, sign=1)
+
+    @torch.no_grad()
+    def remove(self, features: Tensor, rows: Tensor) -> None:
+        """Take features out of the sums of their classes."""
+        self._take(features, rows, sign=-1)
+
+    def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
         if self._sums is None:
             self._sums = in_double(torch.zeros_like(self.prototypes)), torch.zeros_like(self.counts)
         sums, counts = self._sums
-        sums.index_add_(0, rows.to(sums.device), in_double(features))
-        counts += torch.bincount(rows, minlength=len(counts))
+        sums.index_add_(0, rows.to(sums.device), in_double(features), alpha=sign)
+        counts += sign * torch.bincount(rows, minlength=len(counts))
 
     def settle(self) -> None:
-        """Add what was observed to the class means.
+        """Add what was observed to the class means, and take out what was removed.
 
         Raises:
-            NotFiniteError: If a mean is not a finite number; the head stays as it was.
+            ConfigError: If more images of a class were removed than it has.
+            NotFiniteError: If a mean is not a finite number. In both cases the head stays as it
+                was.
         """
         observed, self._sums = self._sums, None
         if observed is None:
@@ -110,6 +121,7 @@ class PrototypeHead(Head):
             return
         sums, counts = observed
         check_finite([sums], "the class means")
+        check_removed(self.counts + counts)
         seen = counts.nonzero()[:, 0].tolist()
         self.add(seen, sums[seen], counts[seen])
 
@@ -126,8 +138,8 @@ class PrototypeHead(Head):
             self.running.means.copy_(state["means"])
 
     @torch.no_grad()
-    def move(self, drift: Callable[[Tensor], Tensor]) -> None:
-        """Move the class means; exact where ``drift`` is affine."""
+    def move(self, drift: Drift) -> None:
+        """Move the class means; exact where the drift is linear."""
         known = self.counts > 0
         self.prototypes[known] = drift(self.prototypes[known])
 
@@ -138,13 +150,14 @@ class PrototypeHead(Head):
         Args:
             rows: ``K`` row numbers.
             sums: Sum of the features of the new images of each row, ``(K, D)``.
-            counts: How many images that is, ``(K,)``.
+            counts: How many images that is, ``(K,)``; negative where they are taken out.
         """
         index = list(rows)
         means = in_double(self.prototypes[index])
         old, new = self.counts[index].to(means.device), counts.to(means.device)
         total = (old + new).clamp_min(1)[:, None]
         mean = (means * old[:, None] + sums.to(means.device)) / total
+        mean[(old + new) == 0] = 0  # of none, not what rounding has left
         self.prototypes[index] = mean.to(self.prototypes)
         self.counts[index] = (old + new).to(self.counts)
         self.running = None

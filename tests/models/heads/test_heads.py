@@ -8,10 +8,12 @@ from avalanche_peftcl.models import (
     ClassRows,
     CosineHead,
     FrozenBranch,
+    LinearDrift,
     LinearHead,
     NTKCLModel,
     PEFTModel,
     PrototypeHead,
+    ShiftDrift,
 )
 from avalanche_peftcl.models.heads.cosine import build_cosine
 from avalanche_peftcl.models.heads.linear import build_linear
@@ -132,14 +134,32 @@ def test_prototypes_move_with_a_drift_and_empty_rows_stay():
     head = PrototypeHead(2)
     head.grow(2)
     head.add([0], torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
-    head.move(lambda old: 2 * old + 1)
+    head.move(ShiftDrift(lambda old: 2 * old + 1))
     assert head.prototypes.tolist() == [[3, 5], [0, 0]]
+
+
+def test_a_class_whose_images_are_all_removed_is_unseen_and_no_more_can_be():
+    head = PrototypeHead(2)
+    head.grow(2)
+    features = torch.tensor([[0.1, 0.7], [0.3, 0.2]])
+    head.observe(features, torch.tensor([0, 0]))
+    head.settle()
+    head.remove(features, torch.tensor([0, 0]))
+    head.settle()
+    assert head(features).eq(-1000).all()
+    assert not head.prototypes.any()
+    head.remove(features[:1], torch.tensor([1]))
+    with pytest.raises(ConfigError, match=r"more images of rows \[1\] were removed"):
+        head.settle()
+    assert head.counts.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("head", [LinearHead(4), CosineHead(4)])
 def test_a_trained_head_refuses_to_move(head):
     with pytest.raises(ConfigError, match=rf"a {type(head).__name__} cannot move with features"):
-        head.move(lambda old: old)
+        head.move(LinearDrift(torch.eye(4)))
+    with pytest.raises(ConfigError, match=rf"a {type(head).__name__} cannot take an image out"):
+        head.remove(torch.ones(1, 4), torch.tensor([0]))
 
 
 def test_new_cosines_can_train():
