@@ -28,6 +28,7 @@ from avalanche_peftcl.functional.finite import (
     undecided,
 )
 from avalanche_peftcl.functional.losses import (
+    less_margin,
     pooled_nce,
     released_direction,
     released_orthogonality,
@@ -76,6 +77,7 @@ __all__ = [
     "in_double",
     "last_accuracy",
     "learning_accuracy",
+    "less_margin",
     "linear_drift",
     "matrix_vectors",
     "mean",

@@ -160,13 +160,18 @@ def peftcl_strategies() -> Iterable[Component]:
 
 @hookimpl
 def peftcl_strategy_plugins() -> Iterable[Component]:
-    """Pieces of NTK-CL and PEGP that any strategy can use, and Avalanche's own plugins."""
+    """Pieces that any strategy can use, and Avalanche's own plugins."""
     plugins, host = f"{_TRAINING}.plugins", f"{_TRAINING}.plugins.host"
     return (
         Component(
             "gradient_projection",
             f"{plugins}.gradient_projection:build_gradient_projection",
             source="gradient projection of PEGP, arXiv 2405.13383; GPM, ICLR 2021",
+        ),
+        Component(
+            "margin",
+            f"{plugins}.margin:build_margin",
+            source="margin of CosFace, CVPR 2018",
         ),
         Component(
             "retention",

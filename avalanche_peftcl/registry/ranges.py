@@ -25,6 +25,7 @@ Offset = Annotated[float, Field(ge=0, le=1e6)]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a module's output; with 0 it never trains
 InitBound = Annotated[float, Field(ge=1e-8, le=100)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+Margin = Annotated[float, Field(ge=0, le=0.5)]  # of a cosine
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 TestShare = Annotated[float, Field(gt=0, lt=1)]

@@ -9,6 +9,7 @@ from scipy.linalg import orth, subspace_angles
 from torch.nn import functional as F
 
 from avalanche_peftcl.functional.losses import (
+    less_margin,
     pooled_nce,
     released_direction,
     released_orthogonality,
@@ -157,3 +158,36 @@ def test_pairs_of_one_label_end_closer_than_others_on_average_only():
     assert margins[1] > margins[0] + 0.02
     assert (after[same] > 0.9).any()  # a few pairs are together
     assert (after[same] < before[same]).float().mean() > 0.4  # and many further apart
+
+
+# --- the margin ---
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(1, 6), c=st.integers(1, 5), scale=st.floats(1, 30))
+def test_cross_entropy_with_a_margin_is_cosface(seed, n, c, scale):
+    generator = np.random.default_rng(seed)
+    cosines, y = generator.uniform(-1, 1, (n, c)), generator.integers(0, c, n)
+    margin = generator.uniform(0, 0.5)
+    terms = []
+    for row, own in zip(cosines, y, strict=True):
+        top = math.exp(scale * (row[own] - margin))
+        rest = sum(math.exp(scale * value) for k, value in enumerate(row) if k != own)
+        terms.append(-math.log(top / (top + rest)))
+    reduced = less_margin(torch.tensor(scale * cosines), torch.tensor(y), margin=scale * margin)
+    ours = F.cross_entropy(reduced, torch.tensor(y))
+    assert ours.item() == pytest.approx(sum(terms) / n, rel=1e-9, abs=1e-9)
+
+
+def test_a_margin_may_have_a_gradient_and_logits_stay():
+    logits, margin = torch.randn(3, 2, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+    before, targets = logits.detach().clone(), torch.tensor([0, 1, 1])
+    less_margin(logits, targets, margin=margin).sum().backward()
+    assert margin.grad.item() == -3
+    assert torch.equal(logits.detach(), before)
+    assert torch.equal(logits.grad, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(("logits", "targets"), [((3,), (3,)), ((3, 2), (2,)), ((3, 2), (3, 1))])
+def test_a_margin_of_other_shapes_is_refused(logits, targets):
+    with pytest.raises(ValueError, match=r"logits must be \(B, C\) and targets \(B,\)"):
+        less_margin(torch.zeros(logits), torch.zeros(targets, dtype=torch.long), margin=0.1)

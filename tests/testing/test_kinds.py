@@ -60,6 +60,7 @@ KEPT = {
         "ewc": watching.TestEWC,
         "gradient_projection": watching.TestGradientProjection,
         "lwf": watching.TestLwF,
+        "margin": watching.TestMargin,
         "replay": watching.TestReplay,
         "retention": watching.TestRetention,
         "running_mean": watching.TestRunningMean,

@@ -5,7 +5,7 @@ import torch
 from avalanche_peftcl.evaluation import accuracy_matrix_metrics, cost_metrics
 from avalanche_peftcl.evaluation.host import accuracy, loss
 from avalanche_peftcl.logging import tensorboard, wandb
-from avalanche_peftcl.models import NTKCLModel, PEFTModel, PrototypeHead
+from avalanche_peftcl.models import CosineHead, NTKCLModel, PEFTModel, PrototypeHead
 from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
 from avalanche_peftcl.testing import (
     LoggerContract,
@@ -18,6 +18,7 @@ from avalanche_peftcl.training.plugins import (
     GradientProjectionPlugin,
     HeadOnlyPlugin,
     HeadPlugin,
+    MarginLossPlugin,
     ReleasedProjectionPlugin,
     RetentionPlugin,
     RunningMeanPlugin,
@@ -70,6 +71,16 @@ class TestHead(PluginContract):
         backbone = blind_backbone()
         branch = build_attention_adapters(backbone=backbone)
         return strategy(PEFTModel(backbone, branch, PrototypeHead(backbone.embed_dim)), plugins)
+
+
+class TestMargin(PluginContract):
+    def create_plugin(self):
+        return MarginLossPlugin(0.2)
+
+    def create_strategy(self, plugins):
+        backbone = blind_backbone()
+        branch = build_attention_adapters(backbone=backbone)
+        return strategy(PEFTModel(backbone, branch, CosineHead(backbone.embed_dim)), plugins)
 
 
 class TestRunningMean(PluginContract):

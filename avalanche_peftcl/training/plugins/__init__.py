@@ -1,8 +1,9 @@
-"""Avalanche plugins: the pieces of NTK-CL and PEGP that other strategies can use."""
+"""Avalanche plugins: pieces that any strategy can use, those of NTK-CL and PEGP among them."""
 
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 from avalanche_peftcl.training.plugins.head import HeadPlugin
 from avalanche_peftcl.training.plugins.head_only import HeadOnlyPlugin
+from avalanche_peftcl.training.plugins.margin import MarginLossPlugin
 from avalanche_peftcl.training.plugins.prototype_contrast import (
     PrototypeContrastPlugin,
     ReleasedContrastPlugin,
@@ -22,6 +23,7 @@ __all__ = [
     "GradientProjectionPlugin",
     "HeadOnlyPlugin",
     "HeadPlugin",
+    "MarginLossPlugin",
     "PrototypeContrastPlugin",
     "ReleasedContrastPlugin",
     "ReleasedOrthogonalityPlugin",
