@@ -42,6 +42,7 @@ from avalanche_peftcl.functional.matrix_vectors import (
     seen_accuracy,
 )
 from avalanche_peftcl.functional.precision import in_double
+from avalanche_peftcl.functional.ratio_directions import complement, ratio_directions
 from avalanche_peftcl.functional.released_projection import (
     coordinate_basis,
     released_mask,
@@ -49,6 +50,7 @@ from avalanche_peftcl.functional.released_projection import (
 )
 from avalanche_peftcl.functional.subspace import (
     extend_basis,
+    extend_centred_basis,
     gram,
     orthonormal_basis,
     remove_component,
@@ -65,8 +67,10 @@ __all__ = [
     "check_decided",
     "check_finite",
     "clipped_forgetting",
+    "complement",
     "coordinate_basis",
     "extend_basis",
+    "extend_centred_basis",
     "final_row",
     "fold_row",
     "forgetting",
@@ -85,6 +89,7 @@ __all__ = [
     "not_finite",
     "orthonormal_basis",
     "pooled_nce",
+    "ratio_directions",
     "released_copy",
     "released_direction",
     "released_mask",

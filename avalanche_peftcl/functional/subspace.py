@@ -4,7 +4,7 @@ With the rows of X the features of the old tasks and M an orthonormal basis of t
 
     R = X^T X                    streamed with :func:`gram`
     M <- orth [M, U]             U the leading eigenvectors of (I - M M^T) R (I - M M^T)
-    g <- g - (g M) M^T           X g^T = 0: old features do not notice the update g
+    g <- g - a (g M) M^T         a = 1: X g^T = 0, old features do not notice the update g
 """
 
 from collections.abc import Sequence
@@ -154,6 +154,70 @@ def extend_basis(
     return new.to(basis) if added else basis, min(max(held, 0.0), 1.0)
 
 
+def extend_centred_basis(
+    basis: Tensor,
+    gram: Tensor,
+    total: Tensor,
+    count: int,
+    *,
+    threshold: float,
+    tolerance: float = 1e-10,
+) -> tuple[Tensor, float]:
+    r"""Extend a basis by the mean of new features, then by the energy of what varies about it.
+
+    With :math:`\mu = s / n` the mean direction comes first, whatever the threshold; directions of
+
+    .. math:: R_c = R - s s^\top / n
+
+    are added to it by the rule of :func:`extend_basis`, which counts the energy of
+    :math:`R_c`: a mean that holds nearly all energy then leaves no direction of the rest out.
+
+    Args:
+        basis: :math:`M`, as of :func:`extend_basis`.
+        gram: :math:`R`, uncentred, ``(D, D)``.
+        total: :math:`s`, the sum of the same rows, ``(D,)``.
+        count: :math:`n`, how many rows they are.
+        threshold: :math:`\epsilon` in ``[0, 1]``; 0 adds the mean alone.
+        tolerance: The share of the *uncentred* energy that counts as rounding, which is that of
+            the difference above.
+
+    Returns:
+        The new basis and the share of the centred energy that it holds, as of
+        :func:`extend_basis`.
+
+    Raises:
+        ValueError: As of :func:`extend_basis`, and if ``total`` is not ``(D,)``.
+
+    Source:
+        The threshold of Saha et al., ICLR 2021, counted on the covariance. Differs: they count
+        on the uncentred features, see :func:`extend_basis`.
+
+    Example:
+        >>> rows = torch.tensor([[9.0, 1.0, 0.0], [9.0, -1.0, 0.0], [9.0, 0.0, 0.1]])
+        >>> sums = gram(rows)[0], rows.sum(0), 3
+        >>> basis, _ = extend_centred_basis(torch.zeros(3, 0), *sums, threshold=0.9)
+        >>> basis.shape, extend_basis(torch.zeros(3, 0), sums[0], threshold=0.9)[0].shape
+        (torch.Size([3, 2]), torch.Size([3, 1]))
+    """
+    _check_extension(basis, gram, threshold)
+    if total.shape != gram.shape[:1]:
+        raise ValueError(f"the sum of rows must be ({len(gram)},), not {tuple(total.shape)}")
+    gram, total = in_double(gram), in_double(total)
+    energy = gram.trace()
+    if count < 1 or energy <= 0:
+        return basis, 1.0
+    new = basis.to(gram)
+    away = remove_component(remove_component(total[None], new), new)[0]
+    if away.square().sum() > tolerance * count * energy:
+        new = torch.linalg.qr(torch.cat([new, away[:, None]], dim=1)).Q
+    centred = gram - torch.outer(total, total) / count
+    rounding = float(tolerance * energy)
+    if (varies := float(centred.trace())) <= rounding:  # the rows are all alike
+        return new.to(basis), 1.0
+    new, held = extend_basis(new, centred, threshold=threshold, tolerance=rounding / varies)
+    return new.to(basis), held
+
+
 def _check_extension(basis: Tensor, gram: Tensor, threshold: float) -> None:
     """Refuse what :func:`extend_basis` cannot extend."""
     if basis.ndim != 2 or gram.shape != (basis.shape[0], basis.shape[0]):
@@ -178,27 +242,29 @@ def _check_extension(basis: Tensor, gram: Tensor, threshold: float) -> None:
         )
 
 
-def remove_component(x: Tensor, basis: Tensor) -> Tensor:
-    r"""Remove from the rows of ``x`` their part inside the span of ``basis``.
+def remove_component(x: Tensor, basis: Tensor, *, strength: float = 1.0) -> Tensor:
+    r"""Remove from the rows of ``x`` their part inside the span of ``basis``, or a share of it.
 
-    .. math:: x' = x - (x V) V^\top
+    .. math:: x' = x - \alpha\, (x V) V^\top
 
     Args:
         x: Rows, ``(..., R, D)``.
         basis: Orthonormal or zero columns, ``(..., D, K)``; its leading axes broadcast with
             those of ``x``.
+        strength: :math:`\alpha` in ``[0, 1]``; 1 leaves nothing of it.
 
     Returns:
         A tensor of the dtype and device of ``x``, which is not changed; ``x`` itself if
-        ``K = 0``. Computed in the dtype of ``x``, half precision in float32. Rounding is that of
-        the matrix product: neither TF32 nor autocast should be on.
+        ``K = 0`` or the strength is 0. Computed in the dtype of ``x``, half precision in float32.
+        Rounding is that of the matrix product: neither TF32 nor autocast should be on.
 
     Raises:
-        ValueError: If the last axis of ``x`` is not ``D``.
+        ValueError: If the last axis of ``x`` is not ``D``, or the strength is outside ``[0, 1]``.
 
     Source:
         Saha et al., ICLR 2021; Qiao et al., arXiv 2405.13383, eqs. (10), (12) and (14) by way of
-        their projection. Differs: the product with the ``(D, D)`` projector is never formed.
+        their projection; a strength below 1 is the soft projection of DGS, CVPR 2026, there 0.5.
+        Differs: the product with the ``(D, D)`` projector is never formed.
 
     Example:
         >>> remove_component(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [0.0]]))
@@ -209,11 +275,14 @@ def remove_component(x: Tensor, basis: Tensor) -> Tensor:
             f"x must be (..., R, D) and the basis (..., D, K), not {tuple(x.shape)} and "
             f"{tuple(basis.shape)}"
         )
-    if basis.shape[-1] == 0:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], not be {strength}")
+    if basis.shape[-1] == 0 or strength == 0:
         return x
     rows = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     columns = basis.to(rows.dtype)
-    return (rows - rows @ columns @ columns.mT).to(x.dtype)
+    inside = rows @ columns @ columns.mT
+    return (rows - (inside if strength == 1 else strength * inside)).to(x.dtype)
 
 
 def stack_bases(bases: Sequence[Tensor]) -> Tensor:

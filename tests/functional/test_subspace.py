@@ -92,6 +92,29 @@ def test_remove_component_with_no_columns_is_x_itself():
     assert remove_component(x, torch.zeros(3, 0)) is x
 
 
+@given(seed=SEEDS, r=SIZES, d=SIZES, strength=st.floats(0, 1), data=st.data())
+def test_a_share_of_the_component_is_removed(seed, r, d, strength, data):
+    generator = np.random.default_rng(seed)
+    v = orthonormal(generator, d, data.draw(st.integers(0, d)))
+    x = generator.normal(size=(r, d))
+    ours = remove_component(torch.tensor(x), torch.tensor(v), strength=strength)
+    inside = x @ v @ v.T  # g <- (1 - a) g + a (g - g V Vᵀ)
+    expected = (1 - strength) * x + strength * (x - inside)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=0, atol=1e-13)
+
+
+def test_all_and_nothing_of_the_component():
+    x, basis = torch.randn(4, 6), orthonormal_basis(torch.randn(6, 3))
+    assert torch.equal(remove_component(x, basis, strength=1.0), remove_component(x, basis))
+    assert remove_component(x, basis, strength=0.0) is x
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_remove_component_refuses_another_strength(strength):
+    with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\]"):
+        remove_component(torch.zeros(2, 3), torch.zeros(3, 1), strength=strength)
+
+
 @pytest.mark.parametrize(
     ("x", "basis"), [((2, 4), (3, 1)), ((2, 3), (3,)), ((), (3, 1)), ((5, 2, 4), (5, 3, 0))]
 )

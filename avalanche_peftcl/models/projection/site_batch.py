@@ -17,14 +17,22 @@ class SiteBatch:
     Args:
         sites: ``S`` sites with views of one shape ``(G, R, D)``, no parameter twice.
         bases: For each site its groups' bases, ``G`` tensors ``(D, K)``.
+        strength: The share of a component that is removed, see
+            :func:`~avalanche_peftcl.functional.remove_component`.
 
     Attributes:
         updates: For each site the summed squared length of the updates and of what was left of
             them, ``(S, 2)``.
     """
 
-    def __init__(self, sites: Sequence[ProjectionSite], bases: Sequence[Sequence[Tensor]]) -> None:
-        self.sites = list(sites)
+    def __init__(
+        self,
+        sites: Sequence[ProjectionSite],
+        bases: Sequence[Sequence[Tensor]],
+        *,
+        strength: float = 1.0,
+    ) -> None:
+        self.sites, self.strength = list(sites), strength
         stacked = stack_bases([basis for groups in bases for basis in groups])
         self.basis = stacked.reshape(len(sites), -1, *stacked.shape[1:]).to(
             sites[0].parameter
@@ -68,7 +76,8 @@ class SiteBatch:
 
     def _kept(self, change: Tensor, index: list[int]) -> Tensor:
         whole = len(index) == len(self.sites)
-        kept = remove_component(change, self.basis if whole else self.basis[index])
+        basis = self.basis if whole else self.basis[index]
+        kept = remove_component(change, basis, strength=self.strength)
         lengths = torch.stack([change, kept], dim=1).float().square().sum(dim=(2, 3, 4))  # (S, 2)
         if whole:
             self.updates += lengths
@@ -78,17 +87,23 @@ class SiteBatch:
 
 
 def batch_sites(
-    sites: Iterable[ProjectionSite], bases: Mapping[str, Sequence[Tensor]]
+    sites: Iterable[ProjectionSite],
+    bases: Mapping[str, Sequence[Tensor]],
+    *,
+    strength: float = 1.0,
 ) -> list[SiteBatch]:
     """Put sites of one shape together; a parameter's second site comes in a later batch.
 
     Args:
         sites: The sites; those without a basis, or with an empty one, are left out.
         bases: By site's name its groups' bases.
+        strength: The share of a component that is removed; with 0 there is nothing to do.
 
     Returns:
         Batches in the order in which they have to be applied.
     """
+    if strength == 0:
+        return []
     times: dict[int, int] = defaultdict(int)
     batches: dict[Any, list[ProjectionSite]] = defaultdict(list)
     for site in sites:
@@ -97,4 +112,7 @@ def batch_sites(
             batches[times[id(site.parameter)], shape, site.parameter.dtype].append(site)
             times[id(site.parameter)] += 1
     ordered = sorted(batches.items(), key=lambda item: item[0][0])
-    return [SiteBatch(group, [bases[site.name] for site in group]) for _, group in ordered]
+    return [
+        SiteBatch(group, [bases[site.name] for site in group], strength=strength)
+        for _, group in ordered
+    ]

@@ -41,11 +41,11 @@ def draw_basis(dim, size):
     return orthonormal_basis(torch.randn(dim, min(size, dim), dtype=torch.float64))
 
 
-def dense(view, change, bases):
+def dense(view, change, bases, strength=1.0):
     """The change after removing the components by full projectors, group by group, in float64."""
     out = change.double().clone()
     for group, basis in zip(view(out), bases, strict=True):
-        group -= group @ (basis @ basis.mT)
+        group -= strength * (group @ (basis @ basis.mT))
     return out
 
 
@@ -70,10 +70,10 @@ def networks(draw):
     return sites, bases, dtype
 
 
-@given(networks(), st.sampled_from(["gradient", "step"]))
-def test_batches_do_what_dense_projectors_do_site_by_site(network, where):
+@given(networks(), st.sampled_from(["gradient", "step"]), st.sampled_from([1.0, 0.5, 0.0]))
+def test_batches_do_what_dense_projectors_do_site_by_site(network, where, strength):
     sites, bases, dtype = network
-    batches = batch_sites(sites, bases)
+    batches = batch_sites(sites, bases, strength=strength)
     parameters = list({id(s.parameter): s.parameter for s in sites}.values())
     starts = [p.detach().clone() for p in parameters]
     changes = [torch.randn_like(p) for p in parameters]
@@ -81,7 +81,7 @@ def test_batches_do_what_dense_projectors_do_site_by_site(network, where):
     for p, change in zip(parameters, changes, strict=True):
         for each in sites:
             if each.parameter is p and each.name in bases:
-                change = dense(each.view, change, bases[each.name])
+                change = dense(each.view, change, bases[each.name], strength)
         expected.append(change)
     if where == "gradient":
         for p, change in zip(parameters, changes, strict=True):
