@@ -14,7 +14,8 @@ from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.frozen import Frozen
-from avalanche_peftcl.registry.offers import BenchmarkOffers
+from avalanche_peftcl.registry.offers import BenchmarkOffers, StrategyOffers
+from avalanche_peftcl.training.joint import visits
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.streams import class_pairs
 from avalanche_peftcl.training.template import PEFTTemplate
@@ -72,7 +73,7 @@ def save_checkpoint(strategy: Any, path: str | os.PathLike[str], *, benchmark: A
             "the strategy is inside an experience; save it after train() or eval() has returned"
         )
     visited = int(strategy.clock.train_exp_counter)
-    trained = _visited(benchmark, visited)
+    trained = _visited(strategy, benchmark, visited)
     frozen = _frozen(strategy)
     state = {
         "strategy": StrategyState(strategy, frozen=frozen).save(trained=trained),
@@ -98,7 +99,8 @@ def maybe_load_checkpoint(
         benchmark: Built as before.
 
     Returns:
-        ``strategy``, and the number of training experiences visited; 0 if there is no file.
+        ``strategy``, and the number of training experiences visited; 0 if there is no file, 1
+        after joint training, of all of them.
 
     Raises:
         CheckpointError: If the file cannot be read, is damaged, or is that of another strategy,
@@ -124,7 +126,7 @@ def maybe_load_checkpoint(
     if not isinstance(state, dict) or not state.keys() >= _PARTS:
         raise CheckpointError(f"the checkpoint {path} is none of a strategy in a script")
     visited, identity = state["visited"], state["identity"]
-    trained = _visited(benchmark, visited)
+    trained = _visited(target, benchmark, visited)
     _check(path, identity, _identity(target, identity["frozen"]["names"], benchmark, trained))
     tests = list(getattr(benchmark, "test_stream", ()))
     told = StrategyState(target, frozen=_frozen(target))
@@ -141,8 +143,11 @@ def _frozen(strategy: Any) -> Frozen:
     return strategy.frozen if isinstance(strategy, PEFTTemplate) else Frozen()
 
 
-def _visited(benchmark: Any, count: int) -> list[Any]:
-    trained = list(islice(benchmark.train_stream, count))
+def _visited(strategy: Any, benchmark: Any, count: int) -> list[Any]:
+    stream = benchmark.train_stream
+    if StrategyOffers.of(strategy).joint:
+        stream = visits(strategy, stream)
+    trained = list(islice(stream, count))
     if len(trained) < count:
         raise CheckpointError(
             f"the strategy has visited {count} experiences, the benchmark's training stream has "

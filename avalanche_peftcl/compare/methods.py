@@ -91,6 +91,11 @@ class Method:
         """The seeds, sorted."""
         return tuple(run.record.seed for run in self.runs)
 
+    @property
+    def joint(self) -> bool:
+        """Whether it trained on all experiences at once: only the end of a run is known."""
+        return any(run.record.joint for run in self.runs)
+
     def by_seed(self, quantity: Quantity) -> dict[int, float]:
         """Return the values of ``quantity`` that are defined, by seed."""
         values = {run.record.seed: quantity.value(run.record) for run in self.runs}

@@ -176,6 +176,11 @@ def _result_notes(comparison: Comparison) -> list[str]:
         "Average accuracy: mean over the experiences of the accuracy on all test images seen so "
         "far. Last accuracy: that after the last experience. Forgetting: mean drop of the earlier "
         "experiences from their best accuracy.",
+        *(
+            f"{method.label} trained on all experiences at once: there is its last accuracy alone."
+            for method in comparison.methods
+            if method.joint
+        ),
     ]
 
 

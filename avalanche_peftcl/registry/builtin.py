@@ -155,6 +155,12 @@ def peftcl_strategies() -> Iterable[Component]:
             f"{_TRAINING}.nearest_class_mean:build_nearest_class_mean",
             source="SimpleCIL, arXiv 2303.07338",
         ),
+        Component(
+            "closed_form",
+            f"{_TRAINING}.closed_form:build_closed_form",
+            source="a fitted head on frozen features; RanPAC, arXiv 2307.02251, has one",
+        ),
+        Component("joint", f"{_TRAINING}.joint:build_joint", source="Avalanche JointTraining"),
     )
 
 

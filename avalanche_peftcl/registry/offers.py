@@ -101,6 +101,7 @@ class StrategyOffers(_Offers):
             ``None`` says nothing.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         cursor: Where checkpoints inside an experience are made, :class:`.training.cursor.Cursor`.
+        joint: Whether it trains once, on all experiences together; ``train()`` gets them as one.
 
     Example:
         >>> class Oracle:
@@ -114,6 +115,7 @@ class StrategyOffers(_Offers):
     batch_independent_at_test: bool | None = None
     mixed_precision: str | None = None
     cursor: Any = None
+    joint: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ class Standing:
     Args:
         started_at: When it began.
         resumed_at: When it went on from a checkpoint.
-        visited: Training experiences done with, chunks of an online stream counted each.
+        visited: Training experiences done with, chunks of an online stream counted each; all of
+            joint training are one.
         finished: Experiences trained and evaluated.
         further: By name the values of further metrics, one an experience.
         fresh: Their values since the last finished experience.
@@ -55,7 +56,8 @@ class Checkpoints:
         output: The run's output folder.
         strategy: The strategy.
         backbone: The frozen network, which is built again and not saved.
-        benchmark: The benchmark.
+        visits: What is trained on, one after the other, see :func:`.visits`.
+        tests: The test experiences.
         identity: What must be the same where the run goes on.
         every: Minibatches between two of them; ``None`` for none inside an experience.
 
@@ -72,12 +74,13 @@ class Checkpoints:
         *,
         strategy: Any,
         backbone: Any,
-        benchmark: Any,
+        visits: Sequence[Any],
+        tests: Sequence[Any],
         identity: Identity,
         every: int | None = None,
     ) -> None:
         self._output, self._folder = output, output / CHECKPOINTS
-        self._train, self._test = list(benchmark.train_stream), list(benchmark.test_stream)
+        self._train, self._test = visits, tests
         self._state = StrategyState(strategy, frozen=[backbone])
         self._identity = identity
         self._device = torch.device(strategy.device)

@@ -12,7 +12,7 @@ from avalanche_peftcl.evaluation.running_matrix import MatrixRows
 from avalanche_peftcl.export.write import not_exported, write_model
 from avalanche_peftcl.files import held
 from avalanche_peftcl.models.backbones.weights import weights_sha256
-from avalanche_peftcl.registry.offers import BackboneOffers
+from avalanche_peftcl.registry.offers import BackboneOffers, StrategyOffers
 from avalanche_peftcl.runs.build import Backbone, Method
 from avalanche_peftcl.runs.checkpoints import Checkpoints, Standing
 from avalanche_peftcl.runs.facts import (
@@ -48,6 +48,7 @@ from avalanche_peftcl.runs.schema import (
     Record,
     Settings,
 )
+from avalanche_peftcl.training.joint import visits
 from avalanche_peftcl.training.rng import random_state, set_random_state
 
 
@@ -64,6 +65,7 @@ class Journal:
     Attributes:
         at: How far the run is.
         total: Experiences of the run.
+        visits: What is trained on, one after the other, see :func:`.visits`.
 
     Raises:
         ConfigError: If checkpoints are wanted where the strategy has no place for them.
@@ -78,12 +80,15 @@ class Journal:
         self._backbone, self._benchmark, self._method = backbone.network, benchmark, method
         self._stream = describe_stream(benchmark, backbone.input_config)
         self._components = describe_components(plan.entries)
+        self._joint = StrategyOffers.of(strategy).joint
+        self.visits = visits(strategy, benchmark.train_stream)
         weights = weights_sha256(backbone.network)
         self._checkpoints = Checkpoints(
             config.output,
             strategy=strategy,
             backbone=backbone.network,
-            benchmark=benchmark,
+            visits=self.visits,
+            tests=list(benchmark.test_stream),
             identity=replace(identity, weights=weights, stream=self._stream.model_dump()),
             every=config.checkpoint_every,
         )
@@ -101,6 +106,7 @@ class Journal:
             "platform": describe_platform(torch.device(strategy.device)),
             "versions": describe_versions(),
             "resume_obstacles": self._checkpoints.obstacles,
+            "joint": self._joint,
         }
 
     def headline(self, device: torch.device) -> str:
@@ -111,6 +117,11 @@ class Journal:
             f"{self.total} experiences), backbone {config.backbone.name}, seed {config.seed}, "
             f"device {device}"
         )
+
+    @property
+    def next(self) -> int:
+        """How many experiences will be finished after the next; joint training has all at once."""
+        return self.total if self._joint else self.at.finished + 1
 
     def take_folder(
         self, there: Stamp | None, *, overwrite: bool, resume: bool, until: ExitStack
@@ -180,14 +191,15 @@ class Journal:
     def finish_experience(self) -> Record:
         """Take in what was trained and evaluated, write all of it and return the record."""
         at, names = self.at, {*self.at.further, *self.at.fresh}
+        passed = self.next - at.finished - 1  # experiences of joint training before its last
         for name in names:
             earlier = at.further.setdefault(name, [None] * at.finished)
-            earlier.append(plain(at.fresh.get(name)))
+            earlier += [*[None] * passed, plain(at.fresh.get(name))]
         at.further = dict(sorted(at.further.items()))
         at.fresh.clear()
         at.trainable = self._method.cost.trainable
-        at.notes.append(plugin_headlines(self._method.strategy.plugins))
-        at.visited, at.finished = at.visited + 1, at.finished + 1
+        at.notes += [*[[] for _ in range(passed)], plugin_headlines(self._method.strategy.plugins)]
+        at.visited, at.finished = at.visited + 1, self.next
         self._checkpoints.save(at)
         record = self.write()
         self._checkpoints.save_again(at)

@@ -85,6 +85,7 @@ class RunProgress(BaseLogger):
         seen: float | None,
         row: Sequence[float | None],
         notes: Sequence[str] = (),
+        together: bool = False,
     ) -> None:
         """Replace the bar by the line of a finished experience.
 
@@ -96,6 +97,7 @@ class RunProgress(BaseLogger):
             seen: Accuracy over all test images seen so far, a fraction.
             row: Accuracy on each test experience seen so far, fractions.
             notes: Further lines.
+            together: Whether all experiences were trained on at once.
         """
         if self._bars is not None and self._bar is not None:
             self._bars.remove_task(self._bar)
@@ -103,7 +105,7 @@ class RunProgress(BaseLogger):
         several = "classes" if len(classes) > 1 else "class"
         each = f"  [{' '.join(map(_percent, row))}]" if len(row) <= _MOST else ""
         self.say(
-            f"experience {finished}/{total}  {several} {_listed(classes)}  trained {seconds:.1f} s"
+            f"{'all experiences' if together else f'experience {finished}/{total}'}  {several} {_listed(classes)}  trained {seconds:.1f} s"
             f"  accuracy on seen {_percent(seen)} %{each}"
         )
         for note in notes:
@@ -112,10 +114,12 @@ class RunProgress(BaseLogger):
     def tell(self, record: Record) -> None:
         """Show the experience that was finished last, see :meth:`end`."""
         finished = record.experiences.finished
+        trained = record.protocol.experiences[0 if record.joint else finished - 1 : finished]
         self.end(
             finished,
             record.experiences.total,
-            classes=record.protocol.experiences[finished - 1].class_names,
+            classes=list(dict.fromkeys(name for each in trained for name in each.class_names)),
+            together=record.joint,
             seconds=record.cost.training_seconds[-1],
             seen=record.accuracy.accuracy_curve[-1],
             row=record.accuracy_matrix[finished - 1][:finished],

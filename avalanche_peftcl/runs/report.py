@@ -21,6 +21,10 @@ _INDEPENDENCE: dict[str | None, str] = {
     "dependent": "depends on its minibatch (the strategy says so)",
     "not stated": "unknown whether it depends on its minibatch",
 }
+_JOINT = (
+    "All experiences were trained on at once (joint training), so there is the last row of the "
+    "accuracy matrix alone: average accuracy and forgetting are not defined."
+)
 _MOST = 20  # experiences whose matrix is printed cell by cell
 _FEW = 10  # of more experiences, how many are printed
 
@@ -85,6 +89,7 @@ def markdown_report(record: Record) -> str:
         "so far; last accuracy is that accuracy after the last experience; forgetting is the mean "
         "drop of the earlier experiences from their best accuracy.",
         "",
+        *([_JOINT, ""] if record.joint else []),
         "## Accuracy matrix",
         "",
         "In percent; rows: after training on that experience, columns: on the test images of it."
@@ -172,12 +177,12 @@ def number(value: float | None) -> str:
 
 
 def _matrix(record: Record) -> Sheet:
-    """Return the accuracy matrix; of a large one some experiences."""
+    """Return the accuracy matrix; of a large one some experiences, of joint training its row."""
     size = len(record.accuracy_matrix)
     shown = spread(size, _FEW if size > _MOST else _MOST)
-    rows = (record.accuracy_matrix[t] for t in shown)
-    cells = [[percent(row[i], sign="") for i in shown] for row in rows]
-    return matrix_sheet(cells, [t + 1 for t in shown])
+    rows = shown[-1:] if record.joint else shown
+    cells = [[percent(record.accuracy_matrix[t][i], sign="") for i in shown] for t in rows]
+    return matrix_sheet(cells, [t + 1 for t in shown], rows=[t + 1 for t in rows])
 
 
 def _further(record: Record) -> list[str]:

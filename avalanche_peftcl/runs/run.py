@@ -1,7 +1,6 @@
 """One run, read from top to bottom: from a configuration to the run record."""
 
 from contextlib import ExitStack
-from itertools import islice
 from typing import Any
 
 from avalanche_peftcl.config import RunConfig
@@ -133,15 +132,15 @@ def _run(
         if config.evaluate == "all" and begins:
             strategy.eval(tests, num_workers=workers)
             at.fresh.clear()
-        for experience in islice(benchmark.train_stream, at.visited, None):
+        for experience in journal.visits[at.visited :]:
             part = ExperienceOffers.of(experience)
             if part.is_first_subexp:
-                reporter.begin(at.finished, journal.total)
+                reporter.begin(journal.next - 1, journal.total)
             strategy.train(experience, eval_streams=[], num_workers=workers)
             if part.is_last_subexp is False:  # a chunk of an online stream
                 at.visited += 1
                 continue
-            seen = tests if config.evaluate == "all" else tests[: at.finished + 1]
+            seen = tests if config.evaluate == "all" else tests[: journal.next]
             strategy.eval(seen, num_workers=workers)
             reporter.tell(journal.finish_experience())
         result = journal.result()

@@ -166,6 +166,8 @@ class Record(_Part):
         platform: What it computed on.
         versions: Of Python and the packages.
         resume_obstacles: Why it could not be resumed.
+        joint: Whether it trained on all experiences at once: only the last row of the accuracy
+            matrix is there, and no number that needs another is defined.
         files: Names in its folder that are its own.
         started_at: When it began, as ISO 8601, like the next two.
         resumed_at: When it went on from a checkpoint.
@@ -196,6 +198,7 @@ class Record(_Part):
     platform: dict[str, str | int | None]
     versions: dict[str, str]
     resume_obstacles: list[str] = []
+    joint: bool = False
     files: list[str] = []
     started_at: str | None = None
     resumed_at: list[str] = []

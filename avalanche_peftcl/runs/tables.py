@@ -32,20 +32,24 @@ class Sheet:
     words: bool = False
 
 
-def matrix_sheet(cells: Sequence[Sequence[str]], numbers: Sequence[int]) -> Sheet:
+def matrix_sheet(
+    cells: Sequence[Sequence[str]], numbers: Sequence[int], *, rows: Sequence[int] | None = None
+) -> Sheet:
     """Return the table of an accuracy matrix.
 
     Args:
         cells: Row by row, what is shown.
         numbers: The experiences that they are of, counted from 1.
+        rows: Those of the rows, if not all are shown.
 
     Example:
         >>> matrix_sheet([["90.0", "-"], ["80.0", "95.0"]], [1, 2]).rows
         (('1', '90.0', '-'), ('2', '80.0', '95.0'))
     """
     names = tuple(map(str, numbers))
-    rows = tuple((name, *row) for name, row in zip(names, cells, strict=True))
-    return Sheet("accuracy in %; row: trained up to, column: tested on", ("", *names), rows)
+    heads = names if rows is None else map(str, rows)
+    lines = tuple((head, *row) for head, row in zip(heads, cells, strict=True))
+    return Sheet("accuracy in %; row: trained up to, column: tested on", ("", *names), lines)
 
 
 def markdown_table(sheet: Sheet) -> list[str]:

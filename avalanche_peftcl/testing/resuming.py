@@ -22,35 +22,37 @@ def obstacles(strategy: Any) -> list[str]:
 
 
 def ends_elsewhere(build: Callable[[], Any], stream: Sequence[Any], *, after: int = 4) -> list[str]:
-    """Train on two experiences, and again from states taken on the way; say what ends otherwise.
+    """Train on one or two experiences, and from states taken on the way; say what ends otherwise.
 
-    States are taken after the first experience and, of a :class:`.PEFTTemplate`, after some
-    minibatches of the second one. They come back as from a file, in strategies that are new.
+    States are taken between the experiences and, of a :class:`.PEFTTemplate`, after some
+    minibatches of the last one. They come back as from a file, in strategies that are new.
 
     Args:
         build: Returns a new strategy, with any seed.
-        stream: Two training experiences.
+        stream: One or two training experiences.
         after: How many minibatches.
 
     Returns:
         For each entry of the model's state that differs, its name and where it was taken.
     """
-    old = build()
-    old.train(stream[0], eval_streams=[])
-    held = {"between experiences": _hold(old, stream[:1])}
+    old, before, last = build(), stream[:-1], stream[-1]
+    held: dict[str, Any] = {}
+    for experience in before:
+        old.train(experience, eval_streams=[])
+        held["between experiences"] = _hold(old, before)
     if isinstance(old, PEFTTemplate):
         old.cursor.every = after
 
         def save(position: dict[str, Any]) -> None:
-            held.setdefault("inside one", _hold(old, stream[:2], position))
+            held.setdefault("inside one", _hold(old, stream, position))
 
         old.cursor.save = save
-    old.train(stream[1], eval_streams=[])
+    old.train(last, eval_streams=[])
     found, ends = [], weights(old.model)
     for where, state in held.items():
         new = build()
         _go_on(new, state, stream)
-        new.train(stream[1], eval_streams=[])
+        new.train(last, eval_streams=[])
         found += [f"{name}, {where}" for name in differing(weights(new.model), ends)]
     return found
 
@@ -84,7 +86,7 @@ def _hold(strategy: Any, trained: Sequence[Any], position: Any = None) -> Any:
 
 def _go_on(new: Any, held: Any, stream: Sequence[Any]) -> None:
     position, keeper = held["position"], _keeper(new)
-    trained = stream[:1] if position is None else stream[:2]
+    trained = stream[:-1] if position is None else stream
     keeper.load(copy.deepcopy(held["state"]), trained=trained, tested=[])
     set_random_state(held["random"], CPU)
     if position is not None:

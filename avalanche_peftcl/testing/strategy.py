@@ -28,6 +28,7 @@ from avalanche_peftcl.testing.probes import (
 from avalanche_peftcl.testing.resuming import ends_elsewhere, obstacles
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.feature_pass import network_of
+from avalanche_peftcl.training.joint import visits
 from avalanche_peftcl.training.streams import ends_experience
 
 SCENARIOS = ("class", "task", "domain", "online")
@@ -54,7 +55,8 @@ class Trial(NamedTuple):
 class StrategyContract:
     """Subclass, write :meth:`create_strategy`, and the suite is yours.
 
-    The strategy's model has the attribute ``backbone``.
+    The strategy's model has the attribute ``backbone``. One that says that it is ``joint`` is trained
+    on both experiences at once.
 
     Attributes:
         scenarios: The scenarios that the method claims; the others are skipped.
@@ -129,10 +131,13 @@ class StrategyContract:
         watch, evaluation, benchmark = Watch(), evaluator(), self.benchmark(scenario)
         strategy = self.build(plugins=[watch], evaluation=evaluation)
         scores: list[float] = []
-        for experience in benchmark.train_stream:
+        trained = visits(strategy, benchmark.train_stream)
+        for number, experience in enumerate(trained, start=1):
             strategy.train(experience)
-            if ends_experience(experience) and len(scores) < len(benchmark.test_stream):
-                test = benchmark.test_stream[len(scores)]
+            last = number == len(trained)  # of joint training the only one
+            if not ends_experience(experience):
+                continue
+            for test in benchmark.test_stream[len(scores) : None if last else len(scores) + 1]:
                 scores.append(own_accuracy(outputs(strategy, test), test))
         return Trial(strategy, benchmark, scores, watch, evaluation)
 
@@ -188,7 +193,7 @@ class StrategyContract:
     def test_uses_what_it_is_handed(self) -> None:
         """Plugins and evaluator are those that were handed in."""
         trial = self.trial(self.scenarios[0])
-        assert trial.watch.experiences == len(trial.benchmark.train_stream)
+        assert trial.watch.experiences == len(visits(trial.strategy, trial.benchmark.train_stream))
         assert trial.strategy.evaluator is trial.evaluator
 
     def test_same_seed_same_numbers(self) -> None:
@@ -196,7 +201,8 @@ class StrategyContract:
         ends = []
         for _ in range(2):
             strategy = self.build(seed=1, epochs=2)
-            for experience in list(self.benchmark(self.scenarios[0]).train_stream)[:2]:
+            stream = list(self.benchmark(self.scenarios[0]).train_stream)[:2]
+            for experience in visits(strategy, stream):
                 strategy.train(experience)
             ends.append(weights(strategy.model))
         assert not differing(*ends)
@@ -288,7 +294,8 @@ class StrategyContract:
 
         The state is taken between two experiences and, of a :class:`.PEFTTemplate`, inside one.
         """
-        stream = list(self.benchmark(self.scenarios[0]).train_stream)[:2]
-        if problems := obstacles(self.build()):
+        strategy = self.build()
+        if problems := obstacles(strategy):
             pytest.skip(f"runs of the method cannot be resumed: {'; '.join(problems)}")
+        stream = visits(strategy, list(self.benchmark(self.scenarios[0]).train_stream)[:2])
         assert not ends_elsewhere(lambda: self.build(epochs=2), stream)

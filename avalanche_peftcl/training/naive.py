@@ -1,5 +1,7 @@
 """Sequential tuning: the same modules trained on one experience after the other, no protection."""
 
+from typing import TypeVar
+
 from avalanche_peftcl.models import Backbone, Branch, HeadBuilder
 from avalanche_peftcl.models.modules.adapter import build_adapters
 from avalanche_peftcl.registry.takes import takes
@@ -7,6 +9,8 @@ from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
 from avalanche_peftcl.training.options import TrainingOptions
 from avalanche_peftcl.training.template import PEFTTemplate
+
+_Kind = TypeVar("_Kind", bound=PEFTTemplate)
 
 
 @takes(TrainingOptions)
@@ -26,7 +30,29 @@ def build_naive(
     experience. ``anneal=None`` lets the learning rate fall as a cosine unless a plugin schedules
     it.
     """
+    return tune(
+        PEFTTemplate,
+        backbone=backbone,
+        module=module,
+        head=head,
+        optimizer=optimizer,
+        anneal=anneal,
+        options=options,
+    )
+
+
+def tune(
+    kind: type[_Kind],
+    *,
+    backbone: Backbone,
+    module: Branch | None,
+    head: HeadBuilder | None,
+    optimizer: OptimizerName,
+    anneal: bool | None,
+    options: TrainingOptions,
+) -> _Kind:
+    """Return a strategy of a kind that tunes a module and a head by one optimizer."""
     model = build_network(backbone, module or build_adapters(backbone=backbone), head)
     chosen = make_optimizer(optimizer, model, **options.rates())
     schedule = annealing(chosen, options.plugins, anneal=anneal, train_epochs=options.train_epochs)
-    return PEFTTemplate(model=model, optimizer=chosen, own_plugins=schedule, **options.template())
+    return kind(model=model, optimizer=chosen, own_plugins=schedule, **options.template())

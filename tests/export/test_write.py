@@ -153,6 +153,8 @@ METHODS = {
         | {"use_pretrained": True}
     },
     "nearest_class_mean": {"strategy": {"name": "nearest_class_mean"}},
+    "closed_form": {"strategy": {"name": "closed_form"}},
+    "joint": {"strategy": {"name": "joint", "train_epochs": 1}},
     "pegp_adapter": {"strategy": {"name": "pegp", "train_epochs": 1, "head_epochs": 0}},
     "pegp_lora": {
         "strategy": {"name": "pegp", "train_epochs": 1, "head_epochs": 0, "peft": "lora"}

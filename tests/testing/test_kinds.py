@@ -51,6 +51,8 @@ KEPT = {
         "prototypes": parts.TestPrototypes,
     },
     "strategy": {
+        "closed_form": methods.TestClosedForm,
+        "joint": methods.TestJoint,
         "naive": methods.TestNaive,
         "nearest_class_mean": methods.TestNearestClassMean,
         "ntk_cl": methods.TestNTKCL,

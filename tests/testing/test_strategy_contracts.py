@@ -13,6 +13,8 @@ from avalanche_peftcl.models.modules.prefix import build_prefix
 from avalanche_peftcl.models.modules.prompt import build_prompt
 from avalanche_peftcl.testing import StrategyContract
 from avalanche_peftcl.training import NTKCL
+from avalanche_peftcl.training.closed_form import build_closed_form
+from avalanche_peftcl.training.joint import build_joint
 from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.nearest_class_mean import build_nearest_class_mean
 from avalanche_peftcl.training.pegp import build_pegp
@@ -56,6 +58,25 @@ class TestNearestClassMean(StrategyContract):
 
     def create_strategy(self, backbone, *, plugins, evaluator):
         return build_nearest_class_mean(backbone=backbone, plugins=plugins, evaluator=evaluator)
+
+
+class TestClosedForm(StrategyContract):
+    adapts = False
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_closed_form(backbone=backbone, plugins=plugins, evaluator=evaluator)
+
+
+class TestJoint(StrategyContract):
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_joint(
+            backbone=backbone,
+            plugins=plugins,
+            evaluator=evaluator,
+            optimizer="adam",
+            lr=0.03,
+            **QUICK,
+        )
 
 
 class TestLinearProbe(TestNaive):

@@ -5,6 +5,8 @@ import pytest
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.testing import toy_backbone
+from avalanche_peftcl.training.closed_form import build_closed_form
+from avalanche_peftcl.training.joint import build_joint
 from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.nearest_class_mean import build_nearest_class_mean
 from avalanche_peftcl.training.ntk_cl import build_ntk_cl
@@ -15,10 +17,13 @@ BUILD = {
     "naive": build_naive,
     "ntk_cl": build_ntk_cl,
     "pegp": build_pegp,
+    "joint": build_joint,
     "nearest_class_mean": build_nearest_class_mean,
+    "closed_form": build_closed_form,
 }
 OTHERWISE = {
     "naive": {},
+    "joint": {},
     "ntk_cl": {"loss": "local"},
     "pegp": {
         "loss": "local",
@@ -42,7 +47,7 @@ def test_every_strategy_takes_them_with_defaults_of_its_own(name):
 @pytest.mark.parametrize("name", BUILD)
 def test_they_reach_the_strategy(name):
     options = {"eval_mb_size": 5, "mixed_precision": "no"}
-    if name != "nearest_class_mean":
+    if name not in ("nearest_class_mean", "closed_form"):
         options |= {
             "train_mb_size": 3,
             "train_epochs": 7,

@@ -1,0 +1,74 @@
+"""A classifier in closed form on frozen features: nothing trains, every image is seen once."""
+
+from dataclasses import dataclass
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, HeadBuilder, PrototypeHead
+from avalanche_peftcl.registry.takes import takes
+from avalanche_peftcl.training.arguments import PluginOrder, TemplateArguments
+from avalanche_peftcl.training.networks import build_network
+from avalanche_peftcl.training.options import StrategyOptions
+from avalanche_peftcl.training.template import PEFTTemplate
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenOptions(StrategyOptions):
+    """Options of a strategy that fits a head to frozen features."""
+
+    plugin_order: PluginOrder = "after"  # nothing trains: they see every class
+
+
+@takes(FrozenOptions)
+def build_closed_form(
+    *,
+    backbone: Backbone,
+    module: Branch | None = None,
+    head: HeadBuilder | None = None,
+    options: FrozenOptions,
+) -> PEFTTemplate:
+    """Build a classifier that fits a head to frozen features, an experience at a time.
+
+    Nothing is forgotten: what a head keeps is summed over all images, whatever their order. A
+    ``module`` stays as it was built.
+
+    Args:
+        backbone: The frozen network.
+        module: A pass through it that is not trained; ``None`` is the network as it is.
+        head: A head that is fitted; ``None`` is cosine to the class means.
+        options: The others.
+
+    Raises:
+        ConfigError: If the head is trained by gradients.
+
+    Example:
+        >>> from avalanche_peftcl.testing import toy_backbone, toy_benchmark
+        >>> strategy = build_closed_form(backbone=toy_backbone())
+        >>> for experience in toy_benchmark("class").train_stream:
+        ...     _ = strategy.train(experience)
+        >>> any(p.requires_grad for p in strategy.model.parameters())
+        False
+    """
+    return fit(backbone, module, head or PrototypeHead, options)
+
+
+def fit(
+    backbone: Backbone, module: Branch | None, head: HeadBuilder, options: FrozenOptions
+) -> PEFTTemplate:
+    """Return a strategy that fits a head and trains nothing.
+
+    Raises:
+        ConfigError: If the head is trained by gradients.
+    """
+    branch = FrozenBranch() if module is None else module.requires_grad_(False)
+    model = build_network(backbone, branch, head)
+    if not model.head.fitted:
+        raise ConfigError(
+            f"nothing trains here, and a {type(model.head).__name__} is trained; take a head that "
+            "is fitted, such as 'prototypes', or the strategy 'naive'"
+        )
+    no_training = TemplateArguments(train_mb_size=options.eval_mb_size, train_epochs=0)
+    return PEFTTemplate(
+        model=model,
+        optimizer=None,
+        **(no_training | options.template()),
+    )
