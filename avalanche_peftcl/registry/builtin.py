@@ -170,6 +170,12 @@ def peftcl_strategy_plugins() -> Iterable[Component]:
     plugins, host = f"{_TRAINING}.plugins", f"{_TRAINING}.plugins.host"
     return (
         Component(
+            "drift_compensation",
+            f"{plugins}.drift_compensation:build_drift_compensation",
+            source="linear drift maps; SLDC, arXiv 2511.09926; HopDC, arXiv 2602.00144; SDC, CVPR "
+            "2020",
+        ),
+        Component(
             "gradient_projection",
             f"{plugins}.gradient_projection:build_gradient_projection",
             source="gradient projection of PEGP, arXiv 2405.13383; GPM, ICLR 2021",

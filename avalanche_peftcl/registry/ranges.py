@@ -21,6 +21,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 WeightDecay = Annotated[float, Field(ge=0, le=1e6)]
 GradNorm = Annotated[float, Field(ge=1e-9, le=1e9)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]  # of a term of the loss
+Penalty = Annotated[float, Field(ge=0, le=1e9)]  # of a ridge regression, relative to its scale
 Offset = Annotated[float, Field(ge=0, le=1e6)]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # of a module's output; with 0 it never trains
 InitBound = Annotated[float, Field(ge=1e-8, le=100)]

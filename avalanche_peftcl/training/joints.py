@@ -42,6 +42,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from avalanche_peftcl.models import Drift
+
 
 @runtime_checkable
 class Tuning(Protocol):
@@ -65,3 +67,30 @@ class Tuning(Protocol):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the network runs."""
+
+
+@runtime_checkable
+class MovesHeads(Protocol):
+    """A plugin that moves what fitted heads hold when features have moved.
+
+    :class:`.HeadPlugin` calls it when an experience was trained and all plugins before itself have
+    done what they do then, just before the heads observe the experience's images.
+    """
+
+    def move_heads(self, strategy: Any, *, num_workers: int = 0) -> None:
+        """Move them; a second call for the same experience does nothing."""
+
+
+@runtime_checkable
+class KeepsFeatures(Protocol):
+    """A plugin that keeps statistics of features, which move as those of fitted heads do."""
+
+    def move_features(self, drift: Drift) -> None:
+        """Move them to where the features of old images are now."""
+
+
+def move_heads(strategy: Any, *, num_workers: int = 0) -> None:
+    """Let the plugins of a strategy move what was fitted, those that :class:`MovesHeads`."""
+    for plugin in strategy.plugins:
+        if isinstance(plugin, MovesHeads):
+            plugin.move_heads(strategy, num_workers=num_workers)

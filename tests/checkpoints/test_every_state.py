@@ -28,12 +28,14 @@ from avalanche_peftcl.checkpoints.joints import Surroundings
 from avalanche_peftcl.checkpoints.remembered import state_of
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
+from avalanche_peftcl.models import PrototypeHead
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training.losses import LossMeans
 from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.ntk_cl import build_ntk_cl
 from avalanche_peftcl.training.pegp import PEGP, build_pegp
 from avalanche_peftcl.training.plugins import RetentionPlugin
+from avalanche_peftcl.training.plugins.drift_compensation import DriftCompensationPlugin
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 from avalanche_peftcl.training.plugins.head_only import HeadOnlyPlugin
 from avalanche_peftcl.training.plugins.prototype_contrast import ReleasedContrastPlugin
@@ -69,6 +71,10 @@ def options(plugins=()):
 
 def naive(*plugins, **further):
     return build_naive(**options(plugins), optimizer="adam", **further)
+
+
+def drift():
+    return naive(DriftCompensationPlugin(n_samples=8), head=PrototypeHead)
 
 
 def ntk_cl(**further):
@@ -107,6 +113,8 @@ def scheduled():
 CASES: dict[str, tuple[Any, str]] = {
     "naive fp16": (lambda: naive(mixed_precision="fp16"), "class"),
     "stops early": (lambda: naive(StopsEarly()), "class"),
+    "drift": (drift, "class"),
+    "drift online": (drift, "online"),
     "retention": (lambda: naive(RetentionPlugin(1.0)), "class"),
     "ewc": (lambda: naive(EWCPlugin(100.0)), "class"),
     "lwf": (lambda: naive(LwFPlugin(alpha=[0.0, 1.0, 2.0])), "class"),
@@ -239,6 +247,10 @@ NAMED = [
     (PEGP, "n_experiences_done", "pegp"),
     (PEGP, "second_stage", "pegp"),
     (SecondStage, "old", "pegp"),
+    (DriftCompensationPlugin, "n_begun", "drift"),
+    (DriftCompensationPlugin, "_before", "drift"),
+    (DriftCompensationPlugin, "_fits", "drift online"),
+    (DriftCompensationPlugin, "_reports", "drift online"),
     (RetentionPlugin, "reference", "retention"),
     (TaskOrthogonalityPlugin, "basis", "ntk_cl online"),
     (ReleasedContrastPlugin, "increment", "ntk_cl released online"),

@@ -12,11 +12,11 @@ from avalanche.training.plugins import EvaluationPlugin
 from PIL import Image
 
 from avalanche_peftcl.errors import PEFTCLError
-from avalanche_peftcl.models import CosineHead, InputConfig, PEFTModel
+from avalanche_peftcl.models import CosineHead, InputConfig, PEFTModel, PrototypeHead
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.testing import toy_backbone
 from avalanche_peftcl.testing.toys import toy_benchmark
-from avalanche_peftcl.training.plugins import MarginLossPlugin
+from avalanche_peftcl.training.plugins import DriftCompensationPlugin, MarginLossPlugin
 
 REGISTRY = discover(only=["avalanche-peftcl"])
 ALL = [(entry.kind, entry.component.name) for entry in REGISTRY.entries()]
@@ -178,6 +178,8 @@ def outcome(name: str, options: dict[str, Any], plugins: list[Any]) -> str:
         handed["module"] = REGISTRY.build("module", "adapter", {}, {"backbone": backbone})
     if any(isinstance(plugin, MarginLossPlugin) for plugin in plugins):
         handed["head"] = CosineHead  # what else trains here has no cosines
+    if any(isinstance(plugin, DriftCompensationPlugin) for plugin in plugins):
+        handed["head"] = PrototypeHead  # what moves is fitted
     few = {k: v for k, v in FEW.items() if k in REGISTRY.options("strategy", name)}
     strategy = REGISTRY.build("strategy", name, few | options, handed)
     benchmark = toy_benchmark(classes_per_experience=(2, 2), per_class=4)

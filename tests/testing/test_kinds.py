@@ -59,6 +59,7 @@ KEPT = {
         "pegp": methods.TestPEGP,
     },
     "strategy_plugin": {
+        "drift_compensation": watching.TestDriftCompensation,
         "ewc": watching.TestEWC,
         "gradient_projection": watching.TestGradientProjection,
         "lwf": watching.TestLwF,

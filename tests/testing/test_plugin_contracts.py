@@ -15,6 +15,7 @@ from avalanche_peftcl.testing import (
 )
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import (
+    DriftCompensationPlugin,
     GradientProjectionPlugin,
     HeadOnlyPlugin,
     HeadPlugin,
@@ -81,6 +82,16 @@ class TestMargin(PluginContract):
         backbone = blind_backbone()
         branch = build_attention_adapters(backbone=backbone)
         return strategy(PEFTModel(backbone, branch, CosineHead(backbone.embed_dim)), plugins)
+
+
+class TestDriftCompensation(PluginContract):
+    def create_plugin(self):
+        return DriftCompensationPlugin(n_samples=8)
+
+    def create_strategy(self, plugins):
+        backbone = blind_backbone()
+        branch = build_attention_adapters(backbone=backbone)
+        return strategy(PEFTModel(backbone, branch, PrototypeHead(backbone.embed_dim)), plugins)
 
 
 class TestRunningMean(PluginContract):

@@ -142,6 +142,11 @@ class PrototypeHead(Head):
         """Move the class means; exact where the drift is linear."""
         known = self.counts > 0
         self.prototypes[known] = drift(self.prototypes[known])
+        if self._sums is not None:  # observed in an earlier chunk, and not settled yet
+            sums, counts = self._sums
+            seen = counts != 0
+            number = counts[seen][:, None].to(sums)
+            sums[seen] = number * drift(sums[seen] / number)
 
     @torch.no_grad()
     def add(self, rows: Sequence[int], sums: Tensor, counts: Tensor) -> None:

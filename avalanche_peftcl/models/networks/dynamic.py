@@ -99,6 +99,11 @@ class DynamicModel(nn.Module):
         """Its passes through the backbone."""
         return ()
 
+    @property
+    def moving(self) -> list[slice]:
+        """Which columns of what :meth:`embed` returns in eval mode move in training; here all."""
+        return [slice(None)]
+
     # --- what it gets for it -------------------------------------------------------------------
 
     def forward(self, images: Tensor, task_labels: Tensor | None = None) -> Any:

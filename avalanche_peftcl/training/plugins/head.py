@@ -10,7 +10,7 @@ from torch import Tensor
 from avalanche_peftcl.errors import NotFiniteError
 from avalanche_peftcl.models import Head
 from avalanche_peftcl.training.feature_pass import Features, feature_pass, network_of
-from avalanche_peftcl.training.joints import Tuning
+from avalanche_peftcl.training.joints import Tuning, move_heads
 from avalanche_peftcl.training.streams import class_counts, number_of
 
 
@@ -56,7 +56,8 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Let the heads observe the experience's images."""
+        """Let the heads observe the experience's images, once what they hold has moved."""
+        move_heads(strategy, num_workers=kwargs.get("num_workers", 0))
 
         def observe(batch: Features) -> None:
             rows = batch.rows
