@@ -53,13 +53,12 @@ class Plot:
 def curve_plot(comparison: Comparison) -> Plot:
     """Draw the accuracy on all images seen so far after each experience."""
     curves = {method: method.curve() for method in comparison.methods}
-    words = [
-        f"{method.label} has {_words(curve[-1])} after all experiences at once"
-        if method.joint
-        else f"{method.label} goes from {_words(curve[0])} after experience 1 to {_words(curve[-1])} "
-        f"after experience {len(curve)}"
-        for method, curve in curves.items()
-    ]
+    words = []
+    for method, curve in curves.items():
+        last = _words(curve[-1])
+        goes = f"goes from {_words(curve[0])} after experience 1 to {last}"
+        goes = f"has {last}, all at once," if method.joint else goes
+        words.append(f"{method.label} {goes} after experience {len(curve)}")
     return _line_plot(
         comparison,
         "Accuracy on all seen, after each experience",

@@ -103,9 +103,10 @@ class RunProgress(BaseLogger):
             self._bars.remove_task(self._bar)
             self._bar = None
         several = "classes" if len(classes) > 1 else "class"
+        what = "all experiences" if together else f"experience {finished}/{total}"
         each = f"  [{' '.join(map(_percent, row))}]" if len(row) <= _MOST else ""
         self.say(
-            f"{'all experiences' if together else f'experience {finished}/{total}'}  {several} {_listed(classes)}  trained {seconds:.1f} s"
+            f"{what}  {several} {_listed(classes)}  trained {seconds:.1f} s"
             f"  accuracy on seen {_percent(seen)} %{each}"
         )
         for note in notes:

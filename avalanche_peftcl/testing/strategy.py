@@ -55,8 +55,8 @@ class Trial(NamedTuple):
 class StrategyContract:
     """Subclass, write :meth:`create_strategy`, and the suite is yours.
 
-    The strategy's model has the attribute ``backbone``. One that says that it is ``joint`` is trained
-    on both experiences at once.
+    The strategy's model has the attribute ``backbone``. One that says that it is ``joint`` is
+    trained on both experiences at once.
 
     Attributes:
         scenarios: The scenarios that the method claims; the others are skipped.

@@ -126,8 +126,8 @@ def test_unknown_name_says_what_is_known_and_what_was_left_out(install, discover
         registry.get("strategy", "ntk_kl")
     assert str(raised.value) == (
         "unknown strategy 'ntk_kl' (did you mean 'ntk_cl'?); known: closed_form, joint, "
-        "naive, nearest_class_mean, ntk_cl, pegp; left out: broken 1.0 (ModuleNotFoundError: No module named "
-        "'nowhere_to_be_found')"
+        "naive, nearest_class_mean, ntk_cl, pegp; left out: broken 1.0 "
+        "(ModuleNotFoundError: No module named 'nowhere_to_be_found')"
     )
     assert isinstance(raised.value, LookupError)
 

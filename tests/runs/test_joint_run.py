@@ -160,7 +160,7 @@ def test_it_stands_beside_streams_of_the_same_images(registry, tmp_path):
     (row,) = (line for line in text.splitlines() if line.startswith("| joint | 2 |"))
     assert [cell.strip() for cell in row.split("|")][3::2][:2] == ["-", "-"]
     assert "joint trained on all experiences at once" in text
-    assert "after all experiences at once" in html_report(comparison)
+    assert "all at once, after experience 3" in html_report(comparison)
     assert latex_tables(comparison)
     assert "joint,average_incremental_accuracy,fraction,0 1,2,,," in csv_table(comparison)
 
