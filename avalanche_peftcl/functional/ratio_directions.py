@@ -65,7 +65,8 @@ def ratio_directions(new: Tensor, old: Tensor, *, n_directions: int, ridge: floa
     whitened = torch.linalg.solve_triangular(factor, half.mT, upper=False)
     vectors = torch.linalg.eigh((whitened + whitened.mT) / 2)[1].flip(1)[:, :n_directions]
     directions = torch.linalg.solve_triangular(factor.mT, vectors, upper=True)
-    return torch.linalg.qr(directions).Q
+    basis: Tensor = torch.linalg.qr(directions).Q
+    return basis
 
 
 def complement(basis: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from avalanche_peftcl.models.backbones.embedded import Embedded
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.backbones.timm_vit import create_backbone
 from avalanche_peftcl.models.backbones.vit import ViTBackbone
+from avalanche_peftcl.models.block_features import FeatureKind, block_features
 from avalanche_peftcl.models.branch import Branch, FrozenBranch, build_frozen
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
 from avalanche_peftcl.models.further_keys import attend_with_prefix, attend_with_prompts
@@ -42,6 +43,7 @@ from avalanche_peftcl.models.networks.tuned import PEFTModel
 from avalanche_peftcl.models.passes import forward_branches, forward_tokens
 from avalanche_peftcl.models.precision import native_bfloat16
 from avalanche_peftcl.models.projection.sites import ProjectionSite, linear_sites, projection_sites
+from avalanche_peftcl.models.sections import Sections
 
 __all__ = [
     "Adapter",
@@ -56,6 +58,7 @@ __all__ = [
     "Drift",
     "DynamicModel",
     "Embedded",
+    "FeatureKind",
     "FrozenBranch",
     "Fusion",
     "Head",
@@ -76,6 +79,7 @@ __all__ = [
     "PrototypeHead",
     "Recipe",
     "ReleasedFusion",
+    "Sections",
     "ShiftDrift",
     "TextSide",
     "TunedBranch",
@@ -83,6 +87,7 @@ __all__ = [
     "Views",
     "attend_with_prefix",
     "attend_with_prompts",
+    "block_features",
     "build_adapters",
     "build_attention_adapters",
     "build_cosine",

@@ -7,11 +7,16 @@ from torch import Tensor
 
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.backbones.embedded import Embedded
-from avalanche_peftcl.models.branch import Branch
+from avalanche_peftcl.models.block_features import FeatureKind, block_features, chosen_blocks
+from avalanche_peftcl.models.branch import Branch, Reads
 
 
 def forward_branches(
-    backbone: Backbone, branches: Sequence[Branch], images: Tensor
+    backbone: Backbone,
+    branches: Sequence[Branch],
+    images: Tensor,
+    *,
+    features: Sequence[FeatureKind] | None = None,
 ) -> list[Tensor]:
     """Run every branch and return its feature.
 
@@ -23,9 +28,11 @@ def forward_branches(
         backbone: The frozen network.
         branches: Passes to run, each in turn.
         images: ``(B, 3, H, W)``.
+        features: What is read of each branch; ``None`` takes what each pools.
 
     Returns:
-        One ``(B, D)`` a branch, as its :meth:`~.Branch.pool` returns it.
+        One ``(B, D)`` a branch: as its :meth:`~.Branch.pool` returns it, or as
+        :func:`.block_features` does.
 
     Source:
         Equal to separate passes; specs of the released NTK-CL code 24de712. Differs: nothing.
@@ -40,9 +47,11 @@ def forward_branches(
         True
     """
     embedded = Embedded(backbone, images)
+    pooled: list[FeatureKind] = ["pooled"] * len(branches)
+    kinds = pooled if features is None else features
     return [
-        branch.pool(branch.network(backbone), _read(backbone, branch, embedded))
-        for branch in branches
+        _feature(backbone, branch, embedded, kind)
+        for branch, kind in zip(branches, kinds, strict=True)
     ]
 
 
@@ -63,11 +72,28 @@ def forward_tokens(backbone: Backbone, branch: Branch, images: Tensor) -> tuple[
     return branch.pool(branch.network(backbone), read), tokens
 
 
-def _read(backbone: Backbone, branch: Branch, embedded: Embedded, *, whole: bool = False) -> Any:
-    """Run one pass and return what is to be pooled; with ``whole`` no token is left out."""
+def _feature(
+    backbone: Backbone, branch: Branch, embedded: Embedded, features: FeatureKind
+) -> Tensor:
     network = branch.network(backbone)
+    if features == "pooled":
+        return branch.pool(network, _read(backbone, branch, embedded))
+    tokens = _read(backbone, branch, embedded, reads="blocks")
+    return block_features(network, [tokens[i] for i in chosen_blocks(backbone, features)])
+
+
+def _read(
+    backbone: Backbone,
+    branch: Branch,
+    embedded: Embedded,
+    *,
+    reads: Reads | None = None,
+    whole: bool = False,
+) -> Any:
+    """Run one pass and return what is to be pooled; with ``whole`` no token is left out."""
+    network, reads = branch.network(backbone), reads or branch.reads
     last = backbone.depth - 1
-    first_only = backbone.pools_cls and branch.reads == "pooled" and not whole
+    first_only = backbone.pools_cls and reads == "pooled" and not whole
     branch.terms.clear()
     context = branch.begin(network, embedded)
     if branch.shares_start:
@@ -78,10 +104,10 @@ def _read(backbone: Backbone, branch: Branch, embedded: Embedded, *, whole: bool
     tokens = branch.enter(network, *start, context=context)
     after = []
     for index in range(1, backbone.depth):
-        if branch.reads == "blocks":
+        if reads == "blocks":
             after.append(branch.leave(network, tokens, context=context))
         queries = 1 if first_only and index == last else None
         hidden = branch.attend(network, index, tokens, queries=queries, context=context)
         tokens = branch.step(network, index, hidden, context=context)
     tokens = branch.leave(network, tokens, context=context)
-    return [*after, tokens] if branch.reads == "blocks" else tokens
+    return [*after, tokens] if reads == "blocks" else tokens

@@ -7,12 +7,12 @@ from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, HeadBuilder,
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import PluginOrder, TemplateArguments
 from avalanche_peftcl.training.networks import build_network
-from avalanche_peftcl.training.options import StrategyOptions
+from avalanche_peftcl.training.options import FeatureOptions, StrategyOptions
 from avalanche_peftcl.training.template import PEFTTemplate
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenOptions(StrategyOptions):
+class FrozenOptions(StrategyOptions, FeatureOptions):
     """Options of a strategy that fits a head to frozen features."""
 
     plugin_order: PluginOrder = "after"  # nothing trains: they see every class
@@ -60,7 +60,7 @@ def fit(
         ConfigError: If the head is trained by gradients.
     """
     branch = FrozenBranch() if module is None else module.requires_grad_(False)
-    model = build_network(backbone, branch, head)
+    model = build_network(backbone, branch, head, **options.read())
     if not model.head.fitted:
         raise ConfigError(
             f"nothing trains here, and a {type(model.head).__name__} is trained; take a head that "

@@ -10,9 +10,8 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import Backbone, Branch, HeadBuilder
 from avalanche_peftcl.registry.offers import StrategyOffers
 from avalanche_peftcl.registry.takes import takes
-from avalanche_peftcl.training.naive import tune
+from avalanche_peftcl.training.naive import TuningOptions, tune
 from avalanche_peftcl.training.optimizers import OptimizerName
-from avalanche_peftcl.training.options import TrainingOptions
 from avalanche_peftcl.training.streams import whole_experience
 from avalanche_peftcl.training.template import PEFTTemplate
 
@@ -61,7 +60,7 @@ class Joint(PEFTTemplate):
         return super().train(joint_experience(given), eval_streams=streams, **kwargs)
 
 
-@takes(TrainingOptions)
+@takes(TuningOptions)
 def build_joint(
     *,
     backbone: Backbone,
@@ -69,7 +68,7 @@ def build_joint(
     head: HeadBuilder | None = None,
     optimizer: OptimizerName = "sgd",
     anneal: bool | None = None,
-    options: TrainingOptions,
+    options: TuningOptions,
 ) -> Joint:
     """Build joint training of a PEFT module and a head; adapters, linear by default.
 

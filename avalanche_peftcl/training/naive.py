@@ -1,5 +1,6 @@
 """Sequential tuning: the same modules trained on one experience after the other, no protection."""
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from avalanche_peftcl.models import Backbone, Branch, HeadBuilder
@@ -7,13 +8,18 @@ from avalanche_peftcl.models.modules.adapter import build_adapters
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
-from avalanche_peftcl.training.options import TrainingOptions
+from avalanche_peftcl.training.options import FeatureOptions, TrainingOptions
 from avalanche_peftcl.training.template import PEFTTemplate
 
 _Kind = TypeVar("_Kind", bound=PEFTTemplate)
 
 
-@takes(TrainingOptions)
+@dataclass(frozen=True, kw_only=True)
+class TuningOptions(TrainingOptions, FeatureOptions):
+    """Options of a strategy that tunes a module and a head."""
+
+
+@takes(TuningOptions)
 def build_naive(
     *,
     backbone: Backbone,
@@ -21,7 +27,7 @@ def build_naive(
     head: HeadBuilder | None = None,
     optimizer: OptimizerName = "sgd",
     anneal: bool | None = None,
-    options: TrainingOptions,
+    options: TuningOptions,
 ) -> PEFTTemplate:
     """Build Avalanche's naive strategy for a PEFT module and a head; adapters, linear by default.
 
@@ -49,10 +55,12 @@ def tune(
     head: HeadBuilder | None,
     optimizer: OptimizerName,
     anneal: bool | None,
-    options: TrainingOptions,
+    options: TuningOptions,
 ) -> _Kind:
     """Return a strategy of a kind that tunes a module and a head by one optimizer."""
-    model = build_network(backbone, module or build_adapters(backbone=backbone), head)
+    model = build_network(
+        backbone, module or build_adapters(backbone=backbone), head, **options.read()
+    )
     chosen = make_optimizer(optimizer, model, **options.rates())
     schedule = annealing(chosen, options.plugins, anneal=anneal, train_epochs=options.train_epochs)
     return kind(model=model, optimizer=chosen, own_plugins=schedule, **options.template())

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
+from avalanche_peftcl.models.block_features import FeatureKind
 from avalanche_peftcl.models.precision import MixedPrecision
 from avalanche_peftcl.registry.ranges import (
     Epochs,
@@ -48,6 +49,31 @@ class StrategyOptions:
         names = TemplateArguments.__annotations__
         held = {name: value for name, value in vars(self).items() if name in names}
         return cast(TemplateArguments, held)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """What a head reads; a builder takes them beside those of its strategy.
+
+    Attributes:
+        features: Of the adapted pass: ``"pooled"``, ``"blocks"`` for all blocks, or block numbers
+            from 0, see :func:`~avalanche_peftcl.models.block_features`.
+        frozen_section: The same of the frozen network beside it; ``None`` for nothing.
+    """
+
+    features: FeatureKind = "pooled"
+    frozen_section: FeatureKind | None = None
+
+    def read(self) -> "Read":
+        """Return them as arguments of :class:`~avalanche_peftcl.models.PEFTModel`."""
+        return Read(features=self.features, frozen_section=self.frozen_section)
+
+
+class Read(TypedDict):
+    """What a head reads."""
+
+    features: FeatureKind
+    frozen_section: FeatureKind | None
 
 
 class Rates(TypedDict):

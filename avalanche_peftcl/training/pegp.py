@@ -32,7 +32,7 @@ from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
-from avalanche_peftcl.training.options import TrainingOptions
+from avalanche_peftcl.training.options import FeatureOptions, TrainingOptions
 from avalanche_peftcl.training.plugins import (
     GradientProjectionPlugin,
     HeadOnlyPlugin,
@@ -242,7 +242,7 @@ def sites_with_head(model: Any) -> list[ProjectionSite]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(TrainingOptions):
+class _Options(TrainingOptions, FeatureOptions):
     loss: LossOver = "local"
     lr: LearningRate = 0.0028125
     weight_decay: WeightDecay = 0.0
@@ -278,7 +278,7 @@ def build_pegp(
     """
     if module is None:
         module = build_module(peft, backbone, r=r, length=length, blocks=blocks)
-    model = build_network(backbone, module, head)
+    model = build_network(backbone, module, head, **options.read())
     return PEGP(
         model=model,
         optimizer=make_optimizer(optimizer, model, **options.rates()),

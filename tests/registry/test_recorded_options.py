@@ -10,6 +10,7 @@ from avalanche_peftcl.registry import discover
 
 ORDER = "list[int] | 'natural' | None"
 CROP = "tuple[float (>= 0.0001, <= 1), float (>= 0.0001, <= 1)]"
+BLOCKS = "list[int (>= 0, < 4096)]"
 COUNT = "int (>= 1, <= 1000000000)"
 
 CIFAR10 = [
@@ -93,6 +94,8 @@ RECORDED = {
     ("strategy", "naive"): [
         ("optimizer", "'sgd' | 'adam' | 'adamw'", "'sgd'"),
         ("anneal", "bool | None", "None"),
+        ("features", f"'pooled' | 'blocks' | {BLOCKS}", "'pooled'"),
+        ("frozen_section", f"'pooled' | 'blocks' | {BLOCKS} | None", "None"),
         ("plugin_order", "'before' | 'after'", "'before'"),
         ("eval_mb_size", "int (>= 1, <= 1048576)", "64"),
         ("mixed_precision", "'auto' | 'no' | 'bf16' | 'fp16'", "'auto'"),

@@ -1,6 +1,6 @@
 """The heads that are fitted instead of trained hear of each experience: class means among them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from avalanche_peftcl.errors import NotFiniteError
 from avalanche_peftcl.models import Head
 from avalanche_peftcl.training.feature_pass import Features, feature_pass, network_of
 from avalanche_peftcl.training.joints import Tuning, move_heads
-from avalanche_peftcl.training.streams import class_counts, number_of
+from avalanche_peftcl.training.streams import class_counts, ends_experience, number_of
 
 
 class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
@@ -37,51 +37,106 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
     def __init__(self) -> None:
         super().__init__()
         self._heads: list[Head] = []  # those that are fitted, from the start of an experience on
+        self._followed: set[int] = set()  # which of them learnt from minibatches in training
+        self._experience: Any = None  # the one that trains
+        self._unsettled = False  # whether chunks were observed since the heads settled
+        self._before_trial: dict[int, dict[str, Tensor]] = {}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Tell the heads of the experience's classes."""
+        self._experience, self._followed = strategy.experience, set()
         network: Any = network_of(strategy)
-        counts = class_counts(strategy.experience)
-        rows = network.classes.add(counts)
         self._heads = [head for head in network.heads if head.fitted]
-        for head in self._heads:
-            head.begin(rows, list(counts.values()))
+        self._begin(strategy, range(len(self._heads)))
 
     @torch.no_grad()
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Show the heads the minibatch's features."""
+        """Show the heads the minibatch's features, if they read these."""
         features, rows = _features_and_rows(strategy)
-        for head in self._heads:
-            head.follow(features, rows)
+        for i, head in enumerate(self._heads):
+            if head.in_features == features.shape[1]:
+                head.follow(features, rows)
+                if head.follows:
+                    self._followed.add(i)
 
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let the heads observe the experience's images, once what they hold has moved."""
+        self._experience = None
         move_heads(strategy, num_workers=kwargs.get("num_workers", 0))
+        self._observe(strategy, strategy.experience, range(len(self._heads)), **kwargs)
+        torch.empty((), dtype=torch.int64).random_()  # a loader's seed: recorded runs drew one here
+        ends = ends_experience(strategy.experience)
+        self._settle(strategy, [head for head in self._heads if head.follows or ends])
+        self._unsettled = not ends
 
+    # --- what is predicted before an experience has ended --------------------------------------
+
+    @torch.no_grad()
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Fit the heads that could not follow to what there is of the experience in training."""
+        if self._unsettled:
+            self._settle(strategy, [head for head in self._heads if not head.follows])
+            self._unsettled = False
+        if self._experience is None:
+            return
+        waiting = [i for i in range(len(self._heads)) if i not in self._followed]
+        for i in waiting:
+            state = self._heads[i].state_dict()
+            self._before_trial[i] = {name: value.clone() for name, value in state.items()}
+        if waiting:
+            self._observe(strategy, self._experience, waiting, **kwargs)
+            self._settle(strategy, [self._heads[i] for i in waiting])
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Let the heads forget what they were fitted to for the evaluation."""
+        for i, state in self._before_trial.items():
+            self._heads[i].load_state_dict(state)
+        self._begin(strategy, self._before_trial)
+        self._before_trial = {}
+
+    def _begin(self, strategy: Any, which: Iterable[int]) -> None:
+        network: Any = network_of(strategy)
+        if chosen := list(which):
+            counts = class_counts(self._experience)
+            rows = network.classes.add(counts)
+            for i in chosen:
+                self._heads[i].begin(rows, list(counts.values()))
+
+    def _observe(
+        self, strategy: Any, experience: Any, which: Collection[int], **kwargs: Any
+    ) -> None:
         def observe(batch: Features) -> None:
             rows = batch.rows
-            for head in self._heads:
-                head.observe(batch.features, rows)
+            for i in which:
+                self._heads[i].observe(batch.features, rows)
 
-        feature_pass(strategy, observe, num_workers=kwargs.get("num_workers", 0))
-        torch.empty((), dtype=torch.int64).random_()  # a loader's seed: recorded runs drew one here
+        workers = kwargs.get("num_workers", 0)
+        feature_pass(strategy, observe, dataset=experience.dataset, num_workers=workers)
+
+    def _settle(self, strategy: Any, heads: Iterable[Head]) -> None:
         try:
-            for head in self._heads:
+            for head in heads:
                 head.settle()
         except NotFiniteError as error:
-            raise NotFiniteError(f"experience {number_of(strategy.experience)}: {error}") from error
+            experience = self._experience or strategy.experience
+            raise NotFiniteError(f"experience {number_of(experience)}: {error}") from error
+
+    # --- checkpoints ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the heads hold of an experience in training; the rest is in the model."""
         held = {str(i): head.passing_state() for i, head in enumerate(self._heads)}
-        return {number: state for number, state in held.items() if state}
+        state: dict[str, Any] = {number: each for number, each in held.items() if each}
+        return state | ({"unsettled": True} if self._unsettled else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
+        self._unsettled = bool(state.get("unsettled"))
         for i, head in enumerate(self._heads):
             if str(i) in state:
                 head.load_passing_state(dict(state[str(i)]))
+                self._followed.add(i)
 
 
 def _features_and_rows(strategy: Any) -> tuple[Tensor, Tensor]:

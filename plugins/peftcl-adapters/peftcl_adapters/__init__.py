@@ -11,16 +11,6 @@ _HERE = "peftcl_adapters"
 
 
 @hookimpl
-def peftcl_modules() -> Iterable[Component]:
-    """Offer the frozen network, read after every block."""
-    yield Component(
-        "block_features",
-        f"{_HERE}.block_features:build_block_features",
-        source="this package: CLS and mean patch token of every block",
-    )
-
-
-@hookimpl
 def peftcl_heads() -> Iterable[Component]:
     """Offer RanPAC's head."""
     yield Component(

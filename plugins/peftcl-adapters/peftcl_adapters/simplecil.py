@@ -1,20 +1,16 @@
 """SimpleCIL: class means of frozen features; nothing trains."""
 
-from typing import Literal
-
 from avalanche_peftcl import takes
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import (
     Backbone,
+    FeatureKind,
     FrozenBranch,
     HeadBuilder,
     PEFTModel,
     PrototypeHead,
 )
 from avalanche_peftcl.training import PEFTTemplate, StrategyOptions, TemplateArguments
-from peftcl_adapters.block_features import BlockFeaturesBranch
-
-FeatureKind = Literal["pooled", "blocks"]
 
 
 @takes(StrategyOptions)
@@ -27,8 +23,8 @@ def build_simplecil(
 ) -> PEFTTemplate:
     """Build a classifier by cosine to the mean frozen feature of each class.
 
-    ``features="blocks"`` reads every block, see :class:`.BlockFeaturesBranch`. Another ``head``
-    than the class means is one that is fitted, such as ``random_ridge``.
+    ``features="blocks"`` reads every block, see :func:`~avalanche_peftcl.models.block_features`.
+    Another ``head`` than the class means is one that is fitted, such as ``random_ridge``.
 
     Source:
         Zhou et al., IJCV 2024, arXiv 2303.07338; released code a2e6b71.
@@ -45,13 +41,11 @@ def frozen_strategy(
     Raises:
         ConfigError: If the head is trained by gradients.
     """
-    branch = FrozenBranch() if features == "pooled" else BlockFeaturesBranch()
-    classifier = head(branch.out_features(backbone))
-    if not classifier.fitted:
+    model = PEFTModel(backbone, FrozenBranch(), head, features=features)
+    if not model.head.fitted:
         raise ConfigError(
-            f"nothing trains here, a {type(classifier).__name__} would; take a head that is "
+            f"nothing trains here, a {type(model.head).__name__} would; take a head that is "
             "fitted, such as 'prototypes' or 'random_ridge', or strategy 'naive'"
         )
-    model = PEFTModel(backbone, branch, classifier)
     no_training = TemplateArguments(train_mb_size=options.eval_mb_size, train_epochs=0)
     return PEFTTemplate(model=model, optimizer=None, **(options.template() | no_training))

@@ -2,7 +2,6 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from peftcl_adapters.aper import build_aper
-from peftcl_adapters.block_features import build_block_features
 from peftcl_adapters.random_ridge import RandomRidgeHead
 from peftcl_adapters.ranpac import build_ranpac
 from peftcl_adapters.simplecil import build_simplecil
@@ -14,7 +13,6 @@ from avalanche_peftcl.models import (
     LinearHead,
     build_adapters,
     build_lora,
-    export_spec,
     forward_branches,
 )
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
@@ -37,18 +35,6 @@ def own_block_features(backbone, images):
         parts += [tokens[:, 0], tokens[:, 1:].mean(dim=1)]
     norm = nn.LayerNorm(backbone.embed_dim, elementwise_affine=False, eps=1e-5)
     return torch.cat([norm(part) for part in parts], dim=1)
-
-
-def test_block_features_are_those_of_every_block():
-    backbone, images = toy_backbone(), torch.randn(3, 3, 16, 16)
-    branch = build_block_features(backbone=backbone)
-    (features,) = forward_branches(backbone, [branch], images)
-    assert features.shape == (3, branch.out_features(backbone)) == (3, 2 * 3 * 32)
-    torch.testing.assert_close(features, own_block_features(backbone, images))
-    (alone,) = forward_branches(backbone, [branch], images[1:2])
-    torch.testing.assert_close(alone, features[1:2])
-    assert not list(branch.parameters())
-    assert export_spec(branch).build == "peftcl_adapters.block_features:build_block_features"
 
 
 @pytest.mark.parametrize("features", ["pooled", "blocks"])

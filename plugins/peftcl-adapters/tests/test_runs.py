@@ -103,7 +103,6 @@ def matrix(folder):
         ("strategy", "aper"),
         ("strategy", "ranpac"),
         ("head", "random_ridge"),
-        ("module", "block_features"),
     ],
 )
 def test_found(kind, name, installed):

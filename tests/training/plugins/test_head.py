@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 
@@ -181,3 +183,73 @@ def test_class_means_are_those_of_test_transforms():
         means[name] = torch.stack([features[labels == c].mean(0) for c in (0, 1)])
     torch.testing.assert_close(strategy.model.head.prototypes, means["test"], atol=1e-5, rtol=0)
     assert (means["train"] - means["test"]).abs().max() > 1e-3  # or nothing would be told apart
+
+
+# --- predictions while an experience trains -------------------------------------------------------
+
+
+class Watch(SupervisedPlugin):
+    """Evaluates on the experience in training after each of its epochs."""
+
+    def __init__(self):
+        super().__init__()
+        self.correct = []
+
+    def after_training_epoch(self, strategy, **kwargs):
+        strategy.eval([strategy.experience])
+        self.correct.append(strategy.evaluator.get_last_metrics()[STREAM])
+
+
+STREAM = "Top1_Acc_Stream/eval_phase/train_stream/Task000"
+
+
+def watched(head, plugins, **options):
+    torch.manual_seed(0)
+    backbone, benchmark = toy_backbone(), toy_benchmark()
+    strategy = build_naive(
+        backbone=backbone,
+        head=head,
+        plugins=plugins,
+        evaluator=EvaluationPlugin(accuracy_metrics(stream=True), loggers=[]),
+        **(SMALL | {"train_epochs": 2, "lr": 1e-3} | options),
+    )
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    return strategy
+
+
+@pytest.mark.parametrize("options", [{}, {"frozen_section": "blocks"}], ids=["pooled", "sections"])
+@pytest.mark.parametrize("head", [Ridge, PrototypeHead])
+def test_classes_in_training_are_predicted_and_training_does_not_notice(head, options):
+    watch = Watch()
+    strategy = watched(head, [watch], **options)
+    assert len(watch.correct) == 6
+    assert min(watch.correct) > 0.6  # of two classes, among two, four and six
+    alone = watched(head, [], **options)
+    assert all(
+        torch.equal(value, alone.model.state_dict()[name])
+        for name, value in strategy.model.state_dict().items()
+    )
+
+
+def test_of_an_online_stream_a_head_settles_once_an_experience_or_when_it_is_asked():
+    torch.manual_seed(0)
+    benchmark = toy_benchmark("online")
+    strategy = build_nearest_class_mean(backbone=toy_backbone(), head=Ridge, eval_mb_size=5)
+    head, chunks = strategy.model.head, list(benchmark.train_stream)
+    settled = []
+    for chunk in chunks:
+        strategy.train(chunk)
+        settled.append(head.heard.count(("settle",)))
+    n = len(chunks) // 3
+    assert n > 1
+    assert settled[n - 2 : n] == [0, 1]
+    assert settled[-1] == 3
+    head.heard.clear()
+    strategy.train(chunks[0])
+    plugin = next(p for p in strategy.plugins if isinstance(p, HeadPlugin))
+    assert plugin.state_dict() == {"unsettled": True}
+    for _ in range(2):
+        strategy.eval(benchmark.test_stream)
+    assert head.heard.count(("settle",)) == 1
+    assert plugin.state_dict() == {}
