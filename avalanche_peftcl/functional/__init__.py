@@ -27,6 +27,19 @@ from avalanche_peftcl.functional.finite import (
     not_finite,
     undecided,
 )
+from avalanche_peftcl.functional.gaussians import (
+    centred_fourth_moment,
+    ledoit_wolf_shrinkage,
+    oas_shrinkage,
+    sample_gaussian,
+    shrink,
+    within_scatter,
+)
+from avalanche_peftcl.functional.kernels import (
+    fourier_features,
+    gaussian_kernel,
+    median_distance,
+)
 from avalanche_peftcl.functional.losses import (
     less_margin,
     pooled_nce,
@@ -48,6 +61,14 @@ from avalanche_peftcl.functional.released_projection import (
     released_mask,
     released_spectrum,
 )
+from avalanche_peftcl.functional.ridge import (
+    Spectrum,
+    generalised_cross_validation,
+    kernel_spectrum,
+    penalties,
+    scale_free_cross_validation,
+    spectrum,
+)
 from avalanche_peftcl.functional.subspace import (
     extend_basis,
     extend_centred_basis,
@@ -59,11 +80,13 @@ from avalanche_peftcl.functional.subspace import (
 
 __all__ = [
     "MatrixVectors",
+    "Spectrum",
     "accuracy_curve",
     "all_finite",
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
+    "centred_fourth_moment",
     "check_decided",
     "check_finite",
     "clipped_forgetting",
@@ -76,18 +99,26 @@ __all__ = [
     "forgetting",
     "forgetting_by_experience",
     "forward_transfer",
+    "fourier_features",
+    "gaussian_kernel",
     "gaussian_kernel_drift",
+    "generalised_cross_validation",
     "gram",
     "in_double",
+    "kernel_spectrum",
     "last_accuracy",
     "learning_accuracy",
+    "ledoit_wolf_shrinkage",
     "less_margin",
     "linear_drift",
     "matrix_vectors",
     "mean",
+    "median_distance",
     "nearest_neighbour_drift",
     "not_finite",
+    "oas_shrinkage",
     "orthonormal_basis",
+    "penalties",
     "pooled_nce",
     "ratio_directions",
     "released_copy",
@@ -97,10 +128,15 @@ __all__ = [
     "released_spectrum",
     "remove_component",
     "running_mean_",
+    "sample_gaussian",
+    "scale_free_cross_validation",
     "seen_accuracy",
     "segment",
+    "shrink",
     "smoothed_ridge_drift",
     "span_energy",
+    "spectrum",
     "stack_bases",
     "undecided",
+    "within_scatter",
 ]

@@ -11,9 +11,16 @@ from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportabl
 from avalanche_peftcl.models.further_keys import attend_with_prefix, attend_with_prompts
 from avalanche_peftcl.models.heads.cosine import CosineHead, build_cosine
 from avalanche_peftcl.models.heads.drift import Drift, LinearDrift, ShiftDrift
+from avalanche_peftcl.models.heads.exact_kernel_ridge import ExactKernelRidgeHead
+from avalanche_peftcl.models.heads.gaussian import GaussianHead, build_gaussian
 from avalanche_peftcl.models.heads.head import Head, HeadBuilder
+from avalanche_peftcl.models.heads.kernel_ridge import KernelRidgeHead, build_kernel_ridge
+from avalanche_peftcl.models.heads.lda import LDAHead, build_lda
 from avalanche_peftcl.models.heads.linear import LinearHead, build_linear
 from avalanche_peftcl.models.heads.prototypes import PrototypeHead, build_prototypes
+from avalanche_peftcl.models.heads.random_ridge import RandomRidgeHead, build_random_ridge
+from avalanche_peftcl.models.heads.regression import RegressionHead
+from avalanche_peftcl.models.heads.ridge import RidgeHead, build_ridge
 from avalanche_peftcl.models.heads.rows import ClassRows
 from avalanche_peftcl.models.modules.adapter import Adapter, AdapterBranch, build_adapters
 from avalanche_peftcl.models.modules.attention_adapter import (
@@ -58,12 +65,16 @@ __all__ = [
     "Drift",
     "DynamicModel",
     "Embedded",
+    "ExactKernelRidgeHead",
     "FeatureKind",
     "FrozenBranch",
     "Fusion",
+    "GaussianHead",
     "Head",
     "HeadBuilder",
     "InputConfig",
+    "KernelRidgeHead",
+    "LDAHead",
     "LinearDrift",
     "LinearHead",
     "LoRABranch",
@@ -77,8 +88,11 @@ __all__ = [
     "PromptBranch",
     "PromptTokens",
     "PrototypeHead",
+    "RandomRidgeHead",
     "Recipe",
+    "RegressionHead",
     "ReleasedFusion",
+    "RidgeHead",
     "Sections",
     "ShiftDrift",
     "TextSide",
@@ -92,6 +106,9 @@ __all__ = [
     "build_attention_adapters",
     "build_cosine",
     "build_frozen",
+    "build_gaussian",
+    "build_kernel_ridge",
+    "build_lda",
     "build_linear",
     "build_lora",
     "build_patch_prompts",
@@ -99,6 +116,8 @@ __all__ = [
     "build_prefix",
     "build_prompt",
     "build_prototypes",
+    "build_random_ridge",
+    "build_ridge",
     "create_backbone",
     "export_spec",
     "exportable",

@@ -93,6 +93,31 @@ def peftcl_heads() -> Iterable[Component]:
             f"{heads}.prototypes:build_prototypes",
             source="class means: SimpleCIL, arXiv 2303.07338; NTK-CL, arXiv 2407.17120",
         ),
+        Component(
+            "lda",
+            f"{heads}.lda:build_lda",
+            source="Deep SLDA, CVPR-W 2020; shrinkage: OAS, arXiv 0907.4698",
+        ),
+        Component(
+            "gaussian",
+            f"{heads}.gaussian:build_gaussian",
+            source="regularised discriminant analysis, Friedman, JASA 1989",
+        ),
+        Component(
+            "ridge",
+            f"{heads}.ridge:build_ridge",
+            source="ridge regression; penalty by GCV, Golub et al., Technometrics 1979",
+        ),
+        Component(
+            "random_ridge",
+            f"{heads}.random_ridge:build_random_ridge",
+            source="RanPAC, arXiv 2307.02251; penalty by GCV, Golub et al., Technometrics 1979",
+        ),
+        Component(
+            "kernel_ridge",
+            f"{heads}.kernel_ridge:build_kernel_ridge",
+            source="random Fourier features, NeurIPS 2007; exact: Saunders et al., ICML 1998",
+        ),
     )
 
 

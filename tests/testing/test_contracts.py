@@ -8,8 +8,13 @@ from avalanche_peftcl.benchmarks.sources.digits import digits
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
 from avalanche_peftcl.models.branch import build_frozen
 from avalanche_peftcl.models.heads.cosine import build_cosine
+from avalanche_peftcl.models.heads.gaussian import build_gaussian
+from avalanche_peftcl.models.heads.kernel_ridge import build_kernel_ridge
+from avalanche_peftcl.models.heads.lda import build_lda
 from avalanche_peftcl.models.heads.linear import build_linear
 from avalanche_peftcl.models.heads.prototypes import build_prototypes
+from avalanche_peftcl.models.heads.random_ridge import build_random_ridge
+from avalanche_peftcl.models.heads.ridge import build_ridge
 from avalanche_peftcl.models.modules.adapter import build_adapters
 from avalanche_peftcl.models.modules.patch_prompt import build_patch_prompts
 from avalanche_peftcl.models.modules.peft_tuner import build_peft_tuner
@@ -78,6 +83,46 @@ class TestCosine(HeadContract):
 class TestPrototypes(HeadContract):
     def create_head(self, in_features):
         return build_prototypes(in_features=in_features)
+
+
+class TestLDA(HeadContract):
+    def create_head(self, in_features):
+        return build_lda(in_features=in_features)
+
+
+class TestGaussian(HeadContract):
+    def create_head(self, in_features):
+        return build_gaussian(in_features=in_features)
+
+
+class TestRidge(HeadContract):
+    def create_head(self, in_features):
+        return build_ridge(in_features=in_features)
+
+
+class TestRidgeScaleFree(HeadContract):
+    def create_head(self, in_features):
+        return build_ridge(in_features=in_features, penalty="scale_free", penalty_factor=2.0)
+
+
+class TestRandomRidge(HeadContract):
+    def create_head(self, in_features):
+        return build_random_ridge(in_features=in_features, n_features=40)
+
+
+class TestKernelRidge(HeadContract):
+    def create_head(self, in_features):
+        return build_kernel_ridge(in_features=in_features, n_features=100, bandwidth=5.0)
+
+
+class TestKernelRidgeOfAChosenBandwidth(HeadContract):
+    def create_head(self, in_features):
+        return build_kernel_ridge(in_features=in_features, n_features=100)
+
+
+class TestExactKernelRidge(HeadContract):
+    def create_head(self, in_features):
+        return build_kernel_ridge(in_features=in_features, exact=True)
 
 
 class TestPrototypesBySections(HeadContract):

@@ -47,8 +47,13 @@ KEPT = {
     },
     "head": {
         "cosine": parts.TestCosine,
+        "gaussian": parts.TestGaussian,
+        "kernel_ridge": parts.TestKernelRidge,
+        "lda": parts.TestLDA,
         "linear": parts.TestLinear,
         "prototypes": parts.TestPrototypes,
+        "random_ridge": parts.TestRandomRidge,
+        "ridge": parts.TestRidge,
     },
     "strategy": {
         "closed_form": methods.TestClosedForm,

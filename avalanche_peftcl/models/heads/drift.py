@@ -92,3 +92,31 @@ class ShiftDrift(Drift):
     def __call__(self, features: Tensor) -> Tensor:
         """Return present means of old ones: ``(n, D)`` to ``(n, D)``, of the same dtype."""
         return self.rule(features).to(features)
+
+
+def move_moments(drift: Drift, gram: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the summed moments of present features.
+
+    Of a linear drift :math:`T^\top G\,T` and :math:`s_c T`, exactly. Of any other the class means
+    :math:`m_c` move to :math:`m_c'` and the scatter about them stays:
+    :math:`G + \sum_c n_c (m_c' m_c'^\top - m_c m_c^\top)`.
+
+    Args:
+        drift: How features moved.
+        gram: ``G``: of all classes, ``(D, D)``, or of each, ``(R, D, D)``.
+        sums: ``s``, ``(R, D)``.
+        counts: Images of each class, ``(R,)``; classes without one stay.
+    """
+    if isinstance(drift, LinearDrift):
+        return drift.congruence(gram), drift(sums)
+    known = counts > 0
+    n = counts[known, None].to(sums)
+    old = sums[known] / n
+    new = drift(old)
+    sums = sums.clone()
+    sums[known] = n * new
+    if gram.ndim == 2:
+        return gram + new.T @ (n * new) - old.T @ (n * old), sums
+    gram = gram.clone()
+    gram[known] += n[..., None] * (new[:, :, None] * new[:, None] - old[:, :, None] * old[:, None])
+    return gram, sums

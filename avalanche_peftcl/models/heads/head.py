@@ -131,7 +131,7 @@ class Head(Growing):
     # --- what else it may offer ----------------------------------------------------------------
 
     def move(self, drift: Drift) -> None:
-        """Move what was fitted to where the features of old images are now.
+        """Move what was fitted to where the features of old images are now; then :meth:`settle`.
 
         Args:
             drift: From old features to present ones. First moments move by a call; second moments

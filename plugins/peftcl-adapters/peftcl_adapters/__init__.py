@@ -11,16 +11,6 @@ _HERE = "peftcl_adapters"
 
 
 @hookimpl
-def peftcl_heads() -> Iterable[Component]:
-    """Offer RanPAC's head."""
-    yield Component(
-        "random_ridge",
-        f"{_HERE}.random_ridge:build_random_ridge",
-        source="RanPAC, arXiv 2307.02251; penalty by GCV, Golub et al., Technometrics 1979",
-    )
-
-
-@hookimpl
 def peftcl_strategies() -> Iterable[Component]:
     """Offer the three methods; each serves every scenario."""
     simplecil = "SimpleCIL, arXiv 2303.07338"

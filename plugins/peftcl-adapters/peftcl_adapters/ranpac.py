@@ -2,11 +2,16 @@
 
 from avalanche_peftcl import takes
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, build_adapters
+from avalanche_peftcl.models import (
+    Backbone,
+    Branch,
+    HeadBuilder,
+    RandomRidgeHead,
+    build_adapters,
+)
 from avalanche_peftcl.training import PEFTTemplate
 from peftcl_adapters.aper import FirstExperienceOptions, first_experience_strategy
 from peftcl_adapters.first_experience import FirstExperienceModel
-from peftcl_adapters.random_ridge import RandomRidgeHead
 from peftcl_adapters.simplecil import frozen_strategy
 
 

@@ -3,27 +3,14 @@
 from functools import partial
 
 from peftcl_adapters.aper import build_aper
-from peftcl_adapters.block_features import build_block_features
-from peftcl_adapters.random_ridge import RandomRidgeHead
 from peftcl_adapters.ranpac import build_ranpac
 from peftcl_adapters.simplecil import build_simplecil
 
-from avalanche_peftcl.testing import BranchContract, HeadContract, StrategyContract
+from avalanche_peftcl.models import RandomRidgeHead
+from avalanche_peftcl.testing import StrategyContract
 
 few_steps = {"train_epochs": 12, "train_mb_size": 8, "lr": 0.5}
 small = partial(RandomRidgeHead, n_features=40)
-
-
-class TestBlockFeatures(BranchContract):
-    identity_at_start = False  # the feature is another one
-
-    def create_branch(self, backbone):
-        return build_block_features(backbone=backbone)
-
-
-class TestRandomRidge(HeadContract):
-    def create_head(self, in_features):
-        return small(in_features)
 
 
 class TestSimpleCIL(StrategyContract):

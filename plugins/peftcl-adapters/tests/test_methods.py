@@ -2,7 +2,6 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from peftcl_adapters.aper import build_aper
-from peftcl_adapters.random_ridge import RandomRidgeHead
 from peftcl_adapters.ranpac import build_ranpac
 from peftcl_adapters.simplecil import build_simplecil
 from torch import nn
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import (
     LinearHead,
+    RandomRidgeHead,
     build_adapters,
     build_lora,
     forward_branches,

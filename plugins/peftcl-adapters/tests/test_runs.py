@@ -102,7 +102,6 @@ def matrix(folder):
         ("strategy", "simplecil"),
         ("strategy", "aper"),
         ("strategy", "ranpac"),
-        ("head", "random_ridge"),
     ],
 )
 def test_found(kind, name, installed):
