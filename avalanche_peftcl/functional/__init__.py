@@ -54,6 +54,7 @@ from avalanche_peftcl.functional.matrix_vectors import (
     mean,
     seen_accuracy,
 )
+from avalanche_peftcl.functional.movement import relative_movement
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.functional.ratio_directions import complement, ratio_directions
 from avalanche_peftcl.functional.released_projection import (
@@ -121,6 +122,7 @@ __all__ = [
     "penalties",
     "pooled_nce",
     "ratio_directions",
+    "relative_movement",
     "released_copy",
     "released_direction",
     "released_mask",

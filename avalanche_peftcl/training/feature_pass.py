@@ -1,7 +1,7 @@
-"""The one way to run an experience's images through the network after it was trained."""
+"""The one way to run an experience's images through the network before or after its training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +62,7 @@ def feature_pass(
     training goes on to the same weights with it and without.
 
     Args:
-        strategy: Any Avalanche strategy, from the end of an experience's training on.
+        strategy: Any Avalanche strategy, before or after an experience's training.
         consume: Called with each minibatch, in the order of the dataset. May be left out where
             hooks on modules see all there is to see.
         dataset: An Avalanche dataset; the images of the current experience by default.
@@ -113,23 +113,30 @@ def feature_pass(
         set_random_state(random, device)
 
 
-def draw(experience: Any, n_samples: int | None, *, seed: int) -> Any:
+def draw(
+    experience: Any, n_samples: int | None, *, seed: int, without: Collection[int] = ()
+) -> Any:
     """Return images of an experience to read, each at most once, as a dataset.
 
     Args:
         experience: Whole, or a chunk of an online one: then its share of ``n_samples`` is drawn.
         n_samples: How many; ``None``, or more than there are, is all.
         seed: Of the draw; no global generator is touched.
+        without: Numbers of images in its dataset that are left out.
     """
     dataset = experience.dataset
-    if n_samples is None:
-        return dataset
     share = len(dataset) / max(1, len(whole_experience(experience).dataset))
-    size = math.ceil(n_samples * share)
-    if size >= len(dataset):
+    size = len(dataset) if n_samples is None else math.ceil(n_samples * share)
+    if size >= len(dataset) and not without:
         return dataset
-    generator = torch.Generator().manual_seed(seed)
-    return dataset.subset(torch.randperm(len(dataset), generator=generator)[:size].tolist())
+    order = shuffled(len(dataset), seed=seed)
+    return dataset.subset([image for image in order if image not in without][:size])
+
+
+def shuffled(size: int, *, seed: int) -> list[int]:
+    """Return the numbers below ``size`` in the order in which :func:`draw` takes them."""
+    order: list[int] = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

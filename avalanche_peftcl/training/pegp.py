@@ -18,6 +18,7 @@ from avalanche_peftcl.models.modules.pegp import Kind, build_module
 from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.registry.ranges import (
     Count,
+    CountOrNone,
     Epochs,
     EpochsOrNone,
     LearningRate,
@@ -39,6 +40,7 @@ from avalanche_peftcl.training.plugins import (
     ReleasedProjectionPlugin,
 )
 from avalanche_peftcl.training.plugins.gradient_projection import Where
+from avalanche_peftcl.training.plugins.projection_rules import Rule
 from avalanche_peftcl.training.second_stage import SecondStage
 from avalanche_peftcl.training.streams import ends_experience, is_chunk
 from avalanche_peftcl.training.template import PEFTTemplate
@@ -64,9 +66,15 @@ class PEGP(PEFTTemplate):
             ``"released"``: the mask that the released code computes, for adapters and LoRA.
         projection: Whether updates are projected.
         threshold: Share of the old features' energy that is protected.
-        where: ``"step"`` or ``"gradient"``, see :class:`.GradientProjectionPlugin`; the release
-            projects the gradient.
+        rule: ``"energy"``, or ``"ratio"``, see :class:`.GradientProjectionPlugin`; as the three
+            below of recipe ``"corrected"`` only.
+        centred: Whether the threshold counts the energy of centred features, and their mean is
+            protected whatever it is.
+        kept: Share of directions that rule ``"ratio"`` leaves open.
+        strength: What is removed of an update's protected component, 1 all of it.
+        where: ``"step"`` or ``"gradient"``; the release projects the gradient.
         n_samples: Images read after an experience.
+        watch: Images an experience to measure drift with; of both recipes.
         project_head: Whether the head is projected too, as any linear layer; of recipe
             ``"corrected"`` only.
         head_epochs: Epochs in which the head trains alone, of every experience but the first.
@@ -96,9 +104,10 @@ class PEGP(PEFTTemplate):
 
         Recipe ``"corrected"``, beside those:
 
-        - the basis spans token features, uncentred, instead of the first coordinates;
+        - the basis spans token features, by default uncentred, instead of the first coordinates;
         - energy is counted by squared singular values of the features, not by their fourth power;
-        - the step is projected, not the gradient, so that Adam and weight decay keep to it;
+        - the step is projected, not the gradient, so that Adam and weight decay keep to it, and
+          can be projected in part, or away from other directions, neither of which is PEGP's;
         - the learnable scales, and by default the value tokens of prefixes, are protected too;
         - the second stage starts with a new optimizer state: in the release one optimizer an
           experience steps both, so the moments of the first, projected at other weights, move
@@ -136,8 +145,13 @@ class PEGP(PEFTTemplate):
         recipe: Recipe = "corrected",
         projection: bool = True,
         threshold: float = 0.99,
+        rule: Rule = "energy",
+        centred: bool = False,
+        kept: float = 0.5,
+        strength: float = 1.0,
         where: Where | None = None,
         n_samples: int | None = 768,
+        watch: int = 0,
         project_head: bool = False,
         head_epochs: int = 3,
         merge_epochs: int = 1,
@@ -151,6 +165,17 @@ class PEGP(PEFTTemplate):
             raise ConfigError(
                 'recipe="released" projects the gradients of adapters and LoRA; leave out '
                 'where="step" and project_head=True, or take recipe="corrected"'
+            )
+        if recipe == "released" and (rule != "energy" or centred or strength != 1):
+            raise ConfigError(
+                'recipe="released" removes the whole component along a mask of coordinates; leave '
+                f"out rule={rule!r}, centred={centred} and strength={strength}, or take "
+                'recipe="corrected"'
+            )
+        if watch and not projection:
+            raise ConfigError(
+                f"watch={watch} measures beside the projection, which is switched off; for none "
+                "that acts take strength=0"
             )
         if project_head and not list(model.head.head_sites()):
             raise ConfigError(
@@ -169,12 +194,17 @@ class PEGP(PEFTTemplate):
         self.recipe = recipe
         self.projection: GradientProjectionPlugin | None = None
         if projection and recipe == "released":
-            self.projection = ReleasedProjectionPlugin(threshold, n_samples=n_samples)
+            self.projection = ReleasedProjectionPlugin(threshold, n_samples=n_samples, watch=watch)
         elif projection:
             self.projection = GradientProjectionPlugin(
                 threshold,
+                rule=rule,
+                centred=centred,
+                kept=kept,
+                strength=strength,
                 where=where or "step",
                 n_samples=n_samples,
+                watch=watch,
                 sites=sites_with_head if project_head else projection_sites,
             )
         self.head_only = HeadOnlyPlugin(head_epochs)
@@ -263,8 +293,13 @@ def build_pegp(
     recipe: Recipe = "corrected",
     projection: bool = True,
     threshold: Share = 0.99,
+    rule: Rule = "energy",
+    centred: bool = False,
+    kept: Share = 0.5,
+    strength: Share = 1.0,
     where: Where | None = None,
     n_samples: Count | None = 768,
+    watch: CountOrNone = 0,
     project_head: bool = False,
     head_epochs: EpochsOrNone = 3,
     merge_epochs: EpochsOrNone = 1,
@@ -285,8 +320,13 @@ def build_pegp(
         recipe=recipe,
         projection=projection,
         threshold=threshold,
+        rule=rule,
+        centred=centred,
+        kept=kept,
+        strength=strength,
         where=where,
         n_samples=n_samples,
+        watch=watch,
         project_head=project_head,
         head_epochs=head_epochs,
         merge_epochs=merge_epochs,

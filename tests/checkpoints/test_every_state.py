@@ -36,11 +36,14 @@ from avalanche_peftcl.training.ntk_cl import build_ntk_cl
 from avalanche_peftcl.training.pegp import PEGP, build_pegp
 from avalanche_peftcl.training.plugins import RetentionPlugin
 from avalanche_peftcl.training.plugins.drift_compensation import DriftCompensationPlugin
+from avalanche_peftcl.training.plugins.feature_watch import FeatureWatch
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 from avalanche_peftcl.training.plugins.head_only import HeadOnlyPlugin
+from avalanche_peftcl.training.plugins.projection_rules import RatioRule
 from avalanche_peftcl.training.plugins.prototype_contrast import ReleasedContrastPlugin
 from avalanche_peftcl.training.plugins.released_projection import ReleasedProjectionPlugin
 from avalanche_peftcl.training.plugins.running_mean import RunningMeanPlugin
+from avalanche_peftcl.training.plugins.site_statistics import SiteStatistics
 from avalanche_peftcl.training.plugins.task_orthogonality import TaskOrthogonalityPlugin
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.second_stage import SecondStage
@@ -126,6 +129,10 @@ CASES: dict[str, tuple[Any, str]] = {
     "ntk_cl released online": (lambda: ntk_cl(recipe="released"), "online"),
     "pegp": (pegp, "class"),
     "pegp online": (pegp, "online"),
+    "pegp centred online": (lambda: pegp(centred=True, strength=0.5), "online"),
+    "pegp ratio": (lambda: pegp(rule="ratio"), "class"),
+    "pegp ratio online": (lambda: pegp(rule="ratio"), "online"),
+    "pegp watched": (lambda: pegp(watch=2), "class"),
     "pegp released": (lambda: pegp(recipe="released"), "class"),
     "pegp released online": (lambda: pegp(recipe="released"), "online"),
 }
@@ -205,7 +212,7 @@ PASSING = {"cursor", "mbatch", "loss", "mb_output", "_updates"}  # of a step, or
 
 def look(part, where, seen):
     for name, value in vars(part).items():
-        if isinstance(value, LossMeans | SecondStage):
+        if isinstance(value, LossMeans | SecondStage | SiteStatistics | RatioRule | FeatureWatch):
             look(value, f"{where}.{name}", seen)
         elif isinstance(value, torch.amp.GradScaler):
             seen[f"{where}.{name}"] = value.state_dict()
@@ -258,11 +265,25 @@ NAMED = [
     (HeadOnlyPlugin, "n_experiences_done", "pegp"),
     (GradientProjectionPlugin, "bases", "pegp"),
     (GradientProjectionPlugin, "n_experiences_done", "pegp"),
-    (GradientProjectionPlugin, "_grams", "pegp online"),
+    (GradientProjectionPlugin, "_statistics", "pegp online"),
+    (SiteStatistics, "grams", "pegp online"),
+    (SiteStatistics, "totals", "pegp centred online"),
+    (SiteStatistics, "counts", "pegp centred online"),
+    (GradientProjectionPlugin, "_rule", "pegp ratio"),
+    (RatioRule, "grams", "pegp ratio"),
+    (RatioRule, "aimed_at", "pegp ratio"),
+    (GradientProjectionPlugin, "_watch", "pegp watched"),
+    (FeatureWatch, "now", "pegp watched"),
+    (FeatureWatch, "then", "pegp watched"),
+    (FeatureWatch, "drifts", "pegp watched"),
     (GradientProjectionPlugin, "updates", "pegp"),
     (GradientProjectionPlugin, "_reports", "pegp"),
     (ReleasedProjectionPlugin, "_features", "pegp released online"),
 ]
+
+
+# parts of the projection, by where it holds them
+PARTS = {SiteStatistics: "_statistics", RatioRule: "_rule", FeatureWatch: "_watch"}
 
 
 def states_of(state: dict[str, Any], kind: type) -> list[dict[str, Any]]:
@@ -270,6 +291,9 @@ def states_of(state: dict[str, Any], kind: type) -> list[dict[str, Any]]:
     if kind in (LossMeans, SecondStage):
         place = {LossMeans: "_loss_means", SecondStage: "second_stage"}[kind]
         return [state["strategy"]["attributes"][place][1]["state"]]
+    if kind in PARTS:
+        held = [plugin["state"].get("attributes", {}) for plugin in state["plugins"]]
+        return [each[PARTS[kind]][1]["state"] for each in held if PARTS[kind] in each]
     if issubclass(kind, SteppedTemplate):
         return [state["strategy"]]
     names = {k.__name__ for k in (kind, *kind.__subclasses__())}

@@ -49,6 +49,23 @@ class TestGradientProjectionOfTheGradient(PluginContract):
         return GradientProjectionPlugin(0.99, where="gradient", n_samples=8)
 
 
+class TestSoftCentredProjection(PluginContract):
+    def create_plugin(self):
+        return GradientProjectionPlugin(0.9, centred=True, strength=0.5, n_samples=8)
+
+
+class TestRatioProjection(PluginContract):
+    def create_plugin(self):
+        return GradientProjectionPlugin(rule="ratio", n_samples=8)
+
+
+class TestWatchedProjection(PluginContract):
+    scenarios = ("class", "task", "domain")
+
+    def create_plugin(self):
+        return GradientProjectionPlugin(0.99, n_samples=4, watch=3)
+
+
 class TestReleasedProjection(PluginContract):
     def create_plugin(self):
         return ReleasedProjectionPlugin(0.99, n_samples=8)

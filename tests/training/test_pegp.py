@@ -15,7 +15,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.modules.prompt import build_prompt
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.run import run
-from avalanche_peftcl.testing import toy_benchmark
+from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training.pegp import build_pegp
 
 KINDS = ("adapter", "lora", "prefix", "prompt")
@@ -245,11 +245,37 @@ def test_nothing_was_released_for_prefix_and_prompt(sharp, small_benchmark, make
         ({"n_samples": 0}, "n_samples must be at least 1, or None for all, not 0"),
         ({"recipe": "relased"}, "recipe must be .* not 'relased'"),
         ({"recipe": "released", "project_head": True}, "project_head"),
+        ({"recipe": "released", "rule": "ratio"}, "leave out rule='ratio', centred=False"),
+        ({"recipe": "released", "centred": True}, "centred=True and strength=1.0, or take recipe"),
+        ({"recipe": "released", "strength": 0.5}, "removes the whole component along a mask"),
+        ({"projection": False, "watch": 4}, "which is switched off; for none that acts take stren"),
+        ({"rule": "ratio", "centred": True}, "leave centred out"),
+        ({"strength": 2.0}, r"strength must be in \[0, 1\]"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(sharp, make_pegp, options, words):
     with pytest.raises(ConfigError, match=words):
         make_pegp(sharp, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"centred": True, "strength": 0.5}, {"rule": "energy", "centred": True, "strength": 0.5}),
+        ({"rule": "ratio", "kept": 0.25}, {"rule": "ratio", "kept": 0.25, "strength": 1.0}),
+        ({"recipe": "released"}, {"rule": "energy", "where": "gradient"}),
+    ],
+)
+def test_how_it_projects_can_be_chosen(options, told):
+    further = {"r": 2, "n_samples": 4, "watch": 2, "train_epochs": 3, "head_epochs": 1}
+    strategy = build_pegp(backbone=toy_backbone(depth=1), **further, **options)
+    for experience in toy_benchmark(per_class=4).train_stream[:2]:
+        strategy.train(experience)
+    summary = strategy.projection.summary()
+    assert {key: summary[key] for key in told} == told
+    assert [len(drift["old"]) for drift in summary["watched_drift"]] == [0, 1]
+    assert summary["watched_drift"][1]["learnt"] > 0
+    assert max(site["removed_share"] for site in summary["experiences"][1]) > 0
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,19 @@ def batch_sites(
         SiteBatch(group, [bases[site.name] for site in group], strength=strength)
         for _, group in ordered
     ]
+
+
+def lengths_of(batches: Iterable[SiteBatch]) -> dict[str, Tensor]:
+    """Return what the batches' ``updates`` hold of each site, ``(2,)``, by its name."""
+    return {
+        site.name: lengths
+        for batch in batches
+        for site, lengths in zip(batch.sites, batch.updates, strict=True)
+    }
+
+
+def set_lengths(batches: Iterable[SiteBatch], lengths: Mapping[str, Tensor]) -> None:
+    """Set the batches' ``updates`` of the sites that are named."""
+    for name, mine in lengths_of(batches).items():
+        if name in lengths:
+            mine.copy_(lengths[name])

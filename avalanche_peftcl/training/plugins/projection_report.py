@@ -1,18 +1,19 @@
 """What a gradient projection tells of an experience, in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 TOLD = ("size", "captured_energy", "removed_share")
 """What of each site the host's loggers are told."""
 
 
-def in_a_line(sites: Sequence[dict[str, Any]]) -> str:
+def in_a_line(sites: Sequence[dict[str, Any]], drift: Mapping[str, Any] | None = None) -> str:
     """Return one line about the sites of an experience.
 
     Args:
         sites: ``size``, ``dim``, ``captured_energy`` and ``removed_share`` of each, see
             :meth:`.GradientProjectionPlugin.summary`.
+        drift: What moved in it, where that is watched.
 
     Example:
         >>> in_a_line([{"size": 3, "dim": 8, "captured_energy": 0.99, "removed_share": 0.25}])
@@ -21,8 +22,13 @@ def in_a_line(sites: Sequence[dict[str, Any]]) -> str:
     size, dim = (sum(site[key] for site in sites) for key in ("size", "dim"))
     shares = [site["removed_share"] for site in sites]
     energy = [site["captured_energy"] for site in sites]
-    return (
+    line = (
         f"projection: {size} of {dim} directions at {len(sites)} sites, "
         f"{100 * min(energy):.1f} to {100 * max(energy):.1f} % of the energy; "
         f"removed {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the updates"
     )
+    if drift is None:
+        return line
+    old = [100 * moved for moved in drift["old"]]
+    line += f"; its features moved by {100 * drift['learnt']:.1f} %"
+    return line + (f", old ones by {min(old):.1f} to {max(old):.1f} %" if old else "")

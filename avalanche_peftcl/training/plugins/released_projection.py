@@ -31,6 +31,7 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
     Args:
         threshold: Share of the energy :math:`\sigma^4`; 0.999 for adapters, 0.99 for LoRA.
         n_samples: Images read after an experience.
+        watch: Images an experience to measure drift with, see :class:`.GradientProjectionPlugin`.
         seed: Of the draw.
 
     Raises:
@@ -49,10 +50,20 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
     remembers: tuple[str, ...] = ("_features",)  # of an experience that has not ended
 
     def __init__(
-        self, threshold: float = 0.999, *, n_samples: int | None = 768, seed: int = 0
+        self,
+        threshold: float = 0.999,
+        *,
+        n_samples: int | None = 768,
+        watch: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(
-            threshold, where="gradient", n_samples=n_samples, seed=seed, sites=released_sites
+            threshold,
+            where="gradient",
+            n_samples=n_samples,
+            watch=watch,
+            seed=seed,
+            sites=released_sites,
         )
         self._features: defaultdict[str, list[Tensor]] = defaultdict(list)
 

@@ -202,6 +202,8 @@ def floats(held):
         return sum(map(floats, held.values()))
     if isinstance(held, list | tuple):
         return sum(map(floats, held))
+    if type(held).__name__ in ("SiteStatistics", "RatioRule"):
+        return floats(vars(held))
     if type(held).__name__ == "SiteBatch":
         return floats({k: v for k, v in vars(held).items() if k != "sites"})
     return 0
