@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.functional.finite import not_finite
 from avalanche_peftcl.models.frozen import Frozen
+from avalanche_peftcl.models.heads.rows import Growing
 
 
 def model_state(model: nn.Module, *, frozen: Frozen | None = None) -> dict[str, Any]:
@@ -102,7 +103,8 @@ def _resize(model: nn.Module, name: str, shape: torch.Size) -> None:
     here = buffer if parameter is None else parameter
     if here is None or here.shape == shape:
         return
-    if here.shape[1:] != shape[1:] or here.ndim != len(shape):
+    free = isinstance(owner, Growing) and leaf in owner.free_tensors
+    if here.ndim != len(shape) or (here.shape[1:] != shape[1:] and not free):
         raise CheckpointError(
             f"the saved weights do not fit {type(model).__name__}: {name} was of shape "
             f"{tuple(shape)}, is {tuple(here.shape)}"

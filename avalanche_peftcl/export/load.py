@@ -20,7 +20,7 @@ from avalanche_peftcl.functional.finite import not_finite
 from avalanche_peftcl.models.backbones.images import eval_transform
 from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.exportable import is_exportable, takes_backbone
-from avalanche_peftcl.models.heads.rows import MASK_VALUE
+from avalanche_peftcl.models.heads.rows import MASK_VALUE, Growing
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
 from avalanche_peftcl.registry.offers import BackboneOffers
 from avalanche_peftcl.registry.packages import plugin_modules
@@ -235,8 +235,22 @@ def _builders(spec: Any, allowed: Collection[str]) -> Iterator[tuple[str, Any]]:
 
 
 def trained_keys(model: nn.Module, backbone: nn.Module) -> list[str]:
-    """Return the names in the model's state dict that are not the backbone's."""
+    """Return the names in the model's state dict that a file holds.
+
+    They are not the backbone's, nor those that only learning needs (:attr:`.Growing.statistics`).
+    """
     prefixes = tuple(
         f"{name}." for name, m in model.named_modules(remove_duplicate=False) if m is backbone
     )
-    return [key for key in model.state_dict() if not key.startswith(prefixes)]
+    skip = learning_keys(model)
+    return [k for k in model.state_dict() if not k.startswith(prefixes) and k not in skip]
+
+
+def learning_keys(model: nn.Module) -> set[str]:
+    """Return the names in the model's state dict that prediction does not need."""
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, Growing)
+        for name in module.statistics
+    }

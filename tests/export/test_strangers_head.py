@@ -64,9 +64,9 @@ def build_closed_form(*, backbone, plugins, evaluator):
 def test_it_is_fitted_over_a_run_exported_and_loaded_again(tmp_path, monkeypatch):
     monkeypatch.setattr(exported, "plugin_modules", lambda: {"avalanche_peftcl", "tests"})
     provider = Provider("test", "1")
-    method = Component("closed_form", build_closed_form, source="test")
+    method = Component("strangers_form", build_closed_form, source="test")
     registry = Registry([*discover().entries(), Entry("strategy", method, provider)])
-    config = tiny(tmp_path / "run", strategy={"name": "closed_form"}, plugins=[])
+    config = tiny(tmp_path / "run", strategy={"name": "strangers_form"}, plugins=[])
     report = run(config, registry=registry)
     network = load(report.folder)
     head = network.model.head

@@ -1,7 +1,5 @@
 """Ridge regression with a Gaussian kernel, where the features of all images are kept."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -56,6 +54,7 @@ class ExactKernelRidgeHead(Head):
 
     fitted = True
     row_tensors = ("weight",)
+    free_tensors = ("kept", "rows", "weight")
     kept: Tensor
     rows: Tensor
     weight: Tensor
@@ -150,13 +149,3 @@ class ExactKernelRidgeHead(Head):
             kernel = gaussian_kernel(features.float(), self.kept[:solved], self.bandwidth)
             scores = kernel @ self.weight.T
         return scores.masked_fill(~known, MASK_VALUE)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """Load any number of images."""
-        for name in ("kept", "rows", "weight"):
-            there, here = state_dict.get(prefix + name), getattr(self, name)
-            if isinstance(there, Tensor) and there.ndim == here.ndim:
-                setattr(self, name, here.new_zeros(there.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

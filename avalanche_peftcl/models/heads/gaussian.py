@@ -16,7 +16,7 @@ from avalanche_peftcl.functional.gaussians import (
 )
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.drift import Drift, move_moments
-from avalanche_peftcl.models.heads.head import Head, check_removed
+from avalanche_peftcl.models.heads.head import Head, check_removed, check_whole
 from avalanche_peftcl.models.heads.lda import FLOOR, Shrunk
 from avalanche_peftcl.models.heads.posterior import log_posterior
 from avalanche_peftcl.registry.ranges import FeatureWidth
@@ -73,10 +73,8 @@ class GaussianHead(Head):
     """
 
     fitted = True
-    row_tensors = (
-        *("grams", "sums", "cubed", "fourth", "counts"),
-        *("means", "whitening", "bias"),
-    )
+    statistics = ("grams", "sums", "cubed", "fourth")
+    row_tensors = (*statistics, "counts", "means", "whitening", "bias")
     grams: Tensor
     sums: Tensor
     cubed: Tensor
@@ -140,6 +138,7 @@ class GaussianHead(Head):
         self._take(features, rows, sign=-1)
 
     def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
+        check_whole(self)
         z = features.double()
         square = z.square().sum(dim=1)
         with torch.autocast(features.device.type, enabled=False):
@@ -164,6 +163,7 @@ class GaussianHead(Head):
                 "a GaussianHead cannot move with features that drift where its shrinkage is "
                 "'ledoit_wolf', which needs fourth moments; take 'oas' or a number"
             )
+        check_whole(self)
         self.grams, self.sums = move_moments(drift, self.grams, self.sums, self.counts)
         self.pending.fill_(True)
 

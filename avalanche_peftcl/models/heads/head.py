@@ -157,6 +157,19 @@ class Head(Growing):
         """Begin the last rows, one a name, from the names of their classes, after :meth:`grow`."""
 
 
+def check_whole(head: Head) -> None:
+    """Refuse that a head learns on that has left behind what it learns from.
+
+    Raises:
+        ConfigError: If its :attr:`~.Growing.statistics` were not in the file it was loaded from.
+    """
+    if missing := head.missing_statistics():
+        raise ConfigError(
+            f"a {type(head).__name__} from an exported file can predict but not learn on: the file "
+            f"holds no {missing[0]!r}; go on from a checkpoint, which does"
+        )
+
+
 def check_removed(counts: Tensor) -> None:
     """Refuse that more images of a class were removed than it has.
 

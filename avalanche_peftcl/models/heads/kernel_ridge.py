@@ -15,6 +15,7 @@ from avalanche_peftcl.models.heads.random_ridge import RandomFeatures
 from avalanche_peftcl.models.heads.regression import Penalty, PenaltyFactor, RegressionHead
 from avalanche_peftcl.registry.ranges import FeatureWidth, Seed
 
+_AT_ONCE = 1_024  # images whose random features are in memory
 Bandwidth = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
@@ -60,6 +61,10 @@ class KernelRidgeHead(RegressionHead):
     directions: Tensor
     phases: Tensor
     bandwidth: Tensor
+    waiting: Tensor
+    waiting_rows: Tensor
+    free_tensors = (*RegressionHead.free_tensors, "waiting", "waiting_rows")
+    statistics = (*RegressionHead.statistics, "waiting", "waiting_rows")
 
     def __init__(
         self,
@@ -78,7 +83,8 @@ class KernelRidgeHead(RegressionHead):
         self.register_buffer("directions", directions)
         self.register_buffer("phases", phases)
         self.register_buffer("bandwidth", torch.tensor(bandwidth or 0.0))
-        self._waiting: list[tuple[Tensor, Tensor, int]] = []  # until there is a bandwidth
+        self.register_buffer("waiting", torch.zeros(0, in_features))  # until there is a bandwidth
+        self.register_buffer("waiting_rows", torch.zeros(0, dtype=torch.long))  # -1 - row: removed
 
     def regressors(self, features: Tensor) -> Tensor:
         """Return the random features, in float32."""
@@ -90,18 +96,22 @@ class KernelRidgeHead(RegressionHead):
         if self.bandwidth > 0:
             super()._take(features, rows, sign=sign)
         else:
-            self._waiting.append((features.detach().float(), rows, sign))
+            self.waiting = torch.cat([self.waiting, features.to(self.waiting)])
+            self.waiting_rows = torch.cat([self.waiting_rows, rows if sign > 0 else -1 - rows])
 
     @torch.no_grad()
     def settle(self) -> None:
         """Choose the bandwidth first, if there is none; then as :meth:`.RegressionHead.settle`."""
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            seen = torch.cat([features for features, _, sign in waiting if sign > 0])
-            check_finite([seen], "the features of a kernel regression")
-            self.bandwidth.fill_(median_distance(seen))
-            for features, rows, sign in waiting:
-                self._take(features, rows, sign=sign)
+        rows, taken = self.waiting_rows, self.waiting_rows >= 0
+        if bool(taken.any()):
+            check_finite([self.waiting], "the features of a kernel regression")
+            self.bandwidth.fill_(median_distance(self.waiting[taken]))
+            for start in range(0, len(rows), _AT_ONCE):
+                part = slice(start, start + _AT_ONCE)
+                z, of, added = self.waiting[part], rows[part], taken[part]
+                self._take(z[added], of[added], sign=1)
+                self._take(z[~added], -1 - of[~added], sign=-1)
+            self.waiting, self.waiting_rows = self.waiting[:0], rows[:0]
         super().settle()
 
 

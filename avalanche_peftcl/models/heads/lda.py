@@ -10,7 +10,7 @@ from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.gaussians import oas_shrinkage, shrink, within_scatter
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.drift import Drift, move_moments
-from avalanche_peftcl.models.heads.head import Head, check_removed
+from avalanche_peftcl.models.heads.head import Head, check_removed, check_whole
 from avalanche_peftcl.models.heads.posterior import log_posterior
 from avalanche_peftcl.models.heads.regression import WIDEST, check_width
 from avalanche_peftcl.registry.ranges import FeatureWidth
@@ -42,7 +42,7 @@ class LDAHead(Head):
             class means, which no sum over images in this size gives; ``gaussian`` has it.
 
     Attributes:
-        gram: :math:`\sum z z^\top`, ``(D, D)``.
+        gram: :math:`\sum z z^\top`, ``(D, D)``; of no rows until there is an image.
         sums: :math:`\sum z` of each row, ``(R, D)``.
         counts: Images of each row, ``(R,)``.
         shrunk: Share of shrinkage, ``()``; 0 until it is chosen.
@@ -67,6 +67,8 @@ class LDAHead(Head):
 
     fitted = True
     row_tensors = ("sums", "counts", "weight", "bias")
+    free_tensors = ("gram",)  # which takes memory from the first image on
+    statistics = ("gram", "sums")
     gram: Tensor
     sums: Tensor
     counts: Tensor
@@ -81,7 +83,7 @@ class LDAHead(Head):
         super().__init__(in_features)
         self.shrinkage = shrinkage
         double = torch.float64
-        self.register_buffer("gram", torch.zeros(in_features, in_features, dtype=double))
+        self.register_buffer("gram", torch.zeros(0, in_features, dtype=double))
         self.register_buffer("sums", torch.zeros(0, in_features, dtype=double))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
         self.register_buffer("weight", torch.zeros(0, in_features))
@@ -101,6 +103,9 @@ class LDAHead(Head):
         self._take(features, rows, sign=-1)
 
     def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
+        check_whole(self)
+        if not len(self.gram):
+            self.gram = self.gram.new_zeros(2 * self.gram.shape[1:])
         z = features.double()
         with torch.autocast(features.device.type, enabled=False):
             self.gram.addmm_(z.T, z, alpha=sign)
@@ -111,8 +116,10 @@ class LDAHead(Head):
     @torch.no_grad()
     def move(self, drift: Drift) -> None:
         """Move the sums; exact where the drift is linear."""
-        self.gram, self.sums = move_moments(drift, self.gram, self.sums, self.counts)
-        self.pending.fill_(True)
+        check_whole(self)
+        if len(self.gram):
+            self.gram, self.sums = move_moments(drift, self.gram, self.sums, self.counts)
+            self.pending.fill_(True)
 
     def covariance(self) -> Tensor:
         """Return the shrunk covariance within classes, ``(D, D)``, in float64."""

@@ -15,7 +15,7 @@ from avalanche_peftcl.functional.ridge import (
     scale_free_cross_validation,
     spectrum,
 )
-from avalanche_peftcl.models.heads.head import Head, check_removed
+from avalanche_peftcl.models.heads.head import Head, check_removed, check_whole
 from avalanche_peftcl.models.heads.rows import MASK_VALUE
 
 WIDEST = 16_384  # of a regression: its Gram takes 2 GiB
@@ -74,7 +74,7 @@ class RegressionHead(Head):
         penalty_factor: Multiplies what was chosen by a criterion.
 
     Attributes:
-        gram: ``G``, ``(M, M)``.
+        gram: ``G``, ``(M, M)``; of no rows until there is an image.
         sums: ``C`` transposed, ``(R, M)``.
         counts: Images of each row, ``(R,)``.
         weight: ``W`` transposed, ``(R, M)``.
@@ -83,6 +83,8 @@ class RegressionHead(Head):
 
     fitted = True
     row_tensors = ("sums", "counts", "weight")
+    free_tensors: tuple[str, ...] = ("gram",)  # which takes memory from the first image on
+    statistics: tuple[str, ...] = ("gram", "sums")
     gram: Tensor
     sums: Tensor
     counts: Tensor
@@ -101,7 +103,7 @@ class RegressionHead(Head):
         super().__init__(in_features)
         self.criterion, self.penalty_factor = penalty, penalty_factor
         double = torch.float64
-        self.register_buffer("gram", torch.zeros(width, width, dtype=double))
+        self.register_buffer("gram", torch.zeros(0, width, dtype=double))
         self.register_buffer("sums", torch.zeros(0, width, dtype=double))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
         self.register_buffer("weight", torch.zeros(0, width))
@@ -123,6 +125,9 @@ class RegressionHead(Head):
         self._take(features, rows, sign=-1)
 
     def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
+        check_whole(self)
+        if not len(self.gram):
+            self.gram = self.gram.new_zeros(2 * self.gram.shape[1:])
         with torch.autocast(features.device.type, enabled=False):
             h = self.regressors(features).double()
             self.gram.addmm_(h.T, h, alpha=sign)

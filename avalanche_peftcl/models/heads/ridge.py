@@ -5,6 +5,7 @@ from torch import Tensor
 
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.drift import Drift, move_moments
+from avalanche_peftcl.models.heads.head import check_whole
 from avalanche_peftcl.models.heads.regression import (
     WIDEST,
     Penalty,
@@ -63,8 +64,10 @@ class RidgeHead(RegressionHead):
     @torch.no_grad()
     def move(self, drift: Drift) -> None:
         """Move the sums; exact where the drift is linear."""
-        self.gram, self.sums = move_moments(drift, self.gram, self.sums, self.counts)
-        self.pending.fill_(True)
+        check_whole(self)
+        if len(self.gram):
+            self.gram, self.sums = move_moments(drift, self.gram, self.sums, self.counts)
+            self.pending.fill_(True)
 
 
 @exportable

@@ -17,6 +17,9 @@ class Growing(nn.Module):
 
     Attributes:
         row_tensors: Names of the parameters and buffers whose first axis are the rows.
+        free_tensors: Names of buffers of any shape: they take that of what is loaded.
+        statistics: Names of buffers that only learning needs. Exported files leave them out, and
+            what such a file is loaded into keeps them as they are when it is new.
 
     Example:
         >>> class Scores(Growing):
@@ -32,13 +35,24 @@ class Growing(nn.Module):
     """
 
     row_tensors: tuple[str, ...] = ()
+    free_tensors: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
 
     def grow(self, n_rows: int) -> None:
         """Lengthen every tensor of :attr:`row_tensors` to ``n_rows``; old rows stay, new are 0."""
+        missing = self.missing_statistics()
         for name, old in self._rows().items():
+            if name in missing:
+                continue
             new = old.new_zeros(n_rows, *old.shape[1:])
             new[: len(old)] = old.detach()
             setattr(self, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+
+    def missing_statistics(self) -> list[str]:
+        """Return the names of those :attr:`statistics` with an entry a row that were left out."""
+        rows = self._rows()
+        n_rows = max((len(t) for name, t in rows.items() if name not in self.statistics), default=0)
+        return [name for name in rows if name in self.statistics and len(rows[name]) < n_rows]
 
     def _rows(self) -> dict[str, Tensor]:
         held = {**self._parameters, **self._buffers}
@@ -47,13 +61,19 @@ class Growing(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        sizes = {len(state_dict[prefix + n]) for n in self.row_tensors if prefix + n in state_dict}
+        there = {n: state_dict[prefix + n] for n in self.row_tensors if prefix + n in state_dict}
+        sizes = {len(tensor) for name, tensor in there.items() if name not in self.statistics}
         if len(sizes) == 1:
             n_rows = sizes.pop()
             for name, old in self._rows().items():
-                if len(old) != n_rows:
-                    new = old.new_zeros(n_rows, *old.shape[1:])
+                size = len(there.get(name, old)) if name in self.statistics else n_rows
+                if len(old) != size:
+                    new = old.new_zeros(size, *old.shape[1:])
                     setattr(self, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+        for name in self.free_tensors:
+            given, here = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(given, Tensor) and given.ndim == here.ndim:
+                setattr(self, name, here.new_zeros(given.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -13,7 +13,9 @@ from avalanche_peftcl.functional import median_distance
 from avalanche_peftcl.functional import ridge as formulas
 from avalanche_peftcl.models import (
     ExactKernelRidgeHead,
+    GaussianHead,
     KernelRidgeHead,
+    LDAHead,
     LinearDrift,
     RandomRidgeHead,
     RidgeHead,
@@ -373,3 +375,35 @@ def test_the_median_minds_no_order_and_equal_rows_have_one_too():
     assert some == pytest.approx(all_, rel=0.05)
     assert median_distance(torch.ones(3, 4)) == 2
     assert median_distance(torch.zeros(1, 4)) == 1
+
+
+# --- what a file holds ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *MAKE.values(),
+        lambda: KernelRidgeHead(6, n_features=50),
+        lambda: LDAHead(6),
+        lambda: GaussianHead(6),
+    ],
+)
+def test_without_its_statistics_a_head_predicts_the_same_and_learns_no_further(make):
+    features, rows = images(40, n_classes=3)
+    torch.manual_seed(0)
+    head, new = fit(make(), features, rows), make()
+    state = head.state_dict()
+    assert set(head.statistics) < set(state)
+    new.load_state_dict(
+        {name: value for name, value in state.items() if name not in head.statistics}
+        | {name: value for name, value in new.state_dict().items() if name in head.statistics}
+    )
+    assert torch.equal(new(features), head(features))
+    new.settle()
+    assert torch.equal(new(features), head(features))
+    new.grow(5)
+    assert torch.equal(new(features)[:, :3], head(features))
+    for learn in (new.observe, new.remove):
+        with pytest.raises(ConfigError, match="from an exported file can predict but not learn on"):
+            learn(features, rows)
