@@ -107,6 +107,14 @@ def run(
             help="Run the seeds on Ray: on the cluster at HOST:PORT, or started on this machine.",
         ),
     ] = None,
+    floors: Annotated[
+        bool,
+        typer.Option(
+            "--floors",
+            help="Then run nearest class mean and ridge regression on the same frozen network, "
+            "each in OUTPUT/floors.",
+        ),
+    ] = False,
 ) -> None:
     """Train and evaluate one configuration and write its record.
 
@@ -132,6 +140,10 @@ def run(
     and --resume keeps it. bfloat16 where it is emulated takes several times the
     time of float32 and is told. 'no' gives the same numbers on every processor.
 
+    --floors adds what trains nothing and every method has to beat, on the same
+    images, seeds and precision. Floors that are there are kept. compare finds
+    them in or beside the folders that it is given, and marks them.
+
     Exit status 1 if one of several seeds failed.
     """
     from avalanche_peftcl.sweeps.command import run_as_asked
@@ -144,6 +156,7 @@ def run(
         seeds=seeds,
         jobs=jobs,
         ray=ray,
+        floors=floors,
         console=standard_console(),
     )
     if not succeeded:

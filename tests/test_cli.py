@@ -31,16 +31,17 @@ def calls(monkeypatch: pytest.MonkeyPatch):
     def load_config(path, overrides, *, seeds):
         return types.SimpleNamespace(read=(path, overrides), seeds=seeds)
 
-    def run_and_show(config, overwrite, console):
-        seen.arguments.append((*config.read, overwrite))
+    def run_and_show(config, overwrite, console, *, floors):
+        seen.arguments.append((*config.read, overwrite, *(["floors"] if floors else [])))
         console.print("running")
         if isinstance(seen.error, Warning):
             warnings.warn(seen.error, stacklevel=2)
         elif seen.error is not None:
             raise seen.error
 
-    def resume_from_folder(folder, path, overrides, overwrite, console):
-        seen.arguments.append((folder, path, overrides, overwrite))
+    def resume_from_folder(folder, path, overrides, overwrite, console, *, floors):
+        told = ["floors"] if floors else []
+        seen.arguments.append((folder, path, overrides, overwrite, *told))
 
     module.run_and_show = run_and_show  # type: ignore[attr-defined]
     module.resume_from_folder = resume_from_folder  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from avalanche_peftcl.compare.methods import (
     QUANTITIES,
     Method,
     Quantity,
+    each_floor_once,
     further_quantities,
     gather,
 )
@@ -84,7 +85,7 @@ class Comparison:
 def compare_runs(
     folders: Sequence[str | Path], *, force: bool = False, published: bool = False
 ) -> Comparison:
-    """Compare the runs in ``folders``.
+    """Compare the runs in ``folders``, and their floors, each once, see :func:`.floor_runs`.
 
     Args:
         folders: Run records, or folders with run records at any depth below them.
@@ -103,7 +104,7 @@ def compare_runs(
     read = [read_run(folder) for folder in find_records([Path(folder) for folder in folders])]
     unreadable = tuple(one for one in read if isinstance(one, LeftOut))
     readable = [one for one in read if isinstance(one, RunRecord)]
-    runs = [run for run in readable if run.record.complete]
+    runs = each_floor_once([run for run in readable if run.record.complete])
     incomplete = tuple(
         LeftOut(
             run.folder,

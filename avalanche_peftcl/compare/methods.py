@@ -20,7 +20,7 @@ _KINDS = sorted(
     key=lambda kind: _PLACES.get(kind.name, 1),
 )
 # of the run, not the method
-_ASIDE = {"output", "seed", "device", "num_threads", "num_workers", "checkpoint_every"}
+_ASIDE = {"output", "seed", "device", "num_threads", "num_workers", "checkpoint_every", "floor"}
 _ASIDE |= {kind.key for kind in KINDS.values()}  # told by the kinds, but for those that watch
 _LONG = 40  # characters of an option's value in a label
 _LAST = ("protocol", "provider")  # told only if nothing else tells two methods apart
@@ -126,6 +126,26 @@ class Method:
         return [_estimate(values) for values in zip(*drops, strict=True)]
 
 
+def each_floor_once(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return ``runs`` without floors that are there already: several methods may have the same.
+
+    A floor is left out where a run of the same method and seed is none, or comes first.
+    """
+    kept: list[RunRecord] = []
+    there = {_whose(run) for run in runs if not run.record.config.floor}
+    for run in runs:
+        if run.record.config.floor:
+            if (whose := _whose(run)) in there:
+                continue
+            there.add(whose)
+        kept.append(run)
+    return kept
+
+
+def _whose(run: RunRecord) -> tuple[str, int]:
+    return _token(_identity(run)), run.record.seed
+
+
 def gather(runs: Sequence[RunRecord]) -> list[Method]:
     """Gather complete runs into methods.
 
@@ -133,7 +153,7 @@ def gather(runs: Sequence[RunRecord]) -> list[Method]:
     output folder, device, threads, workers, checkpoints, metrics, loggers, and the benchmark's seed
     and list of classes; of the path to an image folder its last name counts, of weights their hash.
     The label is the name of the strategy with what differs: components and data set between all
-    methods, options between methods with the same strategy.
+    methods, options between methods with the same strategy; behind it, whether it is a floor.
 
     Args:
         runs: Complete runs.
@@ -160,6 +180,8 @@ def gather(runs: Sequence[RunRecord]) -> list[Method]:
         )
     groups = list(gathered.values())
     labels = _labels([_identity(those[0]) for those in groups])
+    floors = [all(run.record.config.floor for run in those) for those in groups]
+    labels = [f"{a} (floor)" if floor else a for a, floor in zip(labels, floors, strict=True)]
     return [
         Method(label, tuple(sorted(those, key=lambda run: run.record.seed)))
         for label, those in zip(labels, groups, strict=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from avalanche_peftcl.errors import ConfigError, RecordError
 from avalanche_peftcl.runs.reading import read_record
 from avalanche_peftcl.runs.record import RunRecord
-from avalanche_peftcl.runs.schema import RECORD
+from avalanche_peftcl.runs.schema import FLOORS, RECORD, SEED_FOLDER
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def find_records(folders: Sequence[Path]) -> list[Path]:
         folders: Run records, or folders with run records at any depth below them.
 
     Returns:
-        Each record once: those of the first folder, sorted by path, then those of the next.
+        Each record once: those of the first folder, sorted by path, then those of the next; then
+        the floors of a sweep's runs, which lie beside these.
 
     Raises:
         ConfigError: If one of ``folders`` is no folder, cannot be read or holds no record.
@@ -51,6 +52,10 @@ def find_records(folders: Sequence[Path]) -> list[Path]:
             )
         for record in records:
             found.setdefault(record.resolve(), record)
+    for record in list(found.values()):
+        if SEED_FOLDER.fullmatch(record.name):
+            for floor in sorted(record.parent.glob(f"{FLOORS}/*/{record.name}/{RECORD}")):
+                found.setdefault(floor.parent.resolve(), floor.parent)
     return list(found.values())
 
 

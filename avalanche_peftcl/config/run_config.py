@@ -92,6 +92,7 @@ class RunConfig(BaseModel):
             one after each experience only.
         evaluate: ``"seen"`` evaluates on the experiences trained so far; ``"all"`` on the whole
             test stream, and once before training (needed for forward transfer).
+        floor: Whether it is a floor that other runs are held against; comparisons say so.
         backbone: The frozen network.
         module: The PEFT module, for a strategy that takes one.
         head: What turns features into predictions, for a strategy that takes one.
@@ -125,6 +126,7 @@ class RunConfig(BaseModel):
     num_workers: Annotated[int, Field(ge=0, le=_MOST_AT_A_TIME)] = 0
     checkpoint_every: Count | None = None
     evaluate: Literal["seen", "all"] = "seen"
+    floor: Annotated[bool | None, AfterValidator(lambda given: given or None)] = None
     backbone: ComponentConfig
     module: ComponentConfig | None = None
     head: ComponentConfig | None = None

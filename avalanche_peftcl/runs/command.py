@@ -13,22 +13,30 @@ from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.runs.schema import RECORD
 
 
-def run_and_show(config: RunConfig, overwrite: bool, console: Console) -> None:
+def run_and_show(
+    config: RunConfig, overwrite: bool, console: Console, *, floors: bool = False
+) -> None:
     """Run a configuration and show it on ``console``.
 
     Args:
         config: What to run.
         overwrite: Whether an earlier run in the output folder is replaced.
         console: Where progress and result are shown.
+        floors: Whether its floors are run too.
 
     Raises:
         PEFTCLError: As :func:`run`.
     """
-    run(config, overwrite=overwrite, reporter=RunProgress(console))
+    run(config, overwrite=overwrite, floors=floors, reporter=RunProgress(console))
 
 
 def run_from_file(
-    path: str | Path, overrides: Sequence[str], overwrite: bool, console: Console
+    path: str | Path,
+    overrides: Sequence[str],
+    overwrite: bool,
+    console: Console,
+    *,
+    floors: bool = False,
 ) -> None:
     """Run the configuration in a file and show it on ``console``.
 
@@ -37,11 +45,12 @@ def run_from_file(
         overrides: Settings that replace the file's, such as ``"strategy.lr=0.1"``.
         overwrite: Whether an earlier run in the output folder is replaced.
         console: Where progress and result are shown.
+        floors: Whether its floors are run too.
 
     Raises:
         PEFTCLError: As :func:`run`; :class:`ConfigError` also if the file cannot be used.
     """
-    run_and_show(load_config(path, overrides), overwrite, console)
+    run_and_show(load_config(path, overrides), overwrite, console, floors=floors)
 
 
 def resume_from_folder(
@@ -50,6 +59,8 @@ def resume_from_folder(
     overrides: Sequence[str],
     overwrite: bool,
     console: Console,
+    *,
+    floors: bool = False,
 ) -> None:
     """Go on with the unfinished run in a folder and show it on ``console``.
 
@@ -59,6 +70,7 @@ def resume_from_folder(
         overrides: Settings that replace the file's.
         overwrite: Whether the run is begun anew if it cannot go on.
         console: Where progress and result are shown.
+        floors: Whether its floors are run too.
 
     Raises:
         PEFTCLError: As :func:`run`; :class:`ConfigError` also if there is no run in the folder.
@@ -75,4 +87,5 @@ def resume_from_folder(
             )
     config = load_config(path, overrides, settings=settings)
     config = config.model_copy(update={"output": folder})
-    run(config, resume=True, overwrite=overwrite, reporter=RunProgress(console))
+    reporter = RunProgress(console)
+    run(config, resume=True, overwrite=overwrite, floors=floors, reporter=reporter)

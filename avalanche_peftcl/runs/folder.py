@@ -1,7 +1,6 @@
 """A run's folder: what in it is ours, and what is somebody else's and stays as it is."""
 
 import os
-import re
 import stat
 from collections.abc import Collection
 from contextlib import suppress
@@ -14,7 +13,7 @@ from avalanche_peftcl.files import LOCK, part_of
 from avalanche_peftcl.runs.matrix_file import MATRIX_FILE
 from avalanche_peftcl.runs.reading import read_claim
 from avalanche_peftcl.runs.report import PICTURE
-from avalanche_peftcl.runs.schema import RECORD
+from avalanche_peftcl.runs.schema import FLOORS, RECORD, SEED_FOLDER
 
 FILES = (
     "config.yaml",
@@ -27,7 +26,6 @@ FILES = (
 CHECKPOINTS = "checkpoint"  # the folder beside them
 LOG = "run.log"  # a sweep's; written at its end, never removed
 LOGGERS = ("tensorboard", "wandb")  # folders; what is in them stays unless a record lists them
-_SEED = re.compile(r"seed[0-9]+")  # folder of a run of a sweep, which no other run touches
 _MOST = 5  # names that one message lists
 
 Stamp = tuple[int, int, int]
@@ -129,15 +127,17 @@ def remove_parts(folder: Path) -> None:
 
 def _others(names: Collection[str], known: Collection[str]) -> list[str]:
     """Return those of ``names`` that are not known, and not ours in any folder."""
-    spared = {LOCK, LOG, *known}
+    spared = {LOCK, LOG, FLOORS, *known}
     return sorted(
-        n for n in names if n not in spared and not _SEED.fullmatch(n) and part_of(n) not in FILES
+        n
+        for n in names
+        if n not in spared and not SEED_FOLDER.fullmatch(n) and part_of(n) not in FILES
     )
 
 
 def _mistaken(folder: Path, name: str, listed: Collection[str]) -> str | None:
     """Say what lies in the place of a file or folder of ours and is none."""
-    if name not in listed and name not in (LOCK, LOG, *LOGGERS):
+    if name not in listed and name not in (LOCK, LOG, FLOORS, *LOGGERS):
         return None
     try:
         mode = os.lstat(folder / name).st_mode
@@ -147,7 +147,7 @@ def _mistaken(folder: Path, name: str, listed: Collection[str]) -> str | None:
         return "a link"
     if name in (*FILES, LOCK, LOG):
         return None if stat.S_ISREG(mode) else "no file"
-    if name in (CHECKPOINTS, *LOGGERS):
+    if name in (CHECKPOINTS, FLOORS, *LOGGERS):
         return None if stat.S_ISDIR(mode) else "no folder"
     return None
 

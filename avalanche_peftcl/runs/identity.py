@@ -11,7 +11,12 @@ from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.registry.packages import Entry
 from avalanche_peftcl.runs.facts import describe_versions
 
-_FREE = ("output", "checkpoint_every", "loggers")  # keys that may change when a run goes on
+_FREE = (
+    "output",
+    "checkpoint_every",
+    "floor",
+    "loggers",
+)  # keys that may change when a run goes on
 HOW = ("num_threads", "num_workers")  # keys that do not matter once it is finished
 # places of files, which may have moved; their contents are compared
 _PLACES = {"backbone": ("checkpoint",), "benchmark": ("root", "manifest")}

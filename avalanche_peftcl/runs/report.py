@@ -25,6 +25,7 @@ _JOINT = (
     "All experiences were trained on at once (joint training), so there is the last row of the "
     "accuracy matrix alone: average accuracy and forgetting are not defined."
 )
+_FLOOR = "This run is a floor that other methods are held against."
 _MOST = 20  # experiences whose matrix is printed cell by cell
 _FEW = 10  # of more experiences, how many are printed
 
@@ -90,6 +91,7 @@ def markdown_report(record: Record) -> str:
         "drop of the earlier experiences from their best accuracy.",
         "",
         *([_JOINT, ""] if record.joint else []),
+        *([_FLOOR, ""] if record.config.floor else []),
         "## Accuracy matrix",
         "",
         "In percent; rows: after training on that experience, columns: on the test images of it."

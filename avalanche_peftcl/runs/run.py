@@ -16,6 +16,7 @@ from avalanche_peftcl.models.device import check_device
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.offers import ExperienceOffers
 from avalanche_peftcl.runs.build import build_backbone, build_method
+from avalanche_peftcl.runs.floors import floor_runs, of_the_same
 from avalanche_peftcl.runs.folder import Stamp, check_output
 from avalanche_peftcl.runs.identity import Identity
 from avalanche_peftcl.runs.journal import Journal
@@ -34,6 +35,7 @@ def run(
     registry: Registry | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    floors: bool = False,
     reporter: RunProgress | None = None,
 ) -> RunRecord:
     """Train and evaluate one configuration, experience by experience.
@@ -50,6 +52,8 @@ def run(
         resume: Go on with the run in the output folder from its last checkpoint; begin it if
             nothing of it is finished, return its record if all is. With ``overwrite`` a run that
             cannot go on is begun anew.
+        floors: Run its floors too, once it is complete, see :func:`.floor_runs`; those that are
+            there are kept.
         reporter: Shows the run; ``None`` shows nothing.
 
     Returns:
@@ -72,14 +76,22 @@ def run(
     registry = discover() if registry is None else registry
     reporter = RunProgress() if reporter is None else reporter
     there = check_output(config.output, overwrite=overwrite, resume=resume)
+    if floors:
+        floor_runs(config, registry)  # checks them before anything runs
+    done = None
     if resume:
         try:
-            return _run(config, registry, reporter, there, resume=True)
+            done = _run(config, registry, reporter, there, resume=True)
         except CheckpointError as error:
             if not overwrite:
                 raise
             reporter.say(f"it cannot go on and begins anew: {error}")
-    return _run(config, registry, reporter, there, overwrite=overwrite)
+    done = done or _run(config, registry, reporter, there, overwrite=overwrite)
+    as_run = config.model_copy(update={"strategy": done.record.config.strategy})
+    for floor in floor_runs(as_run, registry) if floors else []:
+        how = {"resume": of_the_same(floor.output, done.record), "overwrite": True}
+        run(floor, registry=registry, reporter=RunProgress(reporter.console), **how)
+    return done
 
 
 def _run(

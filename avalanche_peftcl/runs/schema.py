@@ -1,5 +1,6 @@
 """The record of a run, typed, as it lies in ``metrics.json``; no torch."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Self
 
@@ -8,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validato
 from avalanche_peftcl.config import RunConfig
 
 RECORD = "metrics.json"
+FLOORS = "floors"  # folder of further runs in a run's folder, which no other run touches
+SEED_FOLDER = re.compile(r"seed[0-9]+")  # of a run of a sweep, which no other run touches
 FORMAT = 2  # of the records that are written
 FORMATS = (1, 2)  # that can be read; 1 has the accuracy matrix in this file
 

@@ -19,6 +19,7 @@ def run_as_asked(
     seeds: str | None,
     jobs: int,
     ray: str | None,
+    floors: bool,
     console: Console,
 ) -> bool:
     """Run what the words of the command line ask for.
@@ -31,6 +32,7 @@ def run_as_asked(
         seeds: Several seeds, as they were written.
         jobs: Seeds that run at a time.
         ray: Where Ray is, if the seeds run there.
+        floors: Whether the floors of the run, or of every seed, are run too.
         console: Where progress and result are shown.
 
     Returns:
@@ -48,7 +50,7 @@ def run_as_asked(
     if resume is not None:
         from avalanche_peftcl.runs.command import resume_from_folder  # Avalanche takes seconds
 
-        resume_from_folder(resume, config, overrides, overwrite, console)
+        resume_from_folder(resume, config, overrides, overwrite, console, floors=floors)
         return True
     if config is None:
         raise ConfigError("give a YAML file that describes the run, or --resume FOLDER")
@@ -57,11 +59,13 @@ def run_as_asked(
     if settings.seeds is not None:
         from avalanche_peftcl.sweeps.sweep import run_sweep
 
-        outcomes = run_sweep(settings, jobs=jobs, ray=ray, overwrite=overwrite, console=console)
+        outcomes = run_sweep(
+            settings, jobs=jobs, ray=ray, overwrite=overwrite, floors=floors, console=console
+        )
         return all(outcome.error is None for outcome in outcomes)
     if jobs != 1 or ray is not None:
         raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
     from avalanche_peftcl.runs.command import run_and_show
 
-    run_and_show(settings, overwrite, console)
+    run_and_show(settings, overwrite, console, floors=floors)
     return True

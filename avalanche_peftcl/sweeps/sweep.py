@@ -13,6 +13,8 @@ from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.console import plain
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.device import check_device
+from avalanche_peftcl.registry import discover
+from avalanche_peftcl.runs.floors import floor_runs
 from avalanche_peftcl.runs.report import percent
 from avalanche_peftcl.runs.schema import HEADLINES, Record
 from avalanche_peftcl.runs.signals import how_to_stop, termination_raised
@@ -44,6 +46,7 @@ def run_sweep(
     jobs: int = 1,
     ray: str | None = None,
     overwrite: bool = False,
+    floors: bool = False,
     console: Console | None = None,
 ) -> list[Outcome]:
     """Run each of ``config.seeds`` in ``<output>/seed<seed>``.
@@ -59,10 +62,11 @@ def run_sweep(
         ray: Run on Ray instead: ``"local"`` starts it here, ``"auto"``, ``HOST:PORT`` or
             ``ray://HOST:PORT`` is a cluster that shares the file system.
         overwrite: Run all from the start, finished ones again too.
+        floors: Run the floors of every seed too, see :func:`.floor_runs`, as a sweep each.
         console: Where starts, ends and the summary are shown; ``None`` shows nothing.
 
     Returns:
-        One outcome a seed, in the order of ``config.seeds``.
+        One outcome a seed, in the order of ``config.seeds``; behind them those of each floor.
 
     Raises:
         ConfigError: Before anything runs: no seeds, settings that cannot be used, a folder that
@@ -79,6 +83,7 @@ def run_sweep(
     if ray is not None and jobs != 1:
         raise ConfigError("jobs is for this machine; Ray runs as many as its processors allow")
     console = Console(quiet=True) if console is None else console
+    further = floor_runs(config, discover()) if floors else []
     runs = [config.for_seed(seed) for seed in config.seeds]
     outcomes = {
         run.seed: Outcome(run.seed, run.output, record)
@@ -119,6 +124,8 @@ def run_sweep(
         if outcome.error is not None:
             log = by_seed[outcome.seed].log
             _say(console, f"seed {outcome.seed} failed: {outcome.error}\n  see {log}")
+    for floor in further:
+        results += run_sweep(floor, jobs=jobs, ray=ray, overwrite=overwrite, console=console)
     return results
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, HeadBuilder, PrototypeHead
+from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, HeadBuilder, RidgeHead
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import PluginOrder, TemplateArguments
 from avalanche_peftcl.training.networks import build_network
@@ -34,11 +34,16 @@ def build_closed_form(
     Args:
         backbone: The frozen network.
         module: A pass through it that is not trained; ``None`` is the network as it is.
-        head: A head that is fitted; ``None`` is cosine to the class means.
+        head: A head that is fitted; ``None`` is ridge regression.
         options: The others.
 
     Raises:
         ConfigError: If the head is trained by gradients.
+
+    Source:
+        Ridge regression of one-hot targets on frozen features: the form of RanPAC, McDonnell et
+        al., arXiv 2307.02251. Differs: any head, on pooled features or on those of blocks; the
+        penalty is chosen from the statistics.
 
     Example:
         >>> from avalanche_peftcl.testing import toy_backbone, toy_benchmark
@@ -48,7 +53,7 @@ def build_closed_form(
         >>> any(p.requires_grad for p in strategy.model.parameters())
         False
     """
-    return fit(backbone, module, head or PrototypeHead, options)
+    return fit(backbone, module, head or RidgeHead, options)
 
 
 def fit(
@@ -64,7 +69,7 @@ def fit(
     if not model.head.fitted:
         raise ConfigError(
             f"nothing trains here, and a {type(model.head).__name__} is trained; take a head that "
-            "is fitted, such as 'prototypes', or the strategy 'naive'"
+            "is fitted, such as 'ridge', or the strategy 'naive'"
         )
     no_training = TemplateArguments(train_mb_size=options.eval_mb_size, train_epochs=0)
     return PEFTTemplate(

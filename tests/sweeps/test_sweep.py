@@ -546,6 +546,7 @@ def asked(monkeypatch):
         (["seeds=[4]"], [4], {}),
         (["--seeds", "1", "--ray"], [1], {"ray": "local"}),
         (["--ray", "--seeds", "1"], [1], {"ray": "local"}),
+        (["--seeds=1", "--floors"], [1], {"floors": True}),
         (["--ray", "strategy.lr=1", "--seeds=1"], [1], {"ray": "local"}),
         (["--seeds=1", "--ray", "auto"], [1], {"ray": "auto"}),
         (["--seeds=1", "--ray", "head:6379", "strategy.lr=1"], [1], {"ray": "head:6379"}),
@@ -555,7 +556,9 @@ def asked(monkeypatch):
 def test_the_command_asks_for_what_was_typed(file, asked, words, seeds, options):
     result = CliRunner().invoke(cli.app, ["run", str(file), *words])
     assert result.exit_code == 0, result.stderr
-    assert asked == [(seeds, {"jobs": 1, "ray": None, "overwrite": False} | options)]
+    assert asked == [
+        (seeds, {"jobs": 1, "ray": None, "overwrite": False, "floors": False} | options)
+    ]
 
 
 def test_the_command_fails_if_a_run_failed(file, asked):

@@ -1,0 +1,84 @@
+"""The floors of a run: classifiers that train nothing, on the same frozen network and stream."""
+
+from pathlib import Path
+from typing import Any
+
+from avalanche_peftcl.config import ComponentConfig, RunConfig
+from avalanche_peftcl.config.plan import make_plan
+from avalanche_peftcl.errors import RecordError
+from avalanche_peftcl.registry import Registry
+from avalanche_peftcl.runs.folder import check_output
+from avalanche_peftcl.runs.identity import settings_of
+from avalanche_peftcl.runs.reading import read_record
+from avalanche_peftcl.runs.schema import FLOORS, Record, Stream
+
+_FLOORS: dict[str, tuple[str, str | None]] = {  # folder: strategy and head
+    "nearest_class_mean": ("nearest_class_mean", None),
+    "ridge": ("closed_form", "ridge"),
+}
+_CARRIED = ("eval_mb_size", "mixed_precision")  # options of the run's strategy, if it has them
+
+
+def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
+    """Return the runs of the floors of a configuration, each in ``floors/NAME`` of its output.
+
+    They have its backbone, benchmark, seed or seeds, device and precision, and are marked as
+    floors. One that is the run itself is left out.
+
+    Args:
+        config: A run, or several seeds of it.
+        registry: Components to choose from.
+
+    Raises:
+        ConfigError: If a folder of theirs cannot be used, or as :func:`.make_plan`.
+
+    Example:
+        >>> from avalanche_peftcl.registry import discover
+        >>> config = RunConfig(
+        ...     output="runs/a", backbone="vit_glyph", benchmark="digits", strategy="ntk_cl", seed=3
+        ... )
+        >>> first = floor_runs(config, discover())[0]
+        >>> first.output.as_posix(), first.strategy.name, first.seed, first.floor
+        ('runs/a/floors/nearest_class_mean', 'nearest_class_mean', 3, True)
+    """
+    whole = _settings(config, registry)
+    carried = {k: v for k in _CARRIED if (v := whole["strategy"].get(k)) is not None}
+    runs = []
+    for name, (strategy, head) in _FLOORS.items():
+        floor = config.model_copy(
+            update={
+                "output": config.output / FLOORS / name,
+                "floor": True,
+                "checkpoint_every": None,
+                "module": None,
+                "head": None if head is None else ComponentConfig(name=head),
+                "strategy": ComponentConfig.model_validate({"name": strategy} | carried),
+                "plugins": [],
+                "metrics": [],
+                "loggers": [],
+            }
+        )
+        if _settings(floor, registry) != whole:
+            check_output(floor.output, overwrite=True, resume=True)
+            runs.append(floor)
+    return runs
+
+
+def of_the_same(folder: Path, record: Record) -> bool:
+    """Whether an earlier floor in a folder, if there is one, saw what a run saw.
+
+    Settings are compared where a run goes on; here the weights and the stream.
+    """
+    try:
+        there = read_record(folder)
+    except RecordError:
+        return True  # there is none, or none that would be taken as it is
+    return there.weights_sha256 == record.weights_sha256 and all(
+        getattr(there.protocol, name) == getattr(record.protocol, name)
+        for name in Stream.model_fields
+    )
+
+
+def _settings(config: RunConfig, registry: Registry) -> dict[str, Any]:
+    one = config if config.seeds is None else config.for_seed(config.seeds[0])
+    return settings_of(make_plan(one, registry).settings)
