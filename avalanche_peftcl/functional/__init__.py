@@ -20,6 +20,7 @@ from avalanche_peftcl.functional.drift import (
     nearest_neighbour_drift,
     smoothed_ridge_drift,
 )
+from avalanche_peftcl.functional.feature_replay import covariance_factor, normalised_logits
 from avalanche_peftcl.functional.finite import (
     all_finite,
     check_decided,
@@ -93,6 +94,7 @@ __all__ = [
     "clipped_forgetting",
     "complement",
     "coordinate_basis",
+    "covariance_factor",
     "extend_basis",
     "extend_centred_basis",
     "final_row",
@@ -116,6 +118,7 @@ __all__ = [
     "mean",
     "median_distance",
     "nearest_neighbour_drift",
+    "normalised_logits",
     "not_finite",
     "oas_shrinkage",
     "orthonormal_basis",

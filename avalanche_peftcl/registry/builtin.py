@@ -201,6 +201,11 @@ def peftcl_strategy_plugins() -> Iterable[Component]:
             "2020",
         ),
         Component(
+            "feature_replay",
+            f"{plugins}.feature_replay:build_feature_replay",
+            source="classifier alignment of SLCA, ICCV 2023; SLCA++, arXiv 2408.08295",
+        ),
+        Component(
             "gradient_projection",
             f"{plugins}.gradient_projection:build_gradient_projection",
             source="gradient projection of PEGP, arXiv 2405.13383; GPM, ICLR 2021",

@@ -36,6 +36,7 @@ from avalanche_peftcl.training.ntk_cl import build_ntk_cl
 from avalanche_peftcl.training.pegp import PEGP, build_pegp
 from avalanche_peftcl.training.plugins import RetentionPlugin
 from avalanche_peftcl.training.plugins.drift_compensation import DriftCompensationPlugin
+from avalanche_peftcl.training.plugins.feature_replay import FeatureReplayPlugin
 from avalanche_peftcl.training.plugins.feature_watch import FeatureWatch
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 from avalanche_peftcl.training.plugins.head_only import HeadOnlyPlugin
@@ -74,6 +75,10 @@ def options(plugins=()):
 
 def naive(*plugins, **further):
     return build_naive(**options(plugins), optimizer="adam", **further)
+
+
+def replay():
+    return FeatureReplayPlugin(samples_per_class=8, epochs=1)
 
 
 def drift():
@@ -118,6 +123,8 @@ CASES: dict[str, tuple[Any, str]] = {
     "stops early": (lambda: naive(StopsEarly()), "class"),
     "drift": (drift, "class"),
     "drift online": (drift, "online"),
+    "feature replay": (lambda: naive(replay()), "class"),
+    "feature replay online": (lambda: naive(replay()), "online"),
     "retention": (lambda: naive(RetentionPlugin(1.0)), "class"),
     "ewc": (lambda: naive(EWCPlugin(100.0)), "class"),
     "lwf": (lambda: naive(LwFPlugin(alpha=[0.0, 1.0, 2.0])), "class"),
@@ -258,6 +265,8 @@ NAMED = [
     (DriftCompensationPlugin, "_before", "drift"),
     (DriftCompensationPlugin, "_fits", "drift online"),
     (DriftCompensationPlugin, "_reports", "drift online"),
+    (FeatureReplayPlugin, "n_experiences_done", "feature replay"),
+    (FeatureReplayPlugin, "moments", "feature replay"),
     (RetentionPlugin, "reference", "retention"),
     (TaskOrthogonalityPlugin, "basis", "ntk_cl online"),
     (ReleasedContrastPlugin, "increment", "ntk_cl released online"),
@@ -321,7 +330,8 @@ def test_every_name_is_tried():
         for name in vars(kind)["remembers"]
     }
     named = {(kind, name) for kind, name, _ in NAMED}
-    assert said == named | {(GradientProjectionPlugin, "unprotected")}
+    between = {(FeatureReplayPlugin, "_unaligned"), (FeatureReplayPlugin, "_reports")}
+    assert said == named | between | {(GradientProjectionPlugin, "unprotected")}
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -340,6 +350,27 @@ def test_what_a_plugin_tells_is_kept(kept, monkeypatch):
     assert old.projection.unprotected
     assert (new.projection.summary() == old.projection.summary()) is kept
     assert new.current_rows == old.current_rows  # follows from the benchmark
+
+
+@pytest.mark.parametrize("left_out", [None, "_unaligned", "_reports"])
+def test_what_an_aligned_head_was_is_kept_between_experiences(left_out, monkeypatch):
+    """Two experiences have to end before there is any of it."""
+    kind = FeatureReplayPlugin
+    if left_out:
+        monkeypatch.setattr(kind, "remembers", tuple(n for n in kind.remembers if n != left_out))
+    old, benchmark = build("feature replay")
+    first, last = benchmark.train_stream[:2], benchmark.train_stream[2]
+    old.train(first, eval_streams=[])
+    held = StrategyState(old).save(trained=first), random_state(CPU)
+    state, generators = decode_state(encode_state(held), "it")
+    new, _ = build("feature replay")
+    StrategyState(new).load(state, trained=first, tested=[])
+    ends = []
+    for strategy in (old, new):
+        set_random_state(generators, CPU)
+        strategy.train(last, eval_streams=[])
+        ends.append(end_of(strategy))
+    assert bool(differing(*ends)) is bool(left_out)
 
 
 HOST = [  # what is kept of the host's plugins

@@ -66,6 +66,7 @@ KEPT = {
     "strategy_plugin": {
         "drift_compensation": watching.TestDriftCompensation,
         "ewc": watching.TestEWC,
+        "feature_replay": watching.TestFeatureReplay,
         "gradient_projection": watching.TestGradientProjection,
         "lwf": watching.TestLwF,
         "margin": watching.TestMargin,

@@ -16,6 +16,7 @@ from avalanche_peftcl.testing import (
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import (
     DriftCompensationPlugin,
+    FeatureReplayPlugin,
     GradientProjectionPlugin,
     HeadOnlyPlugin,
     HeadPlugin,
@@ -109,6 +110,11 @@ class TestDriftCompensation(PluginContract):
         backbone = blind_backbone()
         branch = build_attention_adapters(backbone=backbone)
         return strategy(PEFTModel(backbone, branch, PrototypeHead(backbone.embed_dim)), plugins)
+
+
+class TestFeatureReplay(PluginContract):
+    def create_plugin(self):
+        return FeatureReplayPlugin(samples_per_class=16, epochs=2)
 
 
 class TestRunningMean(PluginContract):

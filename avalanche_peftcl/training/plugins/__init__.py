@@ -1,6 +1,7 @@
 """Avalanche plugins: pieces that any strategy can use, those of NTK-CL and PEGP among them."""
 
 from avalanche_peftcl.training.plugins.drift_compensation import DriftCompensationPlugin
+from avalanche_peftcl.training.plugins.feature_replay import FeatureReplayPlugin
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 from avalanche_peftcl.training.plugins.head import HeadPlugin
 from avalanche_peftcl.training.plugins.head_only import HeadOnlyPlugin
@@ -22,6 +23,7 @@ from avalanche_peftcl.training.plugins.task_orthogonality import (
 
 __all__ = [
     "DriftCompensationPlugin",
+    "FeatureReplayPlugin",
     "GradientProjectionPlugin",
     "HeadOnlyPlugin",
     "HeadPlugin",

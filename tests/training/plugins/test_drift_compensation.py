@@ -201,7 +201,7 @@ class Beside(PEFTModel):
 
     @property
     def heads(self):
-        return (self.head, self.prototypes)
+        return (self.prototypes, self.head)
 
 
 def test_training_and_random_numbers_are_those_without_it():

@@ -1,0 +1,332 @@
+"""A trained head is aligned to all classes on features drawn from what is kept of each."""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from avalanche.core import SupervisedPlugin
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.functional.feature_replay import covariance_factor, normalised_logits
+from avalanche_peftcl.functional.finite import check_finite
+from avalanche_peftcl.functional.precision import in_double
+from avalanche_peftcl.models import Drift, DynamicModel, Head
+from avalanche_peftcl.models.heads.drift import move_moments
+from avalanche_peftcl.registry.ranges import Epochs, LearningRate, Seed, Share, Temperature
+from avalanche_peftcl.training.feature_pass import Features, feature_pass, network_of
+from avalanche_peftcl.training.joints import move_heads
+from avalanche_peftcl.training.streams import ends_experience, number_of, starts_experience
+
+Covariance = Literal["shared", "class"]
+MOST_ENTRIES = 2**28  # of all covariances: 2 GiB
+_MINIBATCH = 256
+
+
+class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
+    """Align a trained head to all classes so far, on features drawn from a Gaussian a class.
+
+    Once an experience was trained, features of its images are read with the test transforms, and
+    their sums join those of their classes; no image is kept. From the second experience on the head
+    then trains for some epochs on features drawn from the Gaussians of all classes, equally many
+    of each, and nothing else of the network does. With task labels a class competes with those of
+    its label. A :class:`.DriftCompensationPlugin` beside it moves what is kept with the features.
+
+    Works with any Avalanche strategy whose model is a
+    :class:`~avalanche_peftcl.models.DynamicModel` with one head, which is trained. It stands after
+    plugins that change weights at the end of an experience, and before those that look at the head
+    when one begins.
+
+    Memory: ``8 (R D + D²)`` bytes with a shared covariance, ``8 (R D + R D²)`` with one a class, at
+    most 2 GiB; while it aligns ``4 R S D`` for the ``S`` features of each class.
+
+    Args:
+        covariance: ``"shared"``: one for all classes, of images about their class means.
+            ``"class"``: one each.
+        shrinkage: Share of a multiple of the identity in a covariance, see
+            :func:`.covariance_factor`.
+        epochs: Of the alignment; each draws new features.
+        samples_per_class: ``S``, features of a class in an epoch.
+        lr: Learning rate of SGD with momentum 0.9 on minibatches of 256; falls as a cosine.
+        temperature: Of logits that are normalised, see :func:`.normalised_logits`; SLCA takes 0.1.
+            Only for heads that have learnt: steps are the longer, the shorter logits are, and a
+            head that begins near 0 is thrown off. ``None`` leaves logits as they are.
+        restore: Go on with the head as it was before its alignment when the next experience begins.
+        seed: Of the draws; no global generator is touched.
+
+    Attributes:
+        moments: Of each row ``counts`` of images, ``(R,)``, ``sums`` of their features, ``(R, D)``,
+            ``grams`` of their products, ``(D, D)`` or ``(R, D, D)``, both in float64, and with
+            which experience it was ``born``, ``(R,)``, from 0.
+
+    Raises:
+        ConfigError: If an argument is out of range; while training, if there is no one head that
+            is trained, or covariances would take too much memory.
+        NotFiniteError: While training, if features or what becomes of the head are no numbers.
+
+    Source:
+        Zhang et al., SLCA, ICCV 2023, and SLCA++, arXiv 2408.08295; released code GengDavid/SLCA
+        169d4e6. Differs: one shared covariance and plain logits by default; shrunk by a share
+        instead of 1e-4 I; the means of earlier classes are not made shorter; no weight decay in
+        the alignment; classes met again add to theirs.
+
+    Example:
+        >>> FeatureReplayPlugin(epochs=3).stored_floats
+        0
+    """
+
+    remembers: tuple[str, ...] = (*("n_experiences_done", "moments", "_unaligned", "_reports"),)
+
+    def __init__(
+        self,
+        *,
+        covariance: Covariance = "shared",
+        shrinkage: float = 0.1,
+        epochs: int = 5,
+        samples_per_class: int = 256,
+        lr: float = 0.01,
+        temperature: float | None = None,
+        restore: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if covariance not in ("shared", "class"):
+            raise ConfigError(f"covariance must be shared or class, not {covariance!r}")
+        if not 0 <= shrinkage <= 1:
+            raise ConfigError(f"shrinkage must be in [0, 1], not {shrinkage}")
+        if epochs < 1 or samples_per_class < 1:
+            raise ConfigError(
+                f"epochs={epochs} and samples_per_class={samples_per_class} must be at least 1"
+            )
+        if lr <= 0 or (temperature is not None and temperature <= 0):
+            raise ConfigError(
+                f"lr={lr} and temperature={temperature} must be positive; temperature may be None"
+            )
+        self.covariance, self.shrinkage = covariance, shrinkage
+        self.epochs, self.samples_per_class, self.lr = epochs, samples_per_class, lr
+        self.temperature, self.restore, self.seed = temperature, restore, seed
+        self.n_experiences_done = 0
+        self.moments: dict[str, Tensor] = {}
+        self._unaligned: dict[str, Tensor] = {}  # parameters of the head before its alignment
+        self._reports: list[dict[str, Any]] = []
+
+    @torch.no_grad()
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Put the head back to what it was before its alignment, when an experience begins."""
+        head = _trained_head(network_of(strategy))
+        if not starts_experience(strategy.experience):
+            return
+        for name, p in head.named_parameters():
+            if (old := self._unaligned.get(name)) is not None:
+                (p[: len(old)] if name in head.row_tensors else p).copy_(old)  # new rows stay
+        self._unaligned = {}
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Take in the experience's features; when it ends, align the head."""
+        workers = kwargs.get("num_workers", 0)
+        move_heads(strategy, num_workers=workers)
+        self._observe(strategy, num_workers=workers)
+        if not ends_experience(strategy.experience):
+            return
+        number = number_of(strategy.experience)
+        held = [self.moments["sums"], self.moments["grams"]]
+        check_finite(held, f"the class statistics of experience {number}")
+        self.n_experiences_done += 1
+        if self.n_experiences_done > 1:
+            losses = self.align(network_of(strategy))
+            self._reports.append({"experience": number, "classes": self._n_known, **losses})
+
+    # --- what is kept --------------------------------------------------------------------------
+
+    def move_features(self, drift: Drift) -> None:
+        """Move what is kept to where the features of old images are now."""
+        if held := self.moments:
+            moved = move_moments(drift, held["grams"], held["sums"], held["counts"])
+            held["grams"], held["sums"] = moved
+
+    @torch.no_grad()
+    def _observe(self, strategy: Any, *, num_workers: int) -> None:
+        network: Any = network_of(strategy)
+        held = self._grow(len(network.classes), _trained_head(network).in_features)
+
+        def take(batch: Features) -> None:
+            z = in_double(batch.features)
+            rows = batch.rows.to(z.device)
+            held.update({name: tensor.to(z.device) for name, tensor in held.items()})
+            held["counts"] += torch.bincount(rows, minlength=len(held["counts"]))
+            held["sums"].index_add_(0, rows, z)
+            if self.covariance == "shared":
+                held["grams"] += z.T @ z
+            else:
+                for row in set(rows.tolist()):
+                    of = z[rows == row]
+                    held["grams"][row] += of.T @ of
+
+        feature_pass(strategy, take, num_workers=num_workers)
+
+    def _grow(self, n_rows: int, width: int) -> dict[str, Tensor]:
+        shape = (width, width) if self.covariance == "shared" else (n_rows, width, width)
+        if math.prod(shape) > MOST_ENTRIES:
+            raise ConfigError(
+                f"a covariance for each of {n_rows:,} classes of features of width {width:,} takes "
+                f"{8 * math.prod(shape) / 2**30:,.1f} GiB, and the most is "
+                f'{8 * MOST_ENTRIES / 2**30:.0f}; take covariance="shared"'
+            )
+        whole = {
+            "counts": torch.zeros(n_rows, dtype=torch.long),
+            "sums": torch.zeros(n_rows, width, dtype=torch.float64),
+            "grams": torch.zeros(shape, dtype=torch.float64),
+            "born": torch.full((n_rows,), self.n_experiences_done),
+        }
+        for name, old in self.moments.items():
+            whole[name] = whole[name].to(old.device)
+            whole[name][: len(old)] = old
+        self.moments = whole
+        return whole
+
+    def gaussians(self) -> tuple[Tensor, Tensor]:
+        """Return the class means, ``(R, D)``, and covariances, ``(R, D, D)`` or ``(D, D)``."""
+        counts, sums, grams = (self.moments[name] for name in ("counts", "sums", "grams"))
+        n = counts[:, None].to(sums)
+        means = sums / n.clamp_min(1)
+        if self.covariance == "shared":
+            within = grams - sums.T @ means
+            return means, within / max(1, int(counts.sum()) - self._n_known)
+        within = grams - sums[:, :, None] * means[:, None]
+        return means, within / (n[..., None] - 1).clamp_min(1)
+
+    @property
+    def _n_known(self) -> int:
+        return int((self.moments["counts"] > 0).sum())
+
+    # --- the alignment -------------------------------------------------------------------------
+
+    def align(self, network: Any) -> dict[str, float]:
+        """Train the head on drawn features; return the loss on some of them before and after."""
+        head = _trained_head(network)
+        parameters = [p for p in head.parameters() if p.requires_grad]
+        if self.restore:
+            self._unaligned = {n: p.detach().clone() for n, p in head.named_parameters()}
+        means, covariances = self.gaussians()
+        factors = covariance_factor(covariances, shrinkage=self.shrinkage)
+        device, there = parameters[0].device, self.moments["counts"].cpu() > 0
+        known = there.nonzero()[:, 0]
+        means, factors = means.float(), factors.float()
+        generator = torch.Generator().manual_seed(self.seed + self.n_experiences_done)
+        labels = network.classes.keys[:, 0].to(device)
+        of = known.repeat_interleave(self.samples_per_class).to(device)
+
+        def draw() -> Tensor:
+            size = len(known), self.samples_per_class, means.shape[1]
+            noise = torch.randn(size, generator=generator).to(means.device)
+            rows = known.to(means.device)
+            each = factors if factors.ndim == 2 else factors[rows]
+            return (means[rows][:, None] + noise @ each.mT).flatten(0, 1).to(device)
+
+        def loss(features: Tensor, rows: Tensor) -> Tensor:
+            return self._loss(head(features), rows, labels)
+
+        optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9)
+        features = first = draw()
+        with torch.no_grad():
+            before = float(loss(first, of))
+        for epoch in range(self.epochs):
+            features = draw() if epoch else first
+            optimizer.param_groups[0]["lr"] = (
+                self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+            )
+            order = torch.randperm(len(of), generator=generator).to(device)
+            for start in range(0, len(order), _MINIBATCH):
+                part = order[start : start + _MINIBATCH]
+                optimizer.zero_grad()
+                with torch.enable_grad():
+                    loss(features[part], of[part]).backward()  # type: ignore[no-untyped-call]  # torch's own
+                optimizer.step()
+        optimizer.zero_grad()
+        check_finite([p.detach() for p in parameters], "parameters of the aligned head")
+        with torch.no_grad():
+            return {"loss_before": before, "loss_after": float(loss(first, of))}
+
+    def _loss(self, logits: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy among the classes known of each image's task label."""
+        born, counts = (self.moments[name].to(logits.device) for name in ("born", "counts"))
+        known, losses = counts > 0, []
+        for label in sorted(set(labels[rows].tolist())):
+            columns, images = known & (labels == label), labels[rows] == label
+            among = logits[images][:, columns].float()
+            if self.temperature is not None:
+                among = normalised_logits(among, born[columns], temperature=self.temperature)
+            target = (columns.cumsum(0) - 1)[rows[images]]
+            losses.append(F.cross_entropy(among, target, reduction="sum"))
+        return torch.stack(losses).sum() / len(rows)
+
+    # --- what there is to tell -----------------------------------------------------------------
+
+    @property
+    def stored_floats(self) -> int:
+        """Floats kept from experience to experience: sums, their products, and an earlier head."""
+        kept = [self.moments[name] for name in ("sums", "grams") if name in self.moments]
+        return sum(tensor.numel() for tensor in [*kept, *self._unaligned.values()])
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the run record keeps.
+
+        Returns:
+            ``covariance``, and ``experiences``: from the second on, ``experience``, its number,
+            ``classes``, and ``loss_before`` and ``loss_after``, on the same drawn features.
+        """
+        return {"covariance": self.covariance, "experiences": self._reports}
+
+    def headline(self) -> str | None:
+        """Return one line about the last experience, ``None`` before the second has ended."""
+        if not self._reports:
+            return None
+        last = self._reports[-1]
+        return (
+            f"feature replay: {last['classes']} classes, loss {last['loss_before']:.2f} to "
+            f"{last['loss_after']:.2f}"
+        )
+
+
+def _trained_head(network: Any) -> Head:
+    """Return the one head of ``network``, which is trained."""
+    heads = network.heads if isinstance(network, DynamicModel) else ()
+    if (
+        len(heads) == 1
+        and not heads[0].fitted
+        and any(p.requires_grad for p in heads[0].parameters())
+    ):
+        head: Head = heads[0]
+        return head
+    there = ", ".join(type(head).__name__ for head in heads) or "no head with rows"
+    raise ConfigError(
+        "feature replay aligns the head that predicts, where that is trained; a "
+        f"{type(network).__name__} has {there}. Take a trained head such as 'linear' or 'cosine', "
+        "or leave feature replay out: what is fitted needs no alignment"
+    )
+
+
+def build_feature_replay(
+    *,
+    covariance: Covariance = "shared",
+    shrinkage: Share = 0.1,
+    epochs: Epochs = 5,
+    samples_per_class: Annotated[int, Field(ge=1, le=2**14)] = 256,
+    lr: LearningRate = 0.01,
+    temperature: Temperature | None = None,
+    restore: bool = True,
+    seed: Seed = 0,
+) -> FeatureReplayPlugin:
+    """Build a :class:`FeatureReplayPlugin`."""
+    return FeatureReplayPlugin(
+        covariance=covariance,
+        shrinkage=shrinkage,
+        epochs=epochs,
+        samples_per_class=samples_per_class,
+        lr=lr,
+        temperature=temperature,
+        restore=restore,
+        seed=seed,
+    )
