@@ -2,6 +2,7 @@
 
 from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.feature_pass import Features, draw, feature_pass
+from avalanche_peftcl.training.forgetting import forget_experience
 from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.ntk_cl import NTKCL
 from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
@@ -24,6 +25,7 @@ __all__ = [
     "draw",
     "ends_experience",
     "feature_pass",
+    "forget_experience",
     "make_optimizer",
     "starts_experience",
 ]

@@ -22,11 +22,15 @@ WIDEST = 16_384  # of a regression: its Gram takes 2 GiB
 Penalty = Literal["gcv", "scale_free"] | Annotated[float, Field(ge=1e-12, le=1e12)]
 PenaltyFactor = Annotated[float, Field(ge=1e-6, le=1e6)]
 
+_ROUNDING = 1e-9  # of a criterion
 _CRITERIA = {"gcv": generalised_cross_validation, "scale_free": scale_free_cross_validation}
 
 
 def choose_penalty(there: Spectrum, penalty: Penalty, factor: float = 1.0) -> Tensor:
     """Return the penalty of a regression, ``()``.
+
+    Of several on the grid that are equally good up to rounding, it is the one nearest to its
+    middle, the mean squared length of a row.
 
     Args:
         there: Its statistics.
@@ -36,7 +40,10 @@ def choose_penalty(there: Spectrum, penalty: Penalty, factor: float = 1.0) -> Te
     if isinstance(penalty, float | int):
         return torch.as_tensor(float(penalty)).to(there.values)
     grid = penalties(there)
-    return grid[_CRITERIA[penalty](there, grid).argmin()] * factor
+    values = _CRITERIA[penalty](there, grid)
+    # towards either end a criterion may be flat: rounding, and with it the order, must not choose
+    equal = (values <= values.min() + _ROUNDING * values.min().abs()).nonzero()[:, 0]
+    return grid[equal[(equal - len(grid) // 2).abs().argmin()]] * factor
 
 
 def check_width(width: int, widest: int, way_out: str) -> None:

@@ -24,7 +24,7 @@ from avalanche_peftcl.models import (
     build_random_ridge,
     export_spec,
 )
-from avalanche_peftcl.models.heads import exact_kernel_ridge
+from avalanche_peftcl.models.heads import exact_kernel_ridge, regression
 
 
 def images(n, *, n_classes, seed=0, dim=6):
@@ -407,3 +407,13 @@ def test_without_its_statistics_a_head_predicts_the_same_and_learns_no_further(m
     for learn in (new.observe, new.remove):
         with pytest.raises(ConfigError, match="from an exported file can predict but not learn on"):
             learn(features, rows)
+
+
+@pytest.mark.parametrize("criterion", ["gcv", "scale_free"])
+def test_of_penalties_that_are_equally_good_the_middle_one_is_taken(criterion, monkeypatch):
+    values = torch.ones(65).double()
+    values[[3, 40, 60]] = torch.tensor([0.5 * (1 - 1e-14), 0.5, 0.5 * (1 + 1e-14)]).double()
+    monkeypatch.setitem(regression._CRITERIA, criterion, lambda there, grid: values)
+    there = formulas.spectrum(torch.eye(2).double(), torch.eye(2).double(), n=2)
+    chosen = regression.choose_penalty(there, criterion)
+    torch.testing.assert_close(chosen, formulas.penalties(there)[40])
