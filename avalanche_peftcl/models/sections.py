@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MAX_SECTION = 10_000
+MAX_SECTION = 8_192  # two of them are as wide as a ridge regression may be
 
 
 class Sketch(nn.Module):

@@ -5,19 +5,22 @@ A step minimises ``CE(c) + CE(p) + CE(m)`` over the classes at hand, plus ``eta 
 adapters become the mean of all, and class means of ``m`` become the classifier.
 """
 
+import inspect
 from dataclasses import dataclass
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from avalanche_peftcl.models import Backbone, HeadBuilder, NTKCLModel, Recipe
-from avalanche_peftcl.registry.ranges import Draws, Dropout, Temperature, Weight, Width
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import Backbone, FeatureKind, HeadBuilder, NTKCLModel, Recipe
+from avalanche_peftcl.registry.ranges import Draws, Dropout, Penalty, Temperature, Weight, Width
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.local_loss import LossOver
-from avalanche_peftcl.training.optimizers import annealing
+from avalanche_peftcl.training.ntk_cl_kernel import NTKCLKernel, build_kernel_model
+from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
 from avalanche_peftcl.training.options import TrainingOptions
 from avalanche_peftcl.training.plugins import (
     PrototypeContrastPlugin,
@@ -191,12 +194,19 @@ class _Options(TrainingOptions):
     loss: LossOver = "local"
 
 
+_OF_THE_VIEWS = (
+    *("prompt_length", "n_copies", "use_pretrained", "section_weights", "contrast_weight"),
+    *("temperature", "contrast_prototypes", "orthogonality_weight", "retention_weight"),
+)
+_OF_THE_KERNEL = ("features", "frozen_section", "drift_ridge")
+
+
 @takes(_Options)
 def build_ntk_cl(
     *,
     backbone: Backbone,
     head: HeadBuilder | None = None,
-    recipe: Recipe = "corrected",
+    recipe: Literal["corrected", "released", "kernel"] = "corrected",
     r: Width = 16,
     prompt_length: Width = 10,
     n_copies: Annotated[int, Field(ge=1, le=3)] = 1,
@@ -208,13 +218,66 @@ def build_ntk_cl(
     contrast_prototypes: Draws | None = None,
     orthogonality_weight: Weight = 1e-4,
     retention_weight: Weight = 1e-3,
+    features: FeatureKind | None = None,
+    frozen_section: FeatureKind | None = "blocks",
+    drift_ridge: Penalty | None = 1.0,
+    optimizer: OptimizerName = "sgd",
     anneal: bool | None = None,
     options: _Options,
-) -> NTKCL:
-    """Build :class:`NTKCL` with its network and SGD on a backbone.
+) -> NTKCL | NTKCLKernel:
+    """Build :class:`NTKCL` or, of recipe ``"kernel"``, :class:`.NTKCLKernel` on a backbone.
 
-    A ``head`` that is fitted predicts in the place of the prototypes.
+    Args:
+        backbone: The frozen network.
+        head: Predicts in the place of the prototypes, of recipe ``"kernel"`` in that of the ridge
+            regression; a head that is fitted.
+        recipe: ``"corrected"``, ``"released"`` or ``"kernel"``.
+        r: Width of the adapters' bottleneck.
+        prompt_length: Patch prompts a block; as all down to ``retention_weight`` not of
+            ``"kernel"``.
+        n_copies: Running means of older modules.
+        use_pretrained: Whether each view has the features of the unadapted network.
+        section_weights: Of the unadapted section, each older copy and the current modules.
+        dropout: Of adapters and fusion.
+        contrast_weight: Of the contrastive term.
+        temperature: Of the contrastive term.
+        contrast_prototypes: Prototypes that it draws.
+        orthogonality_weight: Of the orthogonality term.
+        retention_weight: Of the retention term.
+        features: What the head reads of the adapted network: ``pooled``, ``blocks`` or block
+            numbers; ``None`` is the upper half. As the two below of ``"kernel"`` only.
+        frozen_section: The same of the frozen network; ``None`` for nothing.
+        drift_ridge: Of the map that moves earlier sums, relative; ``None`` for no map.
+        optimizer: ``"kernel"`` was measured with ``adamw`` at ``lr=0.001``.
+        anneal: Whether the learning rate falls as a cosine; ``None``: unless a plugin schedules it.
+        options: The others.
+
+    Raises:
+        ConfigError: If an option is not one of the recipe.
     """
+    given = locals()
+    others = _OF_THE_VIEWS if recipe == "kernel" else _OF_THE_KERNEL
+    defaults = inspect.signature(build_ntk_cl).parameters
+    if strangers := [name for name in others if given[name] != defaults[name].default]:
+        raise ConfigError(
+            f"recipe {recipe!r} has no {' and no '.join(strangers)}; leave out what it has not"
+        )
+    if recipe == "kernel":
+        network = build_kernel_model(
+            backbone,
+            r=r,
+            dropout=dropout,
+            head=head,
+            features=features,
+            frozen_section=frozen_section,
+        )
+        return NTKCLKernel(
+            model=network,
+            optimizer=make_optimizer(optimizer, network, **options.rates()),
+            drift_ridge=drift_ridge,
+            anneal=anneal,
+            **options.template(),
+        )
     model = NTKCLModel(
         backbone,
         recipe=recipe,
@@ -228,9 +291,7 @@ def build_ntk_cl(
     )
     return NTKCL(
         model=model,
-        optimizer=torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad], **options.rates()
-        ),
+        optimizer=make_optimizer(optimizer, model, **options.rates()),
         contrast_weight=contrast_weight,
         temperature=temperature,
         contrast_prototypes=contrast_prototypes,

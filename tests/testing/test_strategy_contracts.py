@@ -17,6 +17,7 @@ from avalanche_peftcl.training.closed_form import build_closed_form
 from avalanche_peftcl.training.joint import build_joint
 from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.nearest_class_mean import build_nearest_class_mean
+from avalanche_peftcl.training.ntk_cl import build_ntk_cl
 from avalanche_peftcl.training.pegp import build_pegp
 
 QUICK = {"train_epochs": 8, "train_mb_size": 8}  # enough to learn the toys
@@ -39,6 +40,20 @@ class TestNTKCL(StrategyContract):
 @pytest.mark.slow  # as the recipe above it; the net holds its numbers
 class TestReleasedNTKCL(TestNTKCL):
     recipe = "released"
+
+
+class TestKernelNTKCL(StrategyContract):
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_ntk_cl(
+            backbone=backbone,
+            recipe="kernel",
+            r=8,
+            plugins=plugins,
+            evaluator=evaluator,
+            optimizer="adam",
+            lr=0.02,
+            **QUICK,
+        )
 
 
 class TestNaive(StrategyContract):
