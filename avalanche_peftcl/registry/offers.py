@@ -101,6 +101,7 @@ class StrategyOffers(_Offers):
             ``None`` says nothing.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         cursor: Where checkpoints inside an experience are made, :class:`.training.cursor.Cursor`.
+        headline: As of a plugin, see :class:`PluginOffers`.
         joint: Whether it trains once, on all experiences together; ``train()`` gets them as one.
 
     Example:
@@ -115,6 +116,7 @@ class StrategyOffers(_Offers):
     batch_independent_at_test: bool | None = None
     mixed_precision: str | None = None
     cursor: Any = None
+    headline: Callable[[], str | None] | None = None
     joint: bool = False
 
 

@@ -191,6 +191,7 @@ class Journal:
     def finish_experience(self) -> Record:
         """Take in what was trained and evaluated, write all of it and return the record."""
         at, names = self.at, {*self.at.further, *self.at.fresh}
+        strategy = self._method.strategy
         passed = self.next - at.finished - 1  # experiences of joint training before its last
         for name in names:
             earlier = at.further.setdefault(name, [None] * at.finished)
@@ -198,7 +199,7 @@ class Journal:
         at.further = dict(sorted(at.further.items()))
         at.fresh.clear()
         at.trainable = self._method.cost.trainable
-        at.notes += [*[[] for _ in range(passed)], plugin_headlines(self._method.strategy.plugins)]
+        at.notes += [*[[] for _ in range(passed)], plugin_headlines([*strategy.plugins, strategy])]
         at.visited, at.finished = at.visited + 1, self.next
         self._checkpoints.save(at)
         record = self.write()

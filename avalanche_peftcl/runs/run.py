@@ -27,6 +27,7 @@ from avalanche_peftcl.runs.report import terminal_report
 from avalanche_peftcl.runs.saved import finished_run, saved_run
 from avalanche_peftcl.runs.signals import how_to_stop
 from avalanche_peftcl.runs.surroundings import controlled, plain_data_errors, seed_all
+from avalanche_peftcl.training.feature_cache import shared_features
 
 
 def run(
@@ -88,9 +89,10 @@ def run(
             reporter.say(f"it cannot go on and begins anew: {error}")
     done = done or _run(config, registry, reporter, there, overwrite=overwrite)
     as_run = config.model_copy(update={"strategy": done.record.config.strategy})
-    for floor in floor_runs(as_run, registry) if floors else []:
-        how = {"resume": of_the_same(floor.output, done.record), "overwrite": True}
-        run(floor, registry=registry, reporter=RunProgress(reporter.console), **how)
+    with shared_features():
+        for floor in floor_runs(as_run, registry) if floors else []:
+            how = {"resume": of_the_same(floor.output, done.record), "overwrite": True}
+            run(floor, registry=registry, reporter=RunProgress(reporter.console), **how)
     return done
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from avalanche_peftcl.runs.signals import how_to_stop, termination_raised
 from avalanche_peftcl.runs.tables import Sheet, terminal_table
 from avalanche_peftcl.sweeps.earlier import finished_runs, read_earlier
 from avalanche_peftcl.sweeps.processes import Event, Task, run_processes
+from avalanche_peftcl.training.feature_cache import shared_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +125,9 @@ def run_sweep(
         if outcome.error is not None:
             log = by_seed[outcome.seed].log
             _say(console, f"seed {outcome.seed} failed: {outcome.error}\n  see {log}")
-    for floor in further:
-        results += run_sweep(floor, jobs=jobs, ray=ray, overwrite=overwrite, console=console)
+    with shared_features() if ray is None else nullcontext():
+        for floor in further:
+            results += run_sweep(floor, jobs=jobs, ray=ray, overwrite=overwrite, console=console)
     return results
 
 

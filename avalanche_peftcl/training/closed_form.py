@@ -1,11 +1,15 @@
 """A classifier in closed form on frozen features: nothing trains, every image is seen once."""
 
 from dataclasses import dataclass
+from typing import Unpack
+
+from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, HeadBuilder, RidgeHead
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import PluginOrder, TemplateArguments
+from avalanche_peftcl.training.feature_cache import FeatureCache
 from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.options import FeatureOptions, StrategyOptions
 from avalanche_peftcl.training.template import PEFTTemplate
@@ -18,6 +22,37 @@ class FrozenOptions(StrategyOptions, FeatureOptions):
     plugin_order: PluginOrder = "after"  # nothing trains: they see every class
 
 
+class ClosedForm(PEFTTemplate):
+    """A strategy of which nothing trains, so that features may be read from a cache.
+
+    Its arguments are those of :class:`.PEFTTemplate`. Where the environment variable
+    ``AVALANCHE_PEFTCL_FEATURES`` names a folder, see :class:`.FeatureCache`, features lie there.
+
+    Attributes:
+        cache: The features that were computed before; ``None`` without that variable.
+    """
+
+    def __init__(self, *, model: nn.Module, **template: Unpack[TemplateArguments]) -> None:
+        super().__init__(model=model, optimizer=None, **template)
+        self.cache = FeatureCache.of_environment(self.network)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return features, ``(B, 3, H, W)`` to ``(B, D)``; in eval mode those that are known."""
+        source = self.cache if self.cache and not self.network.training else self.network
+        features: Tensor = source.embed(images)
+        return features
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return them as the only ones."""
+        return (self.embed(images),)
+
+    def headline(self) -> str | None:
+        """Say how much of it was read, since that is how much time was saved."""
+        if self.cache is None or not self.cache.found:
+            return None
+        return f"features of {self.cache.found} of {self.cache.asked} minibatches were there before"
+
+
 @takes(FrozenOptions)
 def build_closed_form(
     *,
@@ -25,7 +60,7 @@ def build_closed_form(
     module: Branch | None = None,
     head: HeadBuilder | None = None,
     options: FrozenOptions,
-) -> PEFTTemplate:
+) -> ClosedForm:
     """Build a classifier that fits a head to frozen features, an experience at a time.
 
     Nothing is forgotten: what a head keeps is summed over all images, whatever their order. A
@@ -58,7 +93,7 @@ def build_closed_form(
 
 def fit(
     backbone: Backbone, module: Branch | None, head: HeadBuilder, options: FrozenOptions
-) -> PEFTTemplate:
+) -> ClosedForm:
     """Return a strategy that fits a head and trains nothing.
 
     Raises:
@@ -72,8 +107,4 @@ def fit(
             "is fitted, such as 'ridge', or the strategy 'naive'"
         )
     no_training = TemplateArguments(train_mb_size=options.eval_mb_size, train_epochs=0)
-    return PEFTTemplate(
-        model=model,
-        optimizer=None,
-        **(no_training | options.template()),
-    )
+    return ClosedForm(model=model, **(no_training | options.template()))

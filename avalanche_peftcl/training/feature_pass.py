@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import ClassRows, DynamicModel
-from avalanche_peftcl.training.joints import Tuning
+from avalanche_peftcl.training.joints import Embeds, Tuning
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.streams import whole_experience
 
@@ -94,6 +94,8 @@ def feature_pass(
         generator=torch.Generator(),  # the same workers' seeds in each pass
     )
     network, device = network_of(strategy), strategy.device
+    # hooks see what is computed, not what is known already
+    embed = strategy.embed if consume is not None and isinstance(strategy, Embeds) else None
     modes = {module: module.training for module in network.modules()}
     random = random_state(device)
     network.eval()
@@ -103,7 +105,7 @@ def feature_pass(
                 images, targets = batch[0].to(device), batch[1].to(device)
                 task_labels = batch[-1].to(device) if len(batch) > 2 else None
                 with _precision(strategy, full=full_precision):
-                    features = _features(network, images, task_labels, classify=classify)
+                    features = _features(network, embed, images, task_labels, classify=classify)
                 if consume is not None:
                     classes = network.classes if isinstance(network, DynamicModel) else None
                     consume(Features(features, targets, task_labels, classes))
@@ -162,10 +164,15 @@ def _precision(strategy: Any, *, full: bool) -> AbstractContextManager[Any]:
 
 
 def _features(
-    network: nn.Module, images: Tensor, task_labels: Tensor | None, *, classify: bool
+    network: nn.Module,
+    embed: Callable[[Tensor], Tensor] | None,
+    images: Tensor,
+    task_labels: Tensor | None,
+    *,
+    classify: bool,
 ) -> Tensor:
     if isinstance(network, DynamicModel):
-        features = network.embed(images)
+        features = (embed or network.embed)(images)
         if classify:
             network.classify(features)
         return features

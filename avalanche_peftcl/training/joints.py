@@ -70,6 +70,14 @@ class Tuning(Protocol):
 
 
 @runtime_checkable
+class Embeds(Protocol):
+    """A strategy that knows features from elsewhere too, such as :class:`.ClosedForm`."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return what the network's ``embed`` returns, to the bit."""
+
+
+@runtime_checkable
 class MovesHeads(Protocol):
     """A plugin that moves what fitted heads hold when features have moved.
 

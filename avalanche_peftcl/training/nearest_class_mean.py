@@ -2,8 +2,7 @@
 
 from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, PrototypeHead
 from avalanche_peftcl.registry.takes import takes
-from avalanche_peftcl.training.closed_form import FrozenOptions, fit
-from avalanche_peftcl.training.template import PEFTTemplate
+from avalanche_peftcl.training.closed_form import ClosedForm, FrozenOptions, fit
 
 
 @takes(FrozenOptions)
@@ -13,7 +12,7 @@ def build_nearest_class_mean(
     module: Branch | None = None,
     head: HeadBuilder | None = None,
     options: FrozenOptions,
-) -> PEFTTemplate:
+) -> ClosedForm:
     """Build a classifier by cosine to the mean frozen feature of each class; nothing trains.
 
     A ``module`` stays as it was built; another ``head`` that is fitted may take the means' place.

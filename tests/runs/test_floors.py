@@ -91,6 +91,8 @@ def test_they_are_run_once_and_marked(tmp_path):
         assert floor.weights_sha256 == main.weights_sha256
         assert floor.protocol.experiences == main.protocol.experiences
         assert floor.protocol.precision == main.protocol.precision
+        saved = "were there before" in str(floor.notes)
+        assert saved  # test images are evaluated again after each experience
         assert "is a floor" in (folder / "floors" / name / "summary.md").read_text()
     # gone on with, and replaced: they are the same, and stay
     resume_from_folder(folder, None, [], False, QUIET, floors=True)
