@@ -27,7 +27,7 @@ class RidgeHead(RegressionHead):
 
     Args:
         in_features: ``D``, at most 16,384: the Gram then takes 2 GiB.
-        penalty: How :math:`\lambda` is chosen: ``"gcv"``, ``"scale_free"``, or a number.
+        penalty: How :math:`\lambda` is chosen: ``"scale_free"``, ``"gcv"``, or a number.
         penalty_factor: Multiplies what was chosen by a criterion.
 
     Raises:
@@ -47,7 +47,7 @@ class RidgeHead(RegressionHead):
     """
 
     def __init__(
-        self, in_features: int, *, penalty: Penalty = "gcv", penalty_factor: float = 1.0
+        self, in_features: int, *, penalty: Penalty = "scale_free", penalty_factor: float = 1.0
     ) -> None:
         check_width(
             in_features,
@@ -74,14 +74,14 @@ class RidgeHead(RegressionHead):
 def build_ridge(
     *,
     in_features: FeatureWidth,
-    penalty: Penalty = "gcv",
+    penalty: Penalty = "scale_free",
     penalty_factor: PenaltyFactor = 1.0,
 ) -> RidgeHead:
     """Build a :class:`RidgeHead`.
 
     Args:
         in_features: ``D``.
-        penalty: ``gcv``, ``scale_free``, or the penalty itself.
+        penalty: ``scale_free``, ``gcv``, or the penalty itself.
         penalty_factor: Multiplies what was chosen by a criterion.
 
     Raises:

@@ -1,0 +1,122 @@
+"""Run what README's table of heads in closed form holds, and print it.
+
+    python examples/real_images/measure_heads.py --seeds 0 1 2 --set num_threads=1
+
+Runs whose record is complete are not repeated. ``--table`` prints the table from the records that
+are there and runs nothing; ``--validate`` tests on held-out training images instead.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from measure import COLUMNS, HELD_OUT, HERE, folder, read, spread
+from rich.console import Console
+
+from avalanche_peftcl.runs import Record, run_from_file
+
+COMMON = "train_epochs: 3, train_mb_size: 16"
+ADAMW = f"optimizer: adamw, lr: 0.001, weight_decay: 0.0, {COMMON}"
+# what the kernel recipe reads: the frozen blocks, and the upper half of the adapted ones
+READ = "features: [6, 7, 8, 9, 10, 11], frozen_section: blocks"
+PROJECTED = f"{ADAMW}, head_epochs: 0, merge_epochs: 0, threshold: 0.9, n_samples: 256"
+DRIFT = "plugins=[{name: drift_compensation, ridge: 1.0}]"
+CLOSED_FORM = "strategy={name: closed_form}"
+METHODS = {
+    "class means": [CLOSED_FORM, "head=prototypes"],
+    "LDA": [CLOSED_FORM, "head=lda"],
+    "ridge": [CLOSED_FORM, "head=ridge"],
+    "RanPAC's head": [CLOSED_FORM, "head={name: random_ridge, n_features: 2000}"],
+    "ridge, blocks": ["strategy={name: closed_form, features: blocks}", "head=ridge"],
+    "NTK-CL kernel": [f"strategy={{name: ntk_cl, recipe: kernel, {ADAMW}}}"],
+    "PEGP, ridge": [f"strategy={{name: pegp, {PROJECTED}, {READ}}}", "head=ridge", DRIFT],
+    "PEGP, linear": [f"strategy={{name: pegp, {PROJECTED}}}"],
+    "naive, ridge": [f"strategy={{name: naive, {ADAMW}, loss: local, {READ}}}", "head=ridge"],
+    "NTK-CL released": [f"strategy={{name: ntk_cl, recipe: released, lr: LR, {COMMON}}}"],
+    "joint, ridge": [f"strategy={{name: joint, {ADAMW}, {READ}}}", "head=ridge"],
+}
+MODULE = "module=adapter"  # beside each MLP, as NTK-CL's, for the methods that take one
+HAVE_NO_MODULE = ("closed_form", "ntk_cl")
+RELEASED_RATES = {"cifar10": 0.03, "tiny_imagenet": 0.1, "pacs": 0.1, "omniglot": 0.1}
+FLOORS = ("class means", "LDA", "ridge", "RanPAC's head", "ridge, blocks")
+ONLINE = "cifar10_online"
+STREAMS = [*RELEASED_RATES, ONLINE]
+
+
+def overrides(stream: str, method: str) -> list[str]:
+    """Return what a method changes in a stream's configuration."""
+    rate = RELEASED_RATES.get(stream, RELEASED_RATES["cifar10"])
+    chosen = [each.replace("LR", str(rate)) for each in METHODS[method]]
+    if not any(f"name: {name}" in chosen[0] for name in HAVE_NO_MODULE):
+        chosen.append(MODULE)
+    return [*chosen, "benchmark.scenario=online"] if stream == ONLINE else chosen
+
+
+def run(path: Path, stream: str, method: str, seed: int, settings: list[str]) -> None:
+    """Run one configuration unless its record is complete."""
+    if not read(path):
+        file = HERE / f"{stream.removesuffix('_online')}.yaml"
+        changed = [f"output={path}", f"seed={seed}", *overrides(stream, method), *settings]
+        run_from_file(file, changed, True, Console())
+
+
+def cell(values: list[float | None]) -> str:
+    """Return mean and standard deviation; a dash for what joint training has not."""
+    there = [value for value in values if value is not None]
+    return spread(there) if there else "-"
+
+
+def row(stream: str, method: str, runs: list[Record]) -> str:
+    """Return a line of the table."""
+    if not runs:
+        return f"| {stream} | {method} | - | - | - | 0 | - | - | - |"
+    cost = runs[0].cost
+    seconds = statistics.mean(sum(run.cost.training_seconds) for run in runs)
+    numbers = " | ".join(
+        cell([getattr(run.accuracy, column) for run in runs]) for column in COLUMNS
+    )
+    return (
+        f"| {stream} | {method} | {numbers} | {len(runs)} | {seconds:.0f} | "
+        f"{cost.stored_floats:,} | {cost.forward_passes} |"
+    )
+
+
+def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]) -> str:
+    """Return mean and spread of every cell as Markdown."""
+    lines = [
+        "| stream | method | average | last | forgetting | seeds | training s | stored floats | "
+        "passes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for stream in streams:
+        for method in methods:
+            found = [read(folder(output, stream, method, seed)) for seed in seeds]
+            lines.append(row(stream, method, [run for run in found if run]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--streams", nargs="+", default=STREAMS, choices=STREAMS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--output", type=Path, default=Path("runs/heads"))
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--validate", action="store_true", help="test on held-out training images")
+    parser.add_argument("--set", nargs="*", default=[], help="further overrides: num_threads=1")
+    arguments = parser.parse_args()
+    output = arguments.output / "validation" if arguments.validate else arguments.output
+    for seed in () if arguments.table else arguments.seeds:
+        for stream in arguments.streams:
+            settings = list(arguments.set)
+            if arguments.validate:
+                held_out = HELD_OUT[stream.removesuffix("_online")]
+                settings.append(f"benchmark.validation_per_class={held_out}")
+            for method in arguments.methods:
+                run(folder(output, stream, method, seed), stream, method, seed, settings)
+    print(table(output, arguments.streams, arguments.methods, arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()
