@@ -47,7 +47,9 @@ class NTKCLKernel(PEFTTemplate):
     Args:
         model: Its head is fitted and can move with features, and its proxies train; see
             :func:`build_kernel_model`.
-        optimizer: Over the model's trainable parameters; its state is new in each experience.
+        optimizer: Over the model's trainable parameters. Its state goes on from experience to
+            experience: one of Adam's that is new takes long first steps, and features drift by half
+            as much again.
         drift_ridge: :math:`\mu` of the map, see :func:`~avalanche_peftcl.functional.linear_drift`;
             ``None`` leaves the sums where they were.
         anneal: As of :class:`.NTKCL`.
@@ -109,12 +111,6 @@ class NTKCLKernel(PEFTTemplate):
         if drift_ridge is not None:
             own = [*own, DriftCompensationPlugin("linear", ridge=drift_ridge)]
         super().__init__(model=model, optimizer=optimizer, own_plugins=own, **arguments)
-
-    def check_model_and_optimizer(
-        self, reset_optimizer_state: bool = True, **kwargs: object
-    ) -> None:
-        """Adapt the model and start the optimizer anew."""
-        super().check_model_and_optimizer(reset_optimizer_state=reset_optimizer_state, **kwargs)
 
 
 def build_kernel_model(
