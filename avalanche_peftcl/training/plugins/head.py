@@ -44,8 +44,12 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Tell the heads of the experience's classes."""
-        self._experience, self._followed = strategy.experience, set()
         network: Any = network_of(strategy)
+        if self._before_trial:  # an evaluation was broken off
+            self.after_eval(strategy)
+            for head in self._heads:
+                head.grow(len(network.classes))
+        self._experience, self._followed = strategy.experience, set()
         self._heads = [head for head in network.heads if head.fitted]
         self._begin(strategy, range(len(self._heads)))
 
@@ -75,6 +79,8 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
     @torch.no_grad()
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Fit the heads that could not follow to what there is of the experience in training."""
+        if self._before_trial:  # an evaluation was broken off
+            self.after_eval(strategy)
         if self._unsettled:
             self._settle(strategy, [head for head in self._heads if not head.follows])
             self._unsettled = False
@@ -136,7 +142,8 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
         for i, head in enumerate(self._heads):
             if str(i) in state:
                 head.load_passing_state(dict(state[str(i)]))
-                self._followed.add(i)
+                if head.follows:
+                    self._followed.add(i)
 
 
 def _features_and_rows(strategy: Any) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,14 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import FrozenBranch, Head, LinearHead, PEFTModel, PrototypeHead
+from avalanche_peftcl.models import (
+    FrozenBranch,
+    Head,
+    LinearHead,
+    PEFTModel,
+    PrototypeHead,
+    RidgeHead,
+)
 from avalanche_peftcl.models.modules.adapter import build_adapters
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
@@ -230,6 +237,49 @@ def test_classes_in_training_are_predicted_and_training_does_not_notice(head, op
         torch.equal(value, alone.model.state_dict()[name])
         for name, value in strategy.model.state_dict().items()
     )
+
+
+class Broken(Watch):
+    """Evaluates, and is stopped in it."""
+
+    def before_eval_iteration(self, strategy, **kwargs):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("then", ["train", "eval"])
+def test_what_an_evaluation_that_was_broken_off_was_fitted_to_is_forgotten(then):
+    torch.manual_seed(0)
+    broken, stream = Broken(), toy_benchmark().train_stream
+    strategy = build_naive(backbone=toy_backbone(), head=RidgeHead, plugins=[broken], **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(stream[0])
+    assert strategy.model.head.counts.tolist() == [6, 6]
+    strategy.plugins.remove(broken)
+    if then == "train":
+        strategy.train(stream[1])
+        assert strategy.model.head.counts.tolist() == [0, 0, 6, 6]
+    else:
+        for _ in range(2):
+            strategy.eval(stream[:1])
+        assert strategy.model.head.counts.tolist() == [0, 0]
+
+
+class Keeps(Ridge):
+    """Keeps something inside an experience, and cannot predict by it."""
+
+    def passing_state(self):
+        return {"seen": torch.ones(())}
+
+
+def test_a_head_that_does_not_follow_is_fitted_for_evaluations_also_where_a_run_goes_on():
+    strategy = watched(Keeps, [])
+    plugin = next(p for p in strategy.plugins if isinstance(p, HeadPlugin))
+    plugin.load_state_dict(plugin.state_dict())
+    head = strategy.model.head
+    plugin._experience = toy_benchmark().train_stream[2]  # as inside it
+    head.heard.clear()
+    plugin.before_eval(strategy)
+    assert [name for name, *_ in head.heard] == ["observe", "observe", "observe", "settle"]
 
 
 def test_of_an_online_stream_a_head_settles_once_an_experience_or_when_it_is_asked():
