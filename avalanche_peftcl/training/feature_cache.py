@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ _MOST = 4 * 2**30  # bytes in the folder
 _KEPT = 0.8  # share of them that is left when there are more
 _WIDEST = 2**16  # tokens that a feature can be one of
 _END = ".safetensors"
+_KEY = re.compile(rf"[0-9a-f]{{64}}{_END}")
+_BEGUN = re.compile(r"[0-9a-f]{40}")  # the start of such a name, see part_of()
 
 
 class FeatureCache:
@@ -33,7 +36,8 @@ class FeatureCache:
     another size), the weights, what the network makes of a probe, the precision, the device, the
     threads and the version of torch. So a run is the same with a cache and without. Files are
     replaced in one step, several processes may share a folder, and a file that cannot be read is
-    none. Where they take more than 4 GiB, those that were not used for longest are removed.
+    none. Where they take more than 4 GiB, those that were not used for longest are removed; what
+    else lies in the folder stays.
 
     Args:
         network: In eval mode whenever it is asked; its heads do not count.
@@ -127,7 +131,7 @@ class FeatureCache:
         with suppress(OSError):
             replace_file(path, content)
             if self._bytes is None:
-                self._bytes = sum(each.stat().st_size for each in self._files())
+                self._bytes = sum(size for _, size, _ in self._held())
             else:
                 self._bytes += len(content)
             if self._bytes > self._most:
@@ -135,19 +139,26 @@ class FeatureCache:
 
     def _remove_oldest(self) -> None:
         """Remove the files that were not used for longest; what others wrote meanwhile counts."""
-        files = [(each.stat().st_mtime_ns, each.stat().st_size, each) for each in self._files()]
-        self._bytes = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
+        held = self._held()
+        self._bytes = sum(size for _, size, _ in held)
+        for _, size, path in sorted(held):
             if self._bytes <= _KEPT * self._most:
                 break
-            with suppress(FileNotFoundError):  # another process was faster
-                path.unlink()
+            path.unlink(missing_ok=True)  # another process may have been faster
             self._bytes -= size
 
-    def _files(self) -> list[Path]:
-        """Return the files of the cache, and what a process that was killed left of one."""
-        there = self._folder.iterdir()
-        return [p for p in there if p.suffix == _END or (part_of(p.name) or "").endswith(_END)]
+    def _held(self) -> list[tuple[int, int, Path]]:
+        """Return when each file of the cache was used, its size and its path.
+
+        What a process that was killed left of one counts, and nothing of anybody else.
+        """
+        held = []
+        for path in self._folder.iterdir():
+            if _KEY.fullmatch(path.name) or _BEGUN.fullmatch(part_of(path.name) or ""):
+                with suppress(FileNotFoundError):  # removed by another process meanwhile
+                    there = path.stat()
+                    held.append((there.st_mtime_ns, there.st_size, path))
+        return held
 
 
 @contextmanager

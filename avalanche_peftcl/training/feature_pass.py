@@ -131,8 +131,8 @@ def draw(
     size = len(dataset) if n_samples is None else math.ceil(n_samples * share)
     if size >= len(dataset) and not without:
         return dataset
-    order = shuffled(len(dataset), seed=seed)
-    return dataset.subset([image for image in order if image not in without][:size])
+    order, aside = shuffled(len(dataset), seed=seed), set(without)
+    return dataset.subset([image for image in order if image not in aside][:size])
 
 
 def shuffled(size: int, *, seed: int) -> list[int]:

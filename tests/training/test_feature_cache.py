@@ -161,6 +161,27 @@ def test_the_folder_has_a_bound_and_the_oldest_go_first(make, tmp_path):
     assert cache.found == 2
 
 
+def test_what_others_have_in_the_folder_stays_and_what_was_begun_goes(make, tmp_path):
+    model, begun = tmp_path / "model.safetensors", tmp_path / f".{40 * 'a'}.{16 * '0'}.part"
+    for path in (model, begun):
+        path.write_bytes(bytes(10_000))
+        os.utime(path, ns=(0, 0))  # older than all
+    make(most=1_000).embed(images())
+    assert model.exists()
+    assert not begun.exists()
+
+
+def test_a_file_that_is_gone_meanwhile_does_not_keep_others(make, tmp_path, monkeypatch):
+    make().embed(images(seed=1))
+    (old,) = tmp_path.iterdir()
+    there = Path.iterdir
+    monkeypatch.setattr(
+        Path, "iterdir", lambda folder: [folder / f"{64 * 'b'}.safetensors", *there(folder)]
+    )
+    make(most=1).embed(images(seed=2))
+    assert not old.exists()
+
+
 def test_many_may_write_at_once(tmp_path):
     expected = [network().embed(images(seed=s)) for s in range(4)]
     wrong = []
