@@ -106,7 +106,7 @@ def peftcl_heads() -> Iterable[Component]:
         Component(
             "ridge",
             f"{heads}.ridge:build_ridge",
-            source="ridge regression; penalty by GCV, Golub et al., Technometrics 1979",
+            source="ridge regression; penalties after GCV, Golub et al., Technometrics 1979",
         ),
         Component(
             "random_ridge",
