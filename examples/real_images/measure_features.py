@@ -24,8 +24,12 @@ from measure import HELD_OUT, HERE
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_peftcl.functional import linear_drift, nearest_neighbour_drift, smoothed_ridge_drift
-from avalanche_peftcl.functional.averaging import running_mean_
+from avalanche_peftcl.functional import (
+    linear_drift,
+    nearest_neighbour_drift,
+    running_mean_,
+    smoothed_ridge_drift,
+)
 from avalanche_peftcl.models import Drift, LinearDrift, RidgeHead, ShiftDrift
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.training import feature_pass
