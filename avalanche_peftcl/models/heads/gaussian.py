@@ -15,8 +15,9 @@ from avalanche_peftcl.functional.gaussians import (
     shrink,
 )
 from avalanche_peftcl.models.exportable import exportable
+from avalanche_peftcl.models.heads.additive import AdditiveHead
 from avalanche_peftcl.models.heads.drift import Drift, move_moments
-from avalanche_peftcl.models.heads.head import Head, check_removed, check_whole
+from avalanche_peftcl.models.heads.head import check_removed, check_whole
 from avalanche_peftcl.models.heads.lda import FLOOR, Shrunk
 from avalanche_peftcl.models.heads.posterior import log_posterior
 from avalanche_peftcl.registry.ranges import FeatureWidth
@@ -26,7 +27,7 @@ MOST_ENTRIES = 2**28  # of the second moments of all classes: 2 GiB
 
 
 @exportable
-class GaussianHead(Head):
+class GaussianHead(AdditiveHead):
     r"""Log probabilities of classes that are Gaussians, each with its own covariance.
 
     .. math:: \Sigma_r = (1 - \rho)\,\frac{(1 - a)\,S_r + a\,S}{(1 - a)\,n_r + a\,n}
@@ -40,8 +41,8 @@ class GaussianHead(Head):
     every order of the stream, images can be taken out, and it moves with features (with
     ``shrinkage="ledoit_wolf"`` it does not: fourth moments cannot follow). Solved when it settles.
 
-    Memory: ``12 R D²`` bytes; at most :math:`2^{28}` entries of second moments, 2 GiB: 455 classes
-    at a width of 768. Time: :math:`2 B D^2` operations a minibatch, of order :math:`R D^3` to
+    Memory: ``12 R D²`` bytes; of these ``8 R D²`` are second moments, at most 2 GiB of them: 455
+    classes at a width of 768. Time: :math:`2 B D^2` operations a minibatch, of order :math:`R D^3` to
     solve, :math:`2 B R D^2` for a prediction.
 
     Args:
@@ -72,7 +73,6 @@ class GaussianHead(Head):
         tensor([0, 0, 1, 1])
     """
 
-    fitted = True
     statistics = ("grams", "sums", "cubed", "fourth")
     row_tensors = (*statistics, "counts", "means", "whitening", "bias")
     grams: Tensor
@@ -126,16 +126,6 @@ class GaussianHead(Head):
                 f"{MOST_ENTRIES * 8 / 2**30:.0f}; take head 'lda', with one covariance for all, or "
                 "narrower features"
             )
-
-    @torch.no_grad()
-    def observe(self, features: Tensor, rows: Tensor) -> None:
-        """Add images to the sums."""
-        self._take(features, rows, sign=1)
-
-    @torch.no_grad()
-    def remove(self, features: Tensor, rows: Tensor) -> None:
-        """Take images out of the sums."""
-        self._take(features, rows, sign=-1)
 
     def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
         check_whole(self)

@@ -9,8 +9,9 @@ from torch import Tensor
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.gaussians import oas_shrinkage, shrink, within_scatter
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.heads.drift import Drift, move_moments
-from avalanche_peftcl.models.heads.head import Head, check_removed, check_whole
+from avalanche_peftcl.models.heads.additive import MomentHead
+from avalanche_peftcl.models.heads.drift import Drift
+from avalanche_peftcl.models.heads.head import check_removed
 from avalanche_peftcl.models.heads.posterior import log_posterior
 from avalanche_peftcl.models.heads.regression import WIDEST, check_width
 from avalanche_peftcl.registry.ranges import FeatureWidth
@@ -21,7 +22,7 @@ FLOOR = 1e-9  # of the mean squared length of features: a variance below is none
 
 
 @exportable
-class LDAHead(Head):
+class LDAHead(MomentHead):
     r"""Log probabilities of classes that are Gaussians with one covariance.
 
     .. math:: \log p(r \mid z) = z^\top \Sigma^{-1} m_r - \tfrac 1 2 m_r^\top \Sigma^{-1} m_r
@@ -65,61 +66,25 @@ class LDAHead(Head):
         tensor([0, 0, 1, 1])
     """
 
-    fitted = True
     row_tensors = ("sums", "counts", "weight", "bias")
-    free_tensors = ("gram",)  # which takes memory from the first image on
-    statistics = ("gram", "sums")
-    gram: Tensor
-    sums: Tensor
-    counts: Tensor
     weight: Tensor
     bias: Tensor
     centre: Tensor
     shrunk: Tensor
-    pending: Tensor
 
     def __init__(self, in_features: int, *, shrinkage: Shrinkage = "oas") -> None:
         check_width(in_features, WIDEST, "take features of fewer blocks, or head 'prototypes'")
-        super().__init__(in_features)
+        super().__init__(in_features, in_features)
         self.shrinkage = shrinkage
-        double = torch.float64
-        self.register_buffer("gram", torch.zeros(0, in_features, dtype=double))
-        self.register_buffer("sums", torch.zeros(0, in_features, dtype=double))
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
         self.register_buffer("weight", torch.zeros(0, in_features))
         self.register_buffer("bias", torch.zeros(0))
         self.register_buffer("centre", torch.zeros(in_features))
-        self.register_buffer("shrunk", torch.zeros((), dtype=double))
-        self.register_buffer("pending", torch.zeros((), dtype=torch.bool))
-
-    @torch.no_grad()
-    def observe(self, features: Tensor, rows: Tensor) -> None:
-        """Add images to the sums."""
-        self._take(features, rows, sign=1)
-
-    @torch.no_grad()
-    def remove(self, features: Tensor, rows: Tensor) -> None:
-        """Take images out of the sums."""
-        self._take(features, rows, sign=-1)
-
-    def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
-        check_whole(self)
-        if not len(self.gram):
-            self.gram = self.gram.new_zeros(2 * self.gram.shape[1:])
-        z = features.double()
-        with torch.autocast(features.device.type, enabled=False):
-            self.gram.addmm_(z.T, z, alpha=sign)
-        self.sums.index_add_(0, rows, z, alpha=sign)
-        self.counts += sign * torch.bincount(rows, minlength=len(self.counts))
-        self.pending.fill_(True)
+        self.register_buffer("shrunk", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def move(self, drift: Drift) -> None:
         """Move the sums; exact where the drift is linear."""
-        check_whole(self)
-        if len(self.gram):
-            self.gram, self.sums = move_moments(drift, self.gram, self.sums, self.counts)
-            self.pending.fill_(True)
+        self._move_sums(drift)
 
     def covariance(self) -> Tensor:
         """Return the shrunk covariance within classes, ``(D, D)``, in float64."""

@@ -10,15 +10,16 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.models.exportable import exportable
+from avalanche_peftcl.models.heads.additive import AdditiveHead
 from avalanche_peftcl.models.heads.drift import Drift
-from avalanche_peftcl.models.heads.head import Head, check_removed
+from avalanche_peftcl.models.heads.head import check_removed
 from avalanche_peftcl.models.heads.rows import MASK_VALUE
 from avalanche_peftcl.models.heads.running_means import RunningClassMeans
 from avalanche_peftcl.registry.ranges import FeatureWidth, Weight
 
 
 @exportable
-class PrototypeHead(Head):
+class PrototypeHead(AdditiveHead):
     r"""Logits from class means, each section of the feature with its own weight.
 
     .. math:: \sum_s \mu_s \cos(z_s, \bar z_{r,s})
@@ -46,7 +47,7 @@ class PrototypeHead(Head):
         tensor([[0.8000]])
     """
 
-    fitted = follows = True
+    follows = True
     row_tensors = ("prototypes", "counts")
     prototypes: Tensor
     counts: Tensor
@@ -89,16 +90,6 @@ class PrototypeHead(Head):
         """Take a minibatch in training into the running means."""
         if self.running is not None:
             self.running.update(features, rows)
-
-    @torch.no_grad()
-    def observe(self, features: Tensor, rows: Tensor) -> None:
-        """Add features to the sums of their classes, in float64."""
-        self._take(features, rows, sign=1)
-
-    @torch.no_grad()
-    def remove(self, features: Tensor, rows: Tensor) -> None:
-        """Take features out of the sums of their classes."""
-        self._take(features, rows, sign=-1)
 
     def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
         if self._sums is None:

@@ -15,7 +15,8 @@ from avalanche_peftcl.functional.ridge import (
     scale_free_cross_validation,
     spectrum,
 )
-from avalanche_peftcl.models.heads.head import Head, check_removed, check_whole
+from avalanche_peftcl.models.heads.additive import MomentHead
+from avalanche_peftcl.models.heads.head import check_removed
 from avalanche_peftcl.models.heads.rows import MASK_VALUE
 
 WIDEST = 16_384  # of a regression: its Gram takes 2 GiB
@@ -60,7 +61,7 @@ def check_width(width: int, widest: int, way_out: str) -> None:
         )
 
 
-class RegressionHead(Head):
+class RegressionHead(MomentHead):
     r"""Ridge regression of one-hot targets on features ``h`` that a subclass makes of a feature.
 
     .. math:: G = \sum h h^\top, \quad C = \sum h y^\top, \quad W = (G + \lambda I)^{-1} C
@@ -88,16 +89,9 @@ class RegressionHead(Head):
         penalty: :math:`\lambda`; 0 until it is chosen.
     """
 
-    fitted = True
     row_tensors = ("sums", "counts", "weight")
-    free_tensors: tuple[str, ...] = ("gram",)  # which takes memory from the first image on
-    statistics: tuple[str, ...] = ("gram", "sums")
-    gram: Tensor
-    sums: Tensor
-    counts: Tensor
     weight: Tensor
     penalty: Tensor
-    pending: Tensor
 
     def __init__(
         self,
@@ -107,40 +101,10 @@ class RegressionHead(Head):
         penalty: Penalty = "gcv",
         penalty_factor: float = 1.0,
     ) -> None:
-        super().__init__(in_features)
+        super().__init__(in_features, width)
         self.criterion, self.penalty_factor = penalty, penalty_factor
-        double = torch.float64
-        self.register_buffer("gram", torch.zeros(0, width, dtype=double))
-        self.register_buffer("sums", torch.zeros(0, width, dtype=double))
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
         self.register_buffer("weight", torch.zeros(0, width))
-        self.register_buffer("penalty", torch.zeros((), dtype=double))
-        self.register_buffer("pending", torch.zeros((), dtype=torch.bool))  # not solved yet
-
-    def regressors(self, features: Tensor) -> Tensor:
-        """Return ``h``: ``(B, D)`` to ``(B, M)``, in float32 whatever the network runs in."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def observe(self, features: Tensor, rows: Tensor) -> None:
-        """Add images to the sums."""
-        self._take(features, rows, sign=1)
-
-    @torch.no_grad()
-    def remove(self, features: Tensor, rows: Tensor) -> None:
-        """Take images out of the sums."""
-        self._take(features, rows, sign=-1)
-
-    def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
-        check_whole(self)
-        if not len(self.gram):
-            self.gram = self.gram.new_zeros(2 * self.gram.shape[1:])
-        with torch.autocast(features.device.type, enabled=False):
-            h = self.regressors(features).double()
-            self.gram.addmm_(h.T, h, alpha=sign)
-            self.sums.index_add_(0, rows, h, alpha=sign)
-        self.counts += sign * torch.bincount(rows, minlength=len(self.counts))
-        self.pending.fill_(True)
+        self.register_buffer("penalty", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -1,11 +1,9 @@
 """Ridge regression of one-hot targets on the features themselves."""
 
 import torch
-from torch import Tensor
 
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.heads.drift import Drift, move_moments
-from avalanche_peftcl.models.heads.head import check_whole
+from avalanche_peftcl.models.heads.drift import Drift
 from avalanche_peftcl.models.heads.regression import (
     WIDEST,
     Penalty,
@@ -57,17 +55,10 @@ class RidgeHead(RegressionHead):
         )
         super().__init__(in_features, in_features, penalty=penalty, penalty_factor=penalty_factor)
 
-    def regressors(self, features: Tensor) -> Tensor:
-        """Return the features in float32."""
-        return features.float()
-
     @torch.no_grad()
     def move(self, drift: Drift) -> None:
         """Move the sums; exact where the drift is linear."""
-        check_whole(self)
-        if len(self.gram):
-            self.gram, self.sums = move_moments(drift, self.gram, self.sums, self.counts)
-            self.pending.fill_(True)
+        self._move_sums(drift)
 
 
 @exportable

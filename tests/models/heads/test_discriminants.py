@@ -185,3 +185,10 @@ def test_a_class_of_another_task_never_stands_above_one_that_may_be_predicted():
     assert bent[0].diff()[:2].lt(0).all()
     assert bent[0, :3].gt(-900.1).all()
     assert float(bent[0, 3]) == -1000
+
+
+def test_as_many_classes_as_it_says_fit():
+    head = GaussianHead(768)
+    head._check_memory(455)
+    with pytest.raises(ConfigError, match="a covariance for each of 456 classes"):
+        head.grow(456)
