@@ -6,8 +6,8 @@ next one the head trains alone first, then with the PEFT module under ``dW' = dW
 of ``p`` (giving ``q``), and both are merged: ``(1 - b) p + b q`` with ``b = 1 / (t + a)``.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Unpack
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, PEFTModel
 from avalanche_peftcl.models.modules.pegp import Kind, build_module
-from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.registry.ranges import (
     Count,
     CountOrNone,
@@ -34,18 +33,13 @@ from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
 from avalanche_peftcl.training.options import FeatureOptions, TrainingOptions
-from avalanche_peftcl.training.plugins import (
-    GradientProjectionPlugin,
-    HeadOnlyPlugin,
-    ReleasedProjectionPlugin,
-)
+from avalanche_peftcl.training.pegp_projection import Recipe, make_projection
+from avalanche_peftcl.training.plugins import GradientProjectionPlugin, HeadOnlyPlugin
 from avalanche_peftcl.training.plugins.gradient_projection import Where
 from avalanche_peftcl.training.plugins.projection_rules import Rule
 from avalanche_peftcl.training.second_stage import SecondStage
 from avalanche_peftcl.training.streams import ends_experience, is_chunk
 from avalanche_peftcl.training.template import PEFTTemplate
-
-Recipe = Literal["corrected", "released"]
 
 
 class PEGP(PEFTTemplate):
@@ -159,29 +153,6 @@ class PEGP(PEFTTemplate):
         **template: Unpack[TemplateArguments],
     ) -> None:
         arguments = self.defaults | template
-        if recipe not in ("corrected", "released"):
-            raise ConfigError(f"recipe must be corrected or released, not {recipe!r}")
-        if recipe == "released" and (where == "step" or project_head):
-            raise ConfigError(
-                'recipe="released" projects the gradients of adapters and LoRA; leave out '
-                'where="step" and project_head=True, or take recipe="corrected"'
-            )
-        if recipe == "released" and (rule != "energy" or centred or strength != 1):
-            raise ConfigError(
-                'recipe="released" removes the whole component along a mask of coordinates; leave '
-                f"out rule={rule!r}, centred={centred} and strength={strength}, or take "
-                'recipe="corrected"'
-            )
-        if watch and not projection:
-            raise ConfigError(
-                f"watch={watch} measures beside the projection, which is switched off; for none "
-                "that acts take strength=0"
-            )
-        if project_head and not list(model.head.head_sites()):
-            raise ConfigError(
-                f"project_head=True, but a {type(model.head).__name__} states no head_sites(); "
-                "leave it out, or take a linear head"
-            )
         if not 0 <= head_epochs <= arguments["train_epochs"]:
             raise ConfigError(
                 f"head_epochs={head_epochs} must be from 0 to "
@@ -192,21 +163,20 @@ class PEGP(PEFTTemplate):
                 f"merge_epochs={merge_epochs} and merge_offset={merge_offset} must not be negative"
             )
         self.recipe = recipe
-        self.projection: GradientProjectionPlugin | None = None
-        if projection and recipe == "released":
-            self.projection = ReleasedProjectionPlugin(threshold, n_samples=n_samples, watch=watch)
-        elif projection:
-            self.projection = GradientProjectionPlugin(
-                threshold,
-                rule=rule,
-                centred=centred,
-                kept=kept,
-                strength=strength,
-                where=where or "step",
-                n_samples=n_samples,
-                watch=watch,
-                sites=sites_with_head if project_head else projection_sites,
-            )
+        self.projection = make_projection(
+            model,
+            recipe=recipe,
+            projection=projection,
+            threshold=threshold,
+            rule=rule,
+            centred=centred,
+            kept=kept,
+            strength=strength,
+            where=where,
+            n_samples=n_samples,
+            watch=watch,
+            project_head=project_head,
+        )
         self.head_only = HeadOnlyPlugin(head_epochs)
         self.second_stage = SecondStage(epochs=merge_epochs, offset=merge_offset)
         self.n_experiences_done = 0
@@ -263,12 +233,6 @@ class PEGP(PEFTTemplate):
             self.second_stage.forget()
             for plugin in self._first_stage_only():
                 plugin.active = True
-
-
-def sites_with_head(model: Any) -> list[ProjectionSite]:
-    """Return the sites of the modules of ``model`` and those of its head."""
-    head = [replace(site, name=f"head.{site.name}") for site in model.head.head_sites()]
-    return projection_sites(model) + head
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.ntk_cl import build_ntk_cl
 from avalanche_peftcl.training.pegp import PEGP, build_pegp
 from avalanche_peftcl.training.plugins import RetentionPlugin
+from avalanche_peftcl.training.plugins.class_moments import ClassMoments
 from avalanche_peftcl.training.plugins.drift_compensation import DriftCompensationPlugin
 from avalanche_peftcl.training.plugins.feature_replay import FeatureReplayPlugin
 from avalanche_peftcl.training.plugins.feature_watch import FeatureWatch
@@ -267,6 +268,7 @@ NAMED = [
     (DriftCompensationPlugin, "_reports", "drift online"),
     (FeatureReplayPlugin, "n_experiences_done", "feature replay"),
     (FeatureReplayPlugin, "moments", "feature replay"),
+    (ClassMoments, "held", "feature replay"),
     (RetentionPlugin, "reference", "retention"),
     (TaskOrthogonalityPlugin, "basis", "ntk_cl online"),
     (ReleasedContrastPlugin, "increment", "ntk_cl released online"),
@@ -291,8 +293,13 @@ NAMED = [
 ]
 
 
-# parts of the projection, by where it holds them
-PARTS = {SiteStatistics: "_statistics", RatioRule: "_rule", FeatureWatch: "_watch"}
+# parts of plugins, by where these hold them
+PARTS = {
+    ClassMoments: "moments",
+    SiteStatistics: "_statistics",
+    RatioRule: "_rule",
+    FeatureWatch: "_watch",
+}
 
 
 def states_of(state: dict[str, Any], kind: type) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """A trained head is aligned to all classes on features drawn from what is kept of each."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -12,16 +12,13 @@ from torch.nn import functional as F
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.feature_replay import covariance_factor, normalised_logits
 from avalanche_peftcl.functional.finite import check_finite
-from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.models import Drift, DynamicModel, Head
-from avalanche_peftcl.models.heads.drift import move_moments
 from avalanche_peftcl.registry.ranges import Epochs, LearningRate, Seed, Share, Temperature
 from avalanche_peftcl.training.feature_pass import Features, feature_pass, network_of
 from avalanche_peftcl.training.joints import move_heads
+from avalanche_peftcl.training.plugins.class_moments import ClassMoments, Covariance
 from avalanche_peftcl.training.streams import ends_experience, number_of, starts_experience
 
-Covariance = Literal["shared", "class"]
-MOST_ENTRIES = 2**28  # of all covariances: 2 GiB
 _MINIBATCH = 256
 
 
@@ -38,6 +35,8 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
     :class:`~avalanche_peftcl.models.DynamicModel` with one head, which is trained. It stands after
     plugins that change weights at the end of an experience, and before those that look at the head
     when one begins.
+
+    No default was measured: on real images this plugin has not been run, only on toys.
 
     Memory: ``8 (R D + D²)`` bytes with a shared covariance, ``8 (R D + R D²)`` with one a class, at
     most 2 GiB; while it aligns ``4 R S D`` for the ``S`` features of each class.
@@ -57,9 +56,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         seed: Of the draws; no global generator is touched.
 
     Attributes:
-        moments: Of each row ``counts`` of images, ``(R,)``, ``sums`` of their features, ``(R, D)``,
-            ``grams`` of their products, ``(D, D)`` or ``(R, D, D)``, both in float64, and with
-            which experience it was ``born``, ``(R,)``, from 0.
+        moments: What is kept of each class, a :class:`.ClassMoments`.
 
     Raises:
         ConfigError: If an argument is out of range; while training, if there is no one head that
@@ -77,7 +74,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         0
     """
 
-    remembers: tuple[str, ...] = (*("n_experiences_done", "moments", "_unaligned", "_reports"),)
+    remembers: tuple[str, ...] = ("n_experiences_done", "moments", "_unaligned", "_reports")
 
     def __init__(
         self,
@@ -92,8 +89,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if covariance not in ("shared", "class"):
-            raise ConfigError(f"covariance must be shared or class, not {covariance!r}")
+        self.moments = ClassMoments(covariance)
         if not 0 <= shrinkage <= 1:
             raise ConfigError(f"shrinkage must be in [0, 1], not {shrinkage}")
         if epochs < 1 or samples_per_class < 1:
@@ -104,11 +100,10 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
             raise ConfigError(
                 f"lr={lr} and temperature={temperature} must be positive; temperature may be None"
             )
-        self.covariance, self.shrinkage = covariance, shrinkage
+        self.shrinkage = shrinkage
         self.epochs, self.samples_per_class, self.lr = epochs, samples_per_class, lr
         self.temperature, self.restore, self.seed = temperature, restore, seed
         self.n_experiences_done = 0
-        self.moments: dict[str, Tensor] = {}
         self._unaligned: dict[str, Tensor] = {}  # parameters of the head before its alignment
         self._reports: list[dict[str, Any]] = []
 
@@ -131,75 +126,28 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         if not ends_experience(strategy.experience):
             return
         number = number_of(strategy.experience)
-        held = [self.moments["sums"], self.moments["grams"]]
-        check_finite(held, f"the class statistics of experience {number}")
+        self.moments.check_finite(number)
         self.n_experiences_done += 1
         if self.n_experiences_done > 1:
             losses = self.align(network_of(strategy))
-            self._reports.append({"experience": number, "classes": self._n_known, **losses})
+            self._reports.append({"experience": number, "classes": self.moments.n_known, **losses})
 
     # --- what is kept --------------------------------------------------------------------------
 
     def move_features(self, drift: Drift) -> None:
         """Move what is kept to where the features of old images are now."""
-        if held := self.moments:
-            moved = move_moments(drift, held["grams"], held["sums"], held["counts"])
-            held["grams"], held["sums"] = moved
+        self.moments.move(drift)
 
     @torch.no_grad()
     def _observe(self, strategy: Any, *, num_workers: int) -> None:
         network: Any = network_of(strategy)
-        held = self._grow(len(network.classes), _trained_head(network).in_features)
+        width, born = _trained_head(network).in_features, self.n_experiences_done
+        self.moments.grow(len(network.classes), width, born=born)
 
         def take(batch: Features) -> None:
-            z = in_double(batch.features)
-            rows = batch.rows.to(z.device)
-            held.update({name: tensor.to(z.device) for name, tensor in held.items()})
-            held["counts"] += torch.bincount(rows, minlength=len(held["counts"]))
-            held["sums"].index_add_(0, rows, z)
-            if self.covariance == "shared":
-                held["grams"] += z.T @ z
-            else:
-                for row in set(rows.tolist()):
-                    of = z[rows == row]
-                    held["grams"][row] += of.T @ of
+            self.moments.add(batch.features, batch.rows)
 
         feature_pass(strategy, take, num_workers=num_workers)
-
-    def _grow(self, n_rows: int, width: int) -> dict[str, Tensor]:
-        shape = (width, width) if self.covariance == "shared" else (n_rows, width, width)
-        if math.prod(shape) > MOST_ENTRIES:
-            raise ConfigError(
-                f"a covariance for each of {n_rows:,} classes of features of width {width:,} takes "
-                f"{8 * math.prod(shape) / 2**30:,.1f} GiB, and the most is "
-                f'{8 * MOST_ENTRIES / 2**30:.0f}; take covariance="shared"'
-            )
-        whole = {
-            "counts": torch.zeros(n_rows, dtype=torch.long),
-            "sums": torch.zeros(n_rows, width, dtype=torch.float64),
-            "grams": torch.zeros(shape, dtype=torch.float64),
-            "born": torch.full((n_rows,), self.n_experiences_done),
-        }
-        for name, old in self.moments.items():
-            whole[name] = whole[name].to(old.device)
-            whole[name][: len(old)] = old
-        self.moments = whole
-        return whole
-
-    def gaussians(self) -> tuple[Tensor, Tensor]:
-        """Return the class means, ``(R, D)``, and covariances, ``(R, D, D)`` or ``(D, D)``."""
-        counts, sums, grams = (self.moments[name] for name in ("counts", "sums", "grams"))
-        n = counts[:, None].to(sums)
-        means = sums / n.clamp_min(1)
-        if self.covariance == "shared":
-            within = grams - sums.T @ means
-            return means, within / max(1, int(counts.sum()) - self._n_known)
-        within = grams - sums[:, :, None] * means[:, None]
-        return means, within / (n[..., None] - 1).clamp_min(1)
-
-    @property
-    def _n_known(self) -> int:
-        return int((self.moments["counts"] > 0).sum())
 
     # --- the alignment -------------------------------------------------------------------------
 
@@ -209,10 +157,9 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         parameters = [p for p in head.parameters() if p.requires_grad]
         if self.restore:
             self._unaligned = {n: p.detach().clone() for n, p in head.named_parameters()}
-        means, covariances = self.gaussians()
+        means, covariances = self.moments.gaussians()
         factors = covariance_factor(covariances, shrinkage=self.shrinkage)
-        device, there = parameters[0].device, self.moments["counts"].cpu() > 0
-        known = there.nonzero()[:, 0]
+        device, known = parameters[0].device, self.moments.known.cpu().nonzero()[:, 0]
         means, factors = means.float(), factors.float()
         generator = torch.Generator().manual_seed(self.seed + self.n_experiences_done)
         labels = network.classes.keys[:, 0].to(device)
@@ -251,8 +198,8 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
 
     def _loss(self, logits: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy among the classes known of each image's task label."""
-        born, counts = (self.moments[name].to(logits.device) for name in ("born", "counts"))
-        known, losses = counts > 0, []
+        born, known = (t.to(logits.device) for t in (self.moments.born, self.moments.known))
+        losses = []
         for label in sorted(set(labels[rows].tolist())):
             columns, images = known & (labels == label), labels[rows] == label
             among = logits[images][:, columns].float()
@@ -267,8 +214,8 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
     @property
     def stored_floats(self) -> int:
         """Floats kept from experience to experience: sums, their products, and an earlier head."""
-        kept = [self.moments[name] for name in ("sums", "grams") if name in self.moments]
-        return sum(tensor.numel() for tensor in [*kept, *self._unaligned.values()])
+        unaligned = sum(tensor.numel() for tensor in self._unaligned.values())
+        return self.moments.stored_floats + unaligned
 
     def summary(self) -> dict[str, Any]:
         """Return what the run record keeps.
@@ -277,7 +224,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
             ``covariance``, and ``experiences``: from the second on, ``experience``, its number,
             ``classes``, and ``loss_before`` and ``loss_after``, on the same drawn features.
         """
-        return {"covariance": self.covariance, "experiences": self._reports}
+        return {"covariance": self.moments.covariance, "experiences": self._reports}
 
     def headline(self) -> str | None:
         """Return one line about the last experience, ``None`` before the second has ended."""

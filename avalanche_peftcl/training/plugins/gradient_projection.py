@@ -13,24 +13,23 @@ from avalanche_peftcl.models.projection.site_batch import (
     lengths_of,
     set_lengths,
 )
-from avalanche_peftcl.models.projection.sites import ProjectionSite, listen, projection_sites
+from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
 from avalanche_peftcl.registry.ranges import Count, CountOrNone, Seed, Share
-from avalanche_peftcl.training.feature_pass import draw, feature_pass
 from avalanche_peftcl.training.plugins.feature_watch import FeatureWatch
-from avalanche_peftcl.training.plugins.projection_report import TOLD, in_a_line
+from avalanche_peftcl.training.plugins.projection_report import in_a_line, tell, tell_drift
 from avalanche_peftcl.training.plugins.projection_rules import (
     Rule,
     empty_bases,
     make_rule,
     n_floats,
 )
-from avalanche_peftcl.training.plugins.site_statistics import SiteStatistics
-from avalanche_peftcl.training.publishing import publish
-from avalanche_peftcl.training.streams import (
-    ends_experience,
-    number_of,
-    starts_experience,
+from avalanche_peftcl.training.plugins.site_statistics import (
+    SiteStatistics,
+    found_sites,
+    read_sites,
+    without_site,
 )
+from avalanche_peftcl.training.streams import ends_experience, number_of, starts_experience
 
 Where = Literal["gradient", "step"]
 
@@ -153,13 +152,8 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         starts = starts_experience(strategy.experience)
         if not starts and self._batches is not None:
             return
-        sites = self._sites(strategy.model)
-        held = {id(site.parameter) for site in sites}
-        self.unprotected = [
-            name
-            for name, p in strategy.model.named_parameters()
-            if p.requires_grad and id(p) not in held
-        ]
+        sites = found_sites(strategy.model, self.sites)
+        self.unprotected = without_site(strategy.model, sites)
         if starts:
             self._read_ahead(strategy, sites, num_workers=kwargs.get("num_workers", 0))
         self._batches = batch_sites(sites, self.bases, strength=self.strength)
@@ -196,7 +190,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Read features; when the experience ends, extend the bases and report."""
-        sites = self._sites(strategy.model)
+        sites = found_sites(strategy.model, self.sites)
         self.read(strategy, sites, num_workers=kwargs.get("num_workers", 0))
         if not ends_experience(strategy.experience):
             return
@@ -207,16 +201,13 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         reports = [self.extend(site) for site in sites]
         for site, report in zip(sites, reports, strict=True):
             report |= {"site": site.name, "removed_share": removed.get(site.name, 0.0)}
-            for key in TOLD:
-                publish(strategy, self, f"Projection_{key.title()}", report[key], of=site.name)
+            tell(strategy, self, report)
         self._reports.append(reports)
         self.n_experiences_done += 1
         self._statistics.clear()
         if self._watch is not None:
             drift = self._watch.end(strategy, num_workers=kwargs.get("num_workers", 0))
-            publish(strategy, self, "Drift_Learnt", drift["learnt"])
-            for number, old in enumerate(drift["old"]):
-                publish(strategy, self, "Drift_Old", old, of=f"Exp{number:03d}")
+            tell_drift(strategy, self, drift)
 
     def read(self, strategy: Any, sites: list[ProjectionSite], *, num_workers: int) -> None:
         """Add the features of the experience's images to the sites' statistics."""
@@ -231,16 +222,15 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         num_workers: int,
     ) -> None:
         """Run the drawn images through the network in full precision, its head included."""
-        seed = self.seed + self.n_experiences_done
-        aside = () if self._watch is None else self._watch.images
-        with listen(sites, take):
-            feature_pass(
-                strategy,
-                dataset=draw(strategy.experience, self.n_samples, seed=seed, without=aside),
-                classify=True,
-                full_precision=True,
-                num_workers=num_workers,
-            )
+        read_sites(
+            strategy,
+            sites,
+            take,
+            n_samples=self.n_samples,
+            seed=self.seed + self.n_experiences_done,
+            without=() if self._watch is None else self._watch.images,
+            num_workers=num_workers,
+        )
 
     def check(self, experience: Any) -> None:
         """Refuse statistics of the experience that are not finite numbers."""
@@ -258,15 +248,6 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
             "dim": grams.shape[0] * grams.shape[1],
             "captured_energy": captured,
         }
-
-    def _sites(self, model: nn.Module) -> list[ProjectionSite]:
-        sites = list(self.sites(model))
-        if not sites:
-            raise ConfigError(
-                f"{type(model).__name__} states no projection sites; use a module that does "
-                "(adapter, LoRA, prefix, prompt), or give sites="
-            )
-        return sites
 
     # --- checkpoints ---------------------------------------------------------------------------
 

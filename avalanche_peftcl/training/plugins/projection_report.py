@@ -1,10 +1,24 @@
-"""What a gradient projection tells of an experience, in words."""
+"""What a gradient projection tells of an experience, in words and to the host's loggers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-TOLD = ("size", "captured_energy", "removed_share")
-"""What of each site the host's loggers are told."""
+from avalanche_peftcl.training.publishing import publish
+
+_TOLD = ("size", "captured_energy", "removed_share")
+
+
+def tell(strategy: Any, plugin: Any, site: Mapping[str, Any]) -> None:
+    """Tell the host's loggers of a site: its report, see :func:`in_a_line`, and its name."""
+    for key in _TOLD:
+        publish(strategy, plugin, f"Projection_{key.title()}", site[key], of=site["site"])
+
+
+def tell_drift(strategy: Any, plugin: Any, drift: Mapping[str, Any]) -> None:
+    """Tell them how far features moved, see :meth:`.FeatureWatch.end`."""
+    publish(strategy, plugin, "Drift_Learnt", drift["learnt"])
+    for number, old in enumerate(drift["old"]):
+        publish(strategy, plugin, "Drift_Old", old, of=f"Exp{number:03d}")
 
 
 def in_a_line(sites: Sequence[dict[str, Any]], drift: Mapping[str, Any] | None = None) -> str:

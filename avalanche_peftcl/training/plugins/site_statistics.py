@@ -1,12 +1,16 @@
 """What is known of the features at projection sites, streamed: no feature is kept."""
 
-from torch import Tensor
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.functional.subspace import gram
-from avalanche_peftcl.models.projection.sites import ProjectionSite
+from avalanche_peftcl.models.projection.sites import ProjectionSite, listen
+from avalanche_peftcl.training.feature_pass import draw, feature_pass
 
 
 class SiteStatistics:
@@ -59,3 +63,57 @@ class SiteStatistics:
     def clear(self) -> None:
         """Forget all."""
         self.grams, self.totals, self.counts = {}, {}, {}
+
+
+def found_sites(
+    model: nn.Module, sites: Callable[[nn.Module], Iterable[ProjectionSite]]
+) -> list[ProjectionSite]:
+    """Return the sites of a model.
+
+    Raises:
+        ConfigError: If it has none.
+    """
+    found = list(sites(model))
+    if not found:
+        raise ConfigError(
+            f"{type(model).__name__} states no projection sites; use a module that does "
+            "(adapter, LoRA, prefix, prompt), or give sites="
+        )
+    return found
+
+
+def without_site(model: nn.Module, sites: Iterable[ProjectionSite]) -> list[str]:
+    """Return the names of a model's trained parameters that have no site."""
+    held = {id(site.parameter) for site in sites}
+    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+
+
+def read_sites(
+    strategy: Any,
+    sites: list[ProjectionSite],
+    take: Callable[[ProjectionSite, Tensor], None],
+    *,
+    n_samples: int | None,
+    seed: int,
+    without: Collection[int] = (),
+    num_workers: int = 0,
+) -> None:
+    """Run images of the experience through the network in full precision, its head included.
+
+    Args:
+        strategy: Any Avalanche strategy.
+        sites: Where features are read.
+        take: Called with a site and its features.
+        n_samples: As of :func:`.draw`, like the two below.
+        seed: As there.
+        without: As there.
+        num_workers: Processes that load images.
+    """
+    with listen(sites, take):
+        feature_pass(
+            strategy,
+            dataset=draw(strategy.experience, n_samples, seed=seed, without=without),
+            classify=True,
+            full_precision=True,
+            num_workers=num_workers,
+        )

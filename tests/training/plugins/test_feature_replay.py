@@ -101,7 +101,7 @@ def test_gaussians_are_those_of_all_rows(scenario, covariance):
     strategy.train(benchmark.train_stream)
     z, labels = features(strategy, *benchmark.train_stream)
     z, labels = z.double().numpy(), labels.numpy()
-    means, covariances = plugin.gaussians()
+    means, covariances = plugin.moments.gaussians()
     within = np.zeros((DIM, DIM))
     for c in range(6):
         rows = z[labels == c]
@@ -137,12 +137,18 @@ def test_what_is_kept_moves_with_a_drift_map():
     strategy.train(benchmark.train_stream[0])
     assert len(moved) == 1  # whether it can
     del plugin.move_features
-    before = plugin.moments["sums"].clone(), plugin.moments["grams"].clone()
+    before = plugin.moments.held["sums"].clone(), plugin.moments.held["grams"].clone()
     seen, move = [], plugin.move_features
 
     def listens(given):
         move(given)
-        seen.append((given.matrix, plugin.moments["sums"].clone(), plugin.moments["grams"].clone()))
+        seen.append(
+            (
+                given.matrix,
+                plugin.moments.held["sums"].clone(),
+                plugin.moments.held["grams"].clone(),
+            )
+        )
 
     plugin.move_features = listens
     strategy.train(benchmark.train_stream[1])
@@ -257,7 +263,7 @@ def test_heads_that_are_not_trained_are_refused():
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr("avalanche_peftcl.training.plugins.feature_replay.MOST_ENTRIES", 3000)
+    monkeypatch.setattr("avalanche_peftcl.training.plugins.class_moments.MOST_ENTRIES", 3000)
     build(small()).train(toy_benchmark().train_stream)
     with pytest.raises(ConfigError, match=r"for each of 4 classes .* take covariance=.shared"):
         build(small(covariance="class")).train(toy_benchmark().train_stream)

@@ -1,0 +1,78 @@
+"""The projection of PEGP, by its recipe."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import PEFTModel
+from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_sites
+from avalanche_peftcl.training.plugins import GradientProjectionPlugin, ReleasedProjectionPlugin
+from avalanche_peftcl.training.plugins.gradient_projection import Where
+from avalanche_peftcl.training.plugins.projection_rules import Rule
+
+Recipe = Literal["corrected", "released"]
+
+
+def make_projection(
+    model: PEFTModel,
+    *,
+    recipe: Recipe,
+    projection: bool,
+    threshold: float,
+    rule: Rule,
+    centred: bool,
+    kept: float,
+    strength: float,
+    where: Where | None,
+    n_samples: int | None,
+    watch: int,
+    project_head: bool,
+) -> GradientProjectionPlugin | None:
+    """Return the plugin that projects, with the arguments of :class:`.PEGP`; none if switched off.
+
+    Raises:
+        ConfigError: If an argument is out of range or does not fit the recipe.
+    """
+    if recipe not in ("corrected", "released"):
+        raise ConfigError(f"recipe must be corrected or released, not {recipe!r}")
+    if recipe == "released" and (where == "step" or project_head):
+        raise ConfigError(
+            'recipe="released" projects the gradients of adapters and LoRA; leave out '
+            'where="step" and project_head=True, or take recipe="corrected"'
+        )
+    if recipe == "released" and (rule != "energy" or centred or strength != 1):
+        raise ConfigError(
+            'recipe="released" removes the whole component along a mask of coordinates; leave '
+            f"out rule={rule!r}, centred={centred} and strength={strength}, or take "
+            'recipe="corrected"'
+        )
+    if watch and not projection:
+        raise ConfigError(
+            f"watch={watch} measures beside the projection, which is switched off; for none "
+            "that acts take strength=0"
+        )
+    if project_head and not list(model.head.head_sites()):
+        raise ConfigError(
+            f"project_head=True, but a {type(model.head).__name__} states no head_sites(); "
+            "leave it out, or take a linear head"
+        )
+    if not projection:
+        return None
+    if recipe == "released":
+        return ReleasedProjectionPlugin(threshold, n_samples=n_samples, watch=watch)
+    return GradientProjectionPlugin(
+        threshold,
+        rule=rule,
+        centred=centred,
+        kept=kept,
+        strength=strength,
+        where=where or "step",
+        n_samples=n_samples,
+        watch=watch,
+        sites=_sites_with_head if project_head else projection_sites,
+    )
+
+
+def _sites_with_head(model: Any) -> list[ProjectionSite]:
+    head = [replace(site, name=f"head.{site.name}") for site in model.head.head_sites()]
+    return projection_sites(model) + head
