@@ -42,8 +42,8 @@ class GaussianHead(AdditiveHead):
     ``shrinkage="ledoit_wolf"`` it does not: fourth moments cannot follow). Solved when it settles.
 
     Memory: ``12 R D²`` bytes; of these ``8 R D²`` are second moments, at most 2 GiB of them: 455
-    classes at a width of 768. Time: :math:`2 B D^2` operations a minibatch, of order :math:`R D^3` to
-    solve, :math:`2 B R D^2` for a prediction.
+    classes at a width of 768. Time: :math:`2 B D^2` operations a minibatch, of order
+    :math:`R D^3` to solve, :math:`2 B R D^2` for a prediction.
 
     Args:
         in_features: ``D``.
