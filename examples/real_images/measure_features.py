@@ -30,7 +30,7 @@ from avalanche_peftcl.functional import (
     running_mean_,
     smoothed_ridge_drift,
 )
-from avalanche_peftcl.models import Drift, LinearDrift, RidgeHead, ShiftDrift
+from avalanche_peftcl.models import Drift, LinearDrift, PrototypeHead, RidgeHead, ShiftDrift
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.training import feature_pass
 
@@ -123,7 +123,8 @@ def train(stream: str, training: str, seed: int) -> tuple[Any, Any, Reader]:
     torch.manual_seed(seed)
     module, name, own = TRAININGS[training]
     given = {"backbone": backbone, "plugins": [reader], "evaluator": EvaluationPlugin()}
-    given |= {"module": registry.build("module", module, {}, {"backbone": backbone}), "head": None}
+    given["module"] = registry.build("module", module, {}, {"backbone": backbone})
+    given["head"] = PrototypeHead  # one that is fitted: linear proxies train, on what is pooled
     strategy = registry.build("strategy", name, OPTIONS | own, given | {"device": "cpu"})
     for experience in benchmark.train_stream:
         strategy.train(experience, eval_streams=[])
