@@ -219,8 +219,8 @@ def build_ntk_cl(
     orthogonality_weight: Weight = 1e-4,
     retention_weight: Weight = 1e-3,
     features: FeatureKind | None = None,
-    frozen_section: FeatureKind | None = "blocks",
-    drift_ridge: Penalty | None = 1.0,
+    frozen_section: FeatureKind | None = None,
+    drift_ridge: Penalty | None = None,
     optimizer: OptimizerName = "sgd",
     anneal: bool | None = None,
     options: _Options,
@@ -246,8 +246,8 @@ def build_ntk_cl(
         retention_weight: Of the retention term.
         features: What the head reads of the adapted network: ``pooled``, ``blocks`` or block
             numbers; ``None`` is the upper half. As the two below of ``"kernel"`` only.
-        frozen_section: The same of the frozen network; ``None`` for nothing.
-        drift_ridge: Of the map that moves earlier sums, relative; ``None`` for no map.
+        frozen_section: The same of the frozen network; ``None`` is ``"blocks"``.
+        drift_ridge: Of the map that moves earlier sums, relative; ``None`` is 1.
         optimizer: ``"kernel"`` was measured with ``adamw`` at ``lr=0.001``.
         anneal: Whether the learning rate falls as a cosine; ``None``: unless a plugin schedules it.
         options: The others.
@@ -269,12 +269,12 @@ def build_ntk_cl(
             dropout=dropout,
             head=head,
             features=features,
-            frozen_section=frozen_section,
+            frozen_section=frozen_section or "blocks",
         )
         return NTKCLKernel(
             model=network,
             optimizer=make_optimizer(optimizer, network, **options.rates()),
-            drift_ridge=drift_ridge,
+            drift_ridge=1.0 if drift_ridge is None else drift_ridge,
             anneal=anneal,
             **options.template(),
         )

@@ -321,7 +321,14 @@ FURTHER: dict[str, dict[str, Any]] = {
 
 
 # what others here, and every state in tests/checkpoints, show in less time
-_SLOW = ("augmented, by two processes", "augmented", "replay", "several copies", "ewc and lwf")
+_SLOW = (
+    "bfloat16",
+    "augmented, by two processes",
+    "augmented",
+    "replay",
+    "several copies",
+    "ewc and lwf",
+)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ class TestJoint(StrategyContract):
         )
 
 
+@pytest.mark.slow  # the strategy above without a module
 class TestLinearProbe(TestNaive):
     adapts = False
 
@@ -126,6 +127,7 @@ class TestPEGP(StrategyContract):
         )
 
 
+@pytest.mark.slow  # another module of the method above
 class TestPEGPLoRA(TestPEGP):
     scenarios = ("class",)  # the others are tried with adapters
     module = staticmethod(build_lora)

@@ -18,10 +18,10 @@ from avalanche_peftcl.models import (
 )
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training.ntk_cl import build_ntk_cl
-from avalanche_peftcl.training.ntk_cl_kernel import NTKCLKernel
+from avalanche_peftcl.training.ntk_cl_kernel import NTKCLKernel, build_kernel_model
 
 SETTINGS = {"recipe": "kernel", "train_epochs": 2, "train_mb_size": 6, "lr": 0.02, "r": 4}
-SETTINGS["optimizer"] = "adam"
+SETTINGS |= {"optimizer": "adam", "mixed_precision": "no"}
 WIDTH, BLOCKS = 32, 3
 
 
@@ -105,10 +105,21 @@ def test_the_head_is_the_regression_over_all_rows_moved_by_hand(mu):
 def test_without_a_map_sums_stay_where_they_were():
     torch.manual_seed(0)
     reader, benchmark = Reader(), toy_benchmark()
-    strategy = build_ntk_cl(backbone=toy_backbone(), plugins=[reader], drift_ridge=None, **SETTINGS)
+    model = build_kernel_model(toy_backbone(), r=4)
+    strategy = NTKCLKernel(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.02),
+        drift_ridge=None,
+        plugins=[reader],
+        evaluator=None,
+        mixed_precision="no",
+        train_epochs=2,
+        train_mb_size=6,
+    )
     for experience in benchmark.train_stream:
         strategy.train(experience)
     h = torch.cat([after for _, after, _ in reader.read])
+    assert [len(each) for _, each, _ in reader.read] == [12, 12, 12]
     torch.testing.assert_close(strategy.model.head.gram, h.T @ h, atol=1e-5, rtol=0)
 
 
@@ -121,10 +132,8 @@ def test_its_network_and_its_penalty():
     assert model.moving == [slice(2 * WIDTH * BLOCKS, 2 * WIDTH * (BLOCKS + 2))]
     assert strategy.loss_over == "local"
     assert model.forward_passes == 2
-    alone = build_ntk_cl(
-        backbone=toy_backbone(), frozen_section=None, features="pooled", **SETTINGS
-    )
-    assert alone.model.head.in_features == WIDTH
+    alone = build_kernel_model(toy_backbone(), frozen_section=None, features="pooled")
+    assert alone.head.in_features == WIDTH
 
 
 @pytest.mark.parametrize(
@@ -132,7 +141,7 @@ def test_its_network_and_its_penalty():
     [
         ({"n_copies": 2, "temperature": 0.2}, "'kernel' has no n_copies and no temperature"),
         ({"recipe": "corrected", "features": "blocks"}, "'corrected' has no features"),
-        ({"recipe": "released", "drift_ridge": None}, "'released' has no drift_ridge"),
+        ({"recipe": "released", "drift_ridge": 2.0}, "'released' has no drift_ridge"),
         ({"head": LinearHead}, "proxies are trained for a head that is fitted"),
         ({"features": [3]}, "block numbers from 0 to 2"),
     ],
