@@ -105,6 +105,7 @@ def test_they_are_run_once_and_marked(tmp_path):
     assert read_record(folder / "floors" / "ridge").seed == 1
 
 
+@pytest.mark.slow
 def test_of_other_weights_they_are_run_again(tmp_path):
     run(settings(tmp_path), floors=True)
     begun, file = written(tmp_path), tmp_path / "floors" / "ridge" / "metrics.json"

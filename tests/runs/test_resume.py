@@ -226,7 +226,7 @@ CASES: dict[str, dict[str, Any]] = {
     "naive": {"strategy": NAIVE},
     "ntk_cl": {"strategy": NTK},
     "ntk_cl released": {"strategy": NTK | {"recipe": "released"}},
-    "ntk_cl kernel": {"strategy": NTK | {"recipe": "kernel"}},
+    "ntk_cl kernel": {"strategy": NTK | {"recipe": "kernel", "train_epochs": 1}},
     "pegp": {"strategy": PEGP},
     "pegp released": {"strategy": PEGP | {"recipe": "released"}},
     "nearest_class_mean": {"strategy": {"name": "nearest_class_mean"}},

@@ -68,6 +68,7 @@ class TestNaive(StrategyContract):
         )
 
 
+@pytest.mark.slow  # the closed form below with another head
 class TestNearestClassMean(StrategyContract):
     adapts = False
 
@@ -82,6 +83,7 @@ class TestClosedForm(StrategyContract):
         return build_closed_form(backbone=backbone, plugins=plugins, evaluator=evaluator)
 
 
+@pytest.mark.slow  # it trains as the naive strategy does
 class TestJoint(StrategyContract):
     def create_strategy(self, backbone, *, plugins, evaluator):
         return build_joint(
@@ -133,12 +135,14 @@ class TestPEGPLoRA(TestPEGP):
     module = staticmethod(build_lora)
 
 
+@pytest.mark.slow  # another module of the method above
 class TestPEGPPrefix(TestPEGP):
     scenarios = ("class",)
     # keys and values that start near 0 take longer
     module = partial(build_prefix, length=8, init_bound=1.0)
 
 
+@pytest.mark.slow  # another module of the method above
 class TestPEGPPrompt(TestPEGP):
     scenarios = ("class",)
     module = partial(build_prompt, length=8, init_bound=1.0, blocks=[0, 1])

@@ -52,9 +52,9 @@ def accuracy(strategy, *experiences):
 # --- what it is for -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [None, 0.1])
-@pytest.mark.parametrize("head", [LinearHead, CosineHead])
-@pytest.mark.parametrize("covariance", ["shared", "class"])
+@pytest.mark.parametrize("temperature", [None, pytest.param(0.1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("head", [LinearHead, pytest.param(CosineHead, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("covariance", ["shared", pytest.param("class", marks=pytest.mark.slow)])
 def test_an_aligned_head_knows_all_classes(head, covariance, temperature):
     """Without it a head that trains on new classes alone takes old ones for them."""
     benchmark, found = learnable_benchmark(classes_per_experience=(2, 2, 2)), []
