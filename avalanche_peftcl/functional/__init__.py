@@ -32,7 +32,6 @@ from avalanche_peftcl.functional.gaussians import (
     centred_fourth_moment,
     ledoit_wolf_shrinkage,
     oas_shrinkage,
-    sample_gaussian,
     shrink,
     within_scatter,
 )
@@ -133,7 +132,6 @@ __all__ = [
     "released_spectrum",
     "remove_component",
     "running_mean_",
-    "sample_gaussian",
     "scale_free_cross_validation",
     "seen_accuracy",
     "segment",

@@ -132,28 +132,3 @@ def centred_fourth_moment(
     mixed = (cubed * means).sum(dim=1)
     each = fourth + 4 * along - 4 * mixed + 2 * square * trace - 3 * counts * square.square()
     return each.sum().clamp_min(0)
-
-
-def sample_gaussian(
-    mean: Tensor, covariance: Tensor, n: int, *, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draw from a Gaussian.
-
-    Args:
-        mean: ``(D,)``.
-        covariance: ``(D, D)``, positive definite.
-        n: How many.
-        generator: On the CPU; ``None`` draws from torch's own.
-
-    Returns:
-        ``(n, D)``, in the dtype and on the device of ``mean``; drawn and multiplied in float64.
-
-    Example:
-        >>> drawn = sample_gaussian(torch.ones(2), torch.eye(2) * 1e-12, 3)
-        >>> torch.allclose(drawn, torch.ones(3, 2), atol=1e-4)
-        True
-    """
-    factor = torch.linalg.cholesky(covariance.double())
-    noise = torch.randn(n, len(mean), generator=generator, dtype=torch.float64)
-    drawn: Tensor = mean.double() + noise.to(factor) @ factor.T
-    return drawn.to(mean)

@@ -1,5 +1,6 @@
 """The floors of a run: classifiers that train nothing, on the same frozen network and stream."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from avalanche_peftcl.runs.folder import check_output
 from avalanche_peftcl.runs.identity import settings_of
 from avalanche_peftcl.runs.reading import read_record
 from avalanche_peftcl.runs.schema import FLOORS, Record, Stream
+from avalanche_peftcl.training.feature_cache import shared_features
 
 _FLOORS: dict[str, tuple[str, str | None]] = {  # folder: strategy and head
     "nearest_class_mean": ("nearest_class_mean", None),
@@ -64,7 +66,25 @@ def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
     return runs
 
 
-def of_the_same(folder: Path, record: Record) -> bool:
+def floors_of(
+    config: RunConfig, record: Record, registry: Registry
+) -> Iterator[tuple[RunConfig, bool]]:
+    """Yield the floors of a run that is complete, and whether what is there of each goes on.
+
+    While they are run they share features, see :func:`.shared_features`.
+
+    Args:
+        config: Of the run.
+        record: Its record, which says what ``auto`` came to.
+        registry: Components to choose from.
+    """
+    as_run = config.model_copy(update={"strategy": record.config.strategy})
+    with shared_features():
+        for floor in floor_runs(as_run, registry):
+            yield floor, _of_the_same(floor.output, record)
+
+
+def _of_the_same(folder: Path, record: Record) -> bool:
     """Whether an earlier floor in a folder, if there is one, saw what a run saw.
 
     Settings are compared where a run goes on; here the weights and the stream.

@@ -16,7 +16,7 @@ from avalanche_peftcl.models.device import check_device
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.offers import ExperienceOffers
 from avalanche_peftcl.runs.build import build_backbone, build_method
-from avalanche_peftcl.runs.floors import floor_runs, of_the_same
+from avalanche_peftcl.runs.floors import floor_runs, floors_of
 from avalanche_peftcl.runs.folder import Stamp, check_output
 from avalanche_peftcl.runs.identity import Identity
 from avalanche_peftcl.runs.journal import Journal
@@ -27,7 +27,6 @@ from avalanche_peftcl.runs.report import terminal_report
 from avalanche_peftcl.runs.saved import finished_run, saved_run
 from avalanche_peftcl.runs.signals import how_to_stop
 from avalanche_peftcl.runs.surroundings import controlled, plain_data_errors, seed_all
-from avalanche_peftcl.training.feature_cache import shared_features
 
 
 def run(
@@ -79,20 +78,17 @@ def run(
     there = check_output(config.output, overwrite=overwrite, resume=resume)
     if floors:
         floor_runs(config, registry)  # checks them before anything runs
-    done = None
-    if resume:
-        try:
-            done = _run(config, registry, reporter, there, resume=True)
-        except CheckpointError as error:
-            if not overwrite:
-                raise
-            reporter.say(f"it cannot go on and begins anew: {error}")
-    done = done or _run(config, registry, reporter, there, overwrite=overwrite)
-    as_run = config.model_copy(update={"strategy": done.record.config.strategy})
-    with shared_features():
-        for floor in floor_runs(as_run, registry) if floors else []:
-            how = {"resume": of_the_same(floor.output, done.record), "overwrite": True}
-            run(floor, registry=registry, reporter=RunProgress(reporter.console), **how)
+    try:
+        anew = overwrite and not resume
+        done = _run(config, registry, reporter, there, overwrite=anew, resume=resume)
+    except CheckpointError as error:
+        if not (resume and overwrite):
+            raise
+        reporter.say(f"it cannot go on and begins anew: {error}")
+        done = _run(config, registry, reporter, there, overwrite=True)
+    for floor, goes_on in floors_of(config, done.record, registry) if floors else ():
+        show = RunProgress(reporter.console)
+        run(floor, registry=registry, overwrite=True, resume=goes_on, reporter=show)
     return done
 
 

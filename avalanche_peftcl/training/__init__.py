@@ -1,12 +1,13 @@
 """Avalanche strategies for parameter-efficient continual learning."""
 
 from avalanche_peftcl.training.arguments import TemplateArguments
-from avalanche_peftcl.training.feature_pass import Features, draw, feature_pass
+from avalanche_peftcl.training.feature_pass import draw, feature_pass
 from avalanche_peftcl.training.forgetting import forget_experience
+from avalanche_peftcl.training.joints import Features
 from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.ntk_cl import NTKCL
 from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
-from avalanche_peftcl.training.options import StrategyOptions, TrainingOptions
+from avalanche_peftcl.training.options import FeatureOptions, StrategyOptions, TrainingOptions
 from avalanche_peftcl.training.pegp import PEGP
 from avalanche_peftcl.training.streams import ends_experience, starts_experience
 from avalanche_peftcl.training.template import PEFTTemplate
@@ -14,6 +15,7 @@ from avalanche_peftcl.training.template import PEFTTemplate
 __all__ = [
     "NTKCL",
     "PEGP",
+    "FeatureOptions",
     "Features",
     "OptimizerName",
     "PEFTTemplate",

@@ -1,9 +1,8 @@
 """The one way to run an experience's images through the network before or after its training."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,40 +10,10 @@ from avalanche.models.utils import avalanche_forward
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import ClassRows, DynamicModel
-from avalanche_peftcl.training.joints import Embeds, Tuning
+from avalanche_peftcl.models import DynamicModel
+from avalanche_peftcl.training.joints import Embeds, Features, Tuning
 from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.streams import whole_experience
-
-
-@dataclass(frozen=True)
-class Features:
-    """A minibatch of a :func:`feature_pass`.
-
-    Attributes:
-        features: What a :class:`~avalanche_peftcl.models.DynamicModel` classifies, ``(B, D)``; what
-            any other network returns.
-        targets: Class of each image, ``(B,)``.
-        task_labels: Task label of each image, ``(B,)``; ``None`` where the benchmark gives none.
-        classes: The network's rows; ``None`` where it has none.
-    """
-
-    features: Tensor
-    targets: Tensor
-    task_labels: Tensor | None
-    classes: ClassRows | None
-
-    @property
-    def rows(self) -> Tensor:
-        """Head row of each image, ``(B,)``.
-
-        Raises:
-            ConfigError: If the network has no rows.
-        """
-        if self.classes is None:
-            raise ConfigError("only the heads of a DynamicModel have rows; use targets instead")
-        return self.classes.index(self.targets, self.task_labels)
 
 
 def feature_pass(
@@ -113,6 +82,27 @@ def feature_pass(
         for module, mode in modes.items():
             module.training = mode
         set_random_state(random, device)
+
+
+def read_or_known(
+    strategy: Any,
+    consume: Callable[[Features], object],
+    known: Sequence[Features],
+    *,
+    num_workers: int = 0,
+) -> None:
+    """Hand the current experience's images to ``consume``: as they were read, or by a pass.
+
+    Args:
+        strategy: As of :func:`feature_pass`.
+        consume: As there.
+        known: What :func:`.move_heads` returned.
+        num_workers: As of :func:`feature_pass`.
+    """
+    if not known:
+        feature_pass(strategy, consume, num_workers=num_workers)
+    for batch in known:
+        consume(batch)
 
 
 def draw(

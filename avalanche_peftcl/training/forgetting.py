@@ -8,7 +8,8 @@ from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError, PEFTCLError
 from avalanche_peftcl.models import DynamicModel, Head
-from avalanche_peftcl.training.feature_pass import Features, feature_pass, network_of
+from avalanche_peftcl.training.feature_pass import feature_pass, network_of
+from avalanche_peftcl.training.joints import Features
 
 
 @torch.no_grad()

@@ -37,12 +37,44 @@ Who asks for it: :class:`.PluginOffers` and :class:`.checkpoints.joints.Remember
 (1, 'features of mean square 1.0')
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from avalanche_peftcl.models import Drift
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import ClassRows, Drift
+
+
+@dataclass(frozen=True)
+class Features:
+    """A minibatch of a :func:`.feature_pass`.
+
+    Attributes:
+        features: What a :class:`~avalanche_peftcl.models.DynamicModel` classifies, ``(B, D)``; what
+            any other network returns.
+        targets: Class of each image, ``(B,)``.
+        task_labels: Task label of each image, ``(B,)``; ``None`` where the benchmark gives none.
+        classes: The network's rows; ``None`` where it has none.
+    """
+
+    features: Tensor
+    targets: Tensor
+    task_labels: Tensor | None
+    classes: ClassRows | None
+
+    @property
+    def rows(self) -> Tensor:
+        """Head row of each image, ``(B,)``.
+
+        Raises:
+            ConfigError: If the network has no rows.
+        """
+        if self.classes is None:
+            raise ConfigError("only the heads of a DynamicModel have rows; use targets instead")
+        return self.classes.index(self.targets, self.task_labels)
 
 
 @runtime_checkable
@@ -85,8 +117,13 @@ class MovesHeads(Protocol):
     done what they do then, just before the heads observe the experience's images.
     """
 
-    def move_heads(self, strategy: Any, *, num_workers: int = 0) -> None:
-        """Move them; a second call for the same experience does nothing."""
+    def move_heads(self, strategy: Any, *, num_workers: int = 0) -> Sequence[Features]:
+        """Move them; a second call for the same experience does nothing.
+
+        Returns:
+            What the network makes now of all images of the experience, if it was read for that, so
+            that nobody reads it again; else nothing.
+        """
 
 
 @runtime_checkable
@@ -97,8 +134,14 @@ class KeepsFeatures(Protocol):
         """Move them to where the features of old images are now."""
 
 
-def move_heads(strategy: Any, *, num_workers: int = 0) -> None:
-    """Let the plugins of a strategy move what was fitted, those that :class:`MovesHeads`."""
+def move_heads(strategy: Any, *, num_workers: int = 0) -> Sequence[Features]:
+    """Let the plugins of a strategy move what was fitted, those that :class:`MovesHeads`.
+
+    Returns:
+        What one of them has read, see there.
+    """
+    known: Sequence[Features] = ()
     for plugin in strategy.plugins:
         if isinstance(plugin, MovesHeads):
-            plugin.move_heads(strategy, num_workers=num_workers)
+            known = plugin.move_heads(strategy, num_workers=num_workers) or known
+    return known

@@ -48,8 +48,7 @@ class NTKCLKernel(PEFTTemplate):
         model: Its head is fitted and can move with features, and its proxies train; see
             :func:`build_kernel_model`.
         optimizer: Over the model's trainable parameters. Its state goes on from experience to
-            experience: one of Adam's that is new takes long first steps, and features drift by half
-            as much again.
+            experience: one of Adam's that is new begins with long steps.
         drift_ridge: :math:`\mu` of the map, see :func:`~avalanche_peftcl.functional.linear_drift`;
             ``None`` leaves the sums where they were.
         anneal: As of :class:`.NTKCL`.
@@ -64,14 +63,15 @@ class NTKCLKernel(PEFTTemplate):
         Drift maps: see :class:`.DriftCompensationPlugin`.
 
     Differs:
-        from recipe ``"corrected"``, each piece decided on held-out training images
-        (``examples/real_images/README.md``):
+        from recipe ``"corrected"``; what was measured of it stands in
+        ``examples/real_images/README.md``:
 
         - ridge regression in the place of class means, on the frozen blocks and the upper half of
           the adapted ones in the place of the fused views;
         - earlier sums move with the features;
         - one view, the adapters'; no patch prompts, no fusion, no running mean of older adapters;
-        - cross-entropy of linear proxies alone; no contrast, orthogonality or retention.
+        - cross-entropy of linear proxies alone; contrast, orthogonality and retention were not
+          tried with this classifier.
 
     Example:
         >>> from avalanche_peftcl.testing import toy_backbone

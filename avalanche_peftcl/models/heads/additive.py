@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.models.heads.drift import Drift, move_moments
-from avalanche_peftcl.models.heads.head import Head, check_whole
+from avalanche_peftcl.models.heads.head import Head, check_removed, check_whole
 
 
 class AdditiveHead(Head):
@@ -31,7 +32,59 @@ class AdditiveHead(Head):
         raise NotImplementedError
 
 
-class MomentHead(AdditiveHead):
+class SolvedHead(AdditiveHead):
+    """A head that is solved from its sums when it settles, if they have changed.
+
+    A subclass names the sums (:attr:`~.Growing.statistics`, those with an entry a row among
+    :attr:`~.Growing.row_tensors`), adds to them in :meth:`_take`, and says in :meth:`_solve` what
+    follows from them.
+
+    Args:
+        in_features: ``D``.
+
+    Attributes:
+        summed: What the sums are, for messages.
+        counts: Images of each row, ``(R,)``.
+        pending: Whether the sums have changed since it was solved.
+    """
+
+    summed: str = "the sums of features"
+    counts: Tensor
+    pending: Tensor
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__(in_features)
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("pending", torch.zeros((), dtype=torch.bool))
+
+    def _take(self, features: Tensor, rows: Tensor, *, sign: int) -> None:
+        self.counts += sign * torch.bincount(rows, minlength=len(self.counts))
+        self.pending.fill_(True)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Solve, if the sums have changed.
+
+        Raises:
+            ConfigError: If more images of a class were removed than it has.
+            NotFiniteError: If the sums are not finite numbers.
+        """
+        if not self.pending:
+            return
+        sums = {name: self.get_buffer(name) for name in self.statistics}
+        check_finite([held for held in sums.values() if held.is_floating_point()], self.summed)
+        check_removed(self.counts)
+        for name in sums.keys() & set(self.row_tensors):
+            sums[name][self.counts == 0] = 0  # of none, not what rounding has left
+        self._solve(int(self.counts.sum()))
+        self.pending.fill_(False)
+
+    def _solve(self, n: int) -> None:
+        """Compute what predicts from the sums over ``n`` images, which may be 0."""
+        raise NotImplementedError
+
+
+class MomentHead(SolvedHead):
     r"""A head that follows from :math:`G = \sum h h^\top` and :math:`s_r = \sum h` of each row.
 
     Args:
@@ -41,23 +94,17 @@ class MomentHead(AdditiveHead):
     Attributes:
         gram: ``G``, ``(M, M)``, in float64; of no rows until there is an image.
         sums: ``s``, ``(R, M)``, in float64.
-        counts: Images of each row, ``(R,)``.
-        pending: Whether the sums have changed since it was solved.
     """
 
     free_tensors: tuple[str, ...] = ("gram",)  # which takes memory from the first image on
     statistics: tuple[str, ...] = ("gram", "sums")
     gram: Tensor
     sums: Tensor
-    counts: Tensor
-    pending: Tensor
 
     def __init__(self, in_features: int, width: int) -> None:
         super().__init__(in_features)
         self.register_buffer("gram", torch.zeros(0, width, dtype=torch.float64))
         self.register_buffer("sums", torch.zeros(0, width, dtype=torch.float64))
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
-        self.register_buffer("pending", torch.zeros((), dtype=torch.bool))
 
     def regressors(self, features: Tensor) -> Tensor:
         """Return ``h``, ``(B, D)`` to ``(B, M)``, in float32: here the features themselves."""
@@ -71,8 +118,7 @@ class MomentHead(AdditiveHead):
             h = self.regressors(features).double()
             self.gram.addmm_(h.T, h, alpha=sign)
             self.sums.index_add_(0, rows, h, alpha=sign)
-        self.counts += sign * torch.bincount(rows, minlength=len(self.counts))
-        self.pending.fill_(True)
+        super()._take(features, rows, sign=sign)
 
     def _move_sums(self, drift: Drift) -> None:
         """Move the sums, where ``h`` is the feature itself; exact where the drift is linear."""

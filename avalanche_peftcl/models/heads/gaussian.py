@@ -7,17 +7,17 @@ from pydantic import Field
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.gaussians import (
     centred_fourth_moment,
     ledoit_wolf_shrinkage,
     oas_shrinkage,
     shrink,
+    within_scatter,
 )
 from avalanche_peftcl.models.exportable import exportable
-from avalanche_peftcl.models.heads.additive import AdditiveHead
+from avalanche_peftcl.models.heads.additive import SolvedHead
 from avalanche_peftcl.models.heads.drift import Drift, move_moments
-from avalanche_peftcl.models.heads.head import check_removed, check_whole
+from avalanche_peftcl.models.heads.head import check_whole
 from avalanche_peftcl.models.heads.lda import FLOOR, Shrunk
 from avalanche_peftcl.models.heads.posterior import log_posterior
 from avalanche_peftcl.registry.ranges import FeatureWidth
@@ -27,7 +27,7 @@ MOST_ENTRIES = 2**28  # of the second moments of all classes: 2 GiB
 
 
 @exportable
-class GaussianHead(AdditiveHead):
+class GaussianHead(SolvedHead):
     r"""Log probabilities of classes that are Gaussians, each with its own covariance.
 
     .. math:: \Sigma_r = (1 - \rho)\,\frac{(1 - a)\,S_r + a\,S}{(1 - a)\,n_r + a\,n}
@@ -73,18 +73,17 @@ class GaussianHead(AdditiveHead):
         tensor([0, 0, 1, 1])
     """
 
+    summed = "the means and covariances of classes"
     statistics = ("grams", "sums", "cubed", "fourth")
     row_tensors = (*statistics, "counts", "means", "whitening", "bias")
     grams: Tensor
     sums: Tensor
     cubed: Tensor
     fourth: Tensor
-    counts: Tensor
     means: Tensor
     whitening: Tensor
     bias: Tensor
     shrunk: Tensor
-    pending: Tensor
 
     def __init__(
         self,
@@ -101,12 +100,10 @@ class GaussianHead(AdditiveHead):
         self.register_buffer("sums", torch.zeros(0, in_features, dtype=double))
         self.register_buffer("cubed", torch.zeros(0, in_features, dtype=double))
         self.register_buffer("fourth", torch.zeros(0, dtype=double))
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.long))
         self.register_buffer("means", torch.zeros(0, in_features))
         self.register_buffer("whitening", torch.zeros(0, in_features, in_features))
         self.register_buffer("bias", torch.zeros(0))
         self.register_buffer("shrunk", torch.zeros((), dtype=double))
-        self.register_buffer("pending", torch.zeros((), dtype=torch.bool))
 
     def grow(self, n_rows: int) -> None:
         """Lengthen to ``n_rows``.
@@ -138,8 +135,7 @@ class GaussianHead(AdditiveHead):
         self.sums.index_add_(0, rows, z, alpha=sign)
         self.cubed.index_add_(0, rows, square[:, None] * z, alpha=sign)
         self.fourth.index_add_(0, rows, square.square(), alpha=sign)
-        self.counts += sign * torch.bincount(rows, minlength=len(self.counts))
-        self.pending.fill_(True)
+        super()._take(features, rows, sign=sign)
 
     @torch.no_grad()
     def move(self, drift: Drift) -> None:
@@ -157,39 +153,12 @@ class GaussianHead(AdditiveHead):
         self.grams, self.sums = move_moments(drift, self.grams, self.sums, self.counts)
         self.pending.fill_(True)
 
-    def sample(self, row: int, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw features of a class.
-
-        Args:
-            row: Which; it has an image.
-            n: How many.
-            generator: On the CPU; ``None`` draws from torch's own.
-
-        Returns:
-            ``(n, D)``, in float32.
-        """
-        noise = torch.randn(n, self.in_features, generator=generator).to(self.means)
-        drawn: Tensor = torch.linalg.solve_triangular(self.whitening[row], noise.T, upper=False).T
-        return self.means[row] + drawn
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Compute the Gaussians, if the sums have changed.
-
-        Raises:
-            ConfigError: If more images of a class were removed than it has.
-            NotFiniteError: If the sums are not finite numbers.
-        """
-        if not self.pending:
-            return
-        check_finite([self.grams, self.sums], "the means and covariances of classes")
-        check_removed(self.counts)
-        n, known = int(self.counts.sum()), (self.counts > 0).nonzero()[:, 0].tolist()
-        for held in (self.grams, self.sums, self.cubed, self.fourth):
-            held[self.counts == 0] = 0  # of none, not what rounding has left
+    def _solve(self, n: int) -> None:
+        """Compute the Gaussians."""
+        known = (self.counts > 0).nonzero()[:, 0].tolist()
         means = self.sums / self.counts.clamp_min(1)[:, None]
         self.means.copy_(means)
-        pooled = self.grams.sum(dim=0) - self.sums.T @ means
+        pooled = within_scatter(self.grams.sum(dim=0), self.sums, self.counts)
         length = self.grams.diagonal(dim1=1, dim2=2).sum() / max(n, 1)
         self.shrunk.copy_(self._share(pooled / max(n, 1), n, length))
         for row in known:
@@ -207,7 +176,6 @@ class GaussianHead(AdditiveHead):
             self.whitening[row] = inverse.float()
             prior = (self.counts[row] / n).log()
             self.bias[row] = (prior - factor.diagonal().log().sum()).float()
-        self.pending.fill_(False)
 
     def _share(self, pooled: Tensor, n: int, length: Tensor) -> Tensor:
         """Return the share of shrinkage, ``()``."""

@@ -6,12 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.gaussians import oas_shrinkage, shrink, within_scatter
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.additive import MomentHead
 from avalanche_peftcl.models.heads.drift import Drift
-from avalanche_peftcl.models.heads.head import check_removed
 from avalanche_peftcl.models.heads.posterior import log_posterior
 from avalanche_peftcl.models.heads.regression import WIDEST, check_width
 from avalanche_peftcl.registry.ranges import FeatureWidth
@@ -66,6 +64,7 @@ class LDAHead(MomentHead):
         tensor([0, 0, 1, 1])
     """
 
+    summed = "the class means and the covariance"
     row_tensors = ("sums", "counts", "weight", "bias")
     weight: Tensor
     bias: Tensor
@@ -98,28 +97,17 @@ class LDAHead(MomentHead):
         self.shrunk.copy_(oas_shrinkage(plain, n) if given == "oas" else torch.tensor(float(given)))
         return shrink(plain, self.shrunk)
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Solve for the weights, if the sums have changed.
-
-        Raises:
-            ConfigError: If more images of a class were removed than it has.
-            NotFiniteError: If the sums are not finite numbers.
-        """
-        if not self.pending:
-            return
-        check_finite([self.gram, self.sums], "the class means and the covariance")
-        check_removed(self.counts)
-        known, n = self.counts > 0, self.counts.sum().clamp_min(1)
-        self.sums[~known] = 0  # of none, not what rounding has left
-        centre = self.sums.sum(dim=0) / n
+    def _solve(self, n: int) -> None:
+        """Compute weights and offsets from the class means and the covariance."""
+        known = self.counts > 0
+        centre = self.sums.sum(dim=0) / max(n, 1)
         means = self.sums[known] / self.counts[known, None] - centre
         solved = torch.cholesky_solve(means.T, torch.linalg.cholesky(self.covariance())).T
-        offsets = (self.counts[known] / n.double()).log() - (solved * means).sum(dim=1) / 2
+        priors = self.counts[known].double() / max(n, 1)
+        offsets = priors.log() - (solved * means).sum(dim=1) / 2
         self.weight.zero_()[known] = solved.float()
         self.bias.zero_()[known] = offsets.float()
         self.centre.copy_(centre)
-        self.pending.fill_(False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return log probabilities: ``(B, D)`` to ``(B, R)``; -1000 for rows without an image."""

@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.functional.ridge import (
     Spectrum,
     generalised_cross_validation,
@@ -16,7 +15,6 @@ from avalanche_peftcl.functional.ridge import (
     spectrum,
 )
 from avalanche_peftcl.models.heads.additive import MomentHead
-from avalanche_peftcl.models.heads.head import check_removed
 from avalanche_peftcl.models.heads.rows import MASK_VALUE
 
 WIDEST = 16_384  # of a regression: its Gram takes 2 GiB
@@ -89,6 +87,7 @@ class RegressionHead(MomentHead):
         penalty: :math:`\lambda`; 0 until it is chosen.
     """
 
+    summed = "the sums of features of a regression"
     row_tensors = ("sums", "counts", "weight")
     weight: Tensor
     penalty: Tensor
@@ -106,27 +105,15 @@ class RegressionHead(MomentHead):
         self.register_buffer("weight", torch.zeros(0, width))
         self.register_buffer("penalty", torch.zeros((), dtype=torch.float64))
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Choose the penalty and solve for the weights, if the sums have changed.
-
-        Raises:
-            ConfigError: If more images of a class were removed than it has.
-            NotFiniteError: If the sums are not finite numbers.
-        """
-        if not self.pending:
-            return
-        check_finite([self.gram, self.sums], "the sums of features of a regression")
-        check_removed(self.counts)
-        self.sums[self.counts == 0] = 0  # of none, not what rounding has left
-        if n := int(self.counts.sum()):
+    def _solve(self, n: int) -> None:
+        """Choose the penalty and solve for the weights."""
+        if n:
             there = spectrum(self.gram, self.sums.T, n=n)
             self.penalty.copy_(choose_penalty(there, self.criterion, self.penalty_factor))
             self.weight.copy_(there.solve(self.penalty).T)
         else:
             self.gram.zero_()
             self.weight.zero_()
-        self.pending.fill_(False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return scores: ``(B, D)`` to ``(B, R)``; -1000 for rows without an image yet."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
+from avalanche_peftcl.functional.gaussians import within_scatter
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.models import Drift
 from avalanche_peftcl.models.heads.drift import move_moments
@@ -108,7 +109,7 @@ class ClassMoments:
         n = counts[:, None].to(sums)
         means = sums / n.clamp_min(1)
         if self.covariance == "shared":
-            within = grams - sums.T @ means
+            within = within_scatter(grams, sums, counts)
             return means, within / max(1, int(counts.sum()) - self.n_known)
         within = grams - sums[:, :, None] * means[:, None]
         return means, within / (n[..., None] - 1).clamp_min(1)

@@ -17,8 +17,8 @@ from avalanche_peftcl.functional.drift import (
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.models import Drift, DynamicModel, LinearDrift, ShiftDrift
 from avalanche_peftcl.registry.ranges import Count, Penalty, Scale, Seed, Temperature
-from avalanche_peftcl.training.feature_pass import Features, draw, feature_pass, network_of
-from avalanche_peftcl.training.joints import KeepsFeatures
+from avalanche_peftcl.training.feature_pass import draw, feature_pass, network_of
+from avalanche_peftcl.training.joints import Features, KeepsFeatures
 from avalanche_peftcl.training.plugins.drift_report import Fit, in_a_line
 from avalanche_peftcl.training.plugins.head import HeadPlugin
 from avalanche_peftcl.training.publishing import publish
@@ -40,8 +40,9 @@ class DriftCompensationPlugin(SupervisedPlugin, supports_distributed=False):  # 
     alone. No image is kept.
 
     :class:`.HeadPlugin` calls it, so it acts at the right time wherever it stands among the
-    plugins. Of an online stream each chunk after the first is such an experience. That makes two
-    more passes over the images of an experience, and memory for their features while it trains.
+    plugins. Of an online stream each chunk after the first is such an experience. That makes one
+    more pass over the images of an experience, two with ``n_samples``, and memory for their
+    features while it trains.
 
     Which ``ridge`` is best depends on what is read: recipe ``"kernel"`` of NTK-CL takes 1. The
     defaults of ``tau``, ``temperature`` and ``sigma`` were not measured: temperature and sigma
@@ -114,17 +115,19 @@ class DriftCompensationPlugin(SupervisedPlugin, supports_distributed=False):  # 
         self.n_begun += 1
         self._before = None
         if self.n_begun > 1:
-            self._before = self._read(strategy, num_workers=kwargs.get("num_workers", 0))
+            batches = self._read(strategy, num_workers=kwargs.get("num_workers", 0))
+            self._before = _moving(batches, moving_sections(strategy))
 
-    def move_heads(self, strategy: Any, *, num_workers: int = 0) -> None:
+    def move_heads(self, strategy: Any, *, num_workers: int = 0) -> Sequence[Features]:
         """Move what was fitted, once an experience."""
         if self._before is None:
-            return
+            return ()
         before, self._before = self._before, None
-        after = self._read(strategy, num_workers=num_workers)
+        batches = self._read(strategy, num_workers=num_workers)
+        sections, movable = moving_sections(strategy), self._movable(strategy)
+        after = _moving(batches, sections)
         number = number_of(strategy.experience)
         check_finite([*before, *after], f"the features of experience {number}")
-        sections, movable = moving_sections(strategy), self._movable(strategy)
         self._fits = self._fits or [Fit().values for _ in sections]
         for i, (columns, a, b) in enumerate(zip(sections, before, after, strict=True)):
             self._fits[i] = (Fit(self._fits[i]) + self._fit(a, b)).values
@@ -134,9 +137,11 @@ class DriftCompensationPlugin(SupervisedPlugin, supports_distributed=False):  # 
         if ends_experience(strategy.experience):
             fits, self._fits = [Fit(values) for values in self._fits], []
             self._reports.append({"experience": number, "sections": [fit.report() for fit in fits]})
-            for name in ("drift", "explained"):
-                if (value := getattr(sum(fits[1:], fits[0]), name)) is not None:
-                    publish(strategy, self, f"Drift_{name.title()}", value)
+            whole = sum(fits[1:], fits[0])
+            for name, value in (("Drift", whole.drift), ("Explained", whole.explained)):
+                if value is not None:
+                    publish(strategy, self, f"Drift_{name}", value)
+        return batches if self.n_samples is None else ()
 
     def drift(self, before: Tensor, after: Tensor, columns: slice | None = None) -> Drift:
         """Return how features moved.
@@ -172,18 +177,12 @@ class DriftCompensationPlugin(SupervisedPlugin, supports_distributed=False):  # 
         drift = self.drift(a[~held], b[~held])
         return Fit.of(a, b, old=a[held], new=b[held], told=drift(a[held]))
 
-    def _read(self, strategy: Any, *, num_workers: int) -> list[Tensor]:
-        """Return the moving sections of the features of the drawn images, ``(N, K)`` each."""
-        sections = moving_sections(strategy)
-        read: list[list[Tensor]] = [[] for _ in sections]
-
-        def take(batch: Features) -> None:
-            for part, columns in zip(read, sections, strict=True):
-                part.append(batch.features[:, columns].float())
-
+    def _read(self, strategy: Any, *, num_workers: int) -> list[Features]:
+        """Return what the network makes of the drawn images."""
+        batches: list[Features] = []
         drawn = draw(strategy.experience, self.n_samples, seed=self.seed + self.n_begun)
-        feature_pass(strategy, take, dataset=drawn, num_workers=num_workers)
-        return [torch.cat(part) for part in read]
+        feature_pass(strategy, batches.append, dataset=drawn, num_workers=num_workers)
+        return batches
 
     # --- who moves -----------------------------------------------------------------------------
 
@@ -239,6 +238,11 @@ class DriftCompensationPlugin(SupervisedPlugin, supports_distributed=False):  # 
     def headline(self) -> str | None:
         """Return one line about the last experience, ``None`` before the second has ended."""
         return in_a_line(self._reports[-1]["sections"]) if self._reports else None
+
+
+def _moving(batches: Sequence[Features], sections: Sequence[slice]) -> list[Tensor]:
+    """Return the moving sections of features, ``(N, K)`` each."""
+    return [torch.cat([b.features[:, columns].float() for b in batches]) for columns in sections]
 
 
 def moving_sections(strategy: Any) -> list[slice]:

@@ -1,6 +1,7 @@
 """A trained head is aligned to all classes on features drawn from what is kept of each."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -14,8 +15,8 @@ from avalanche_peftcl.functional.feature_replay import covariance_factor, normal
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.models import Drift, DynamicModel, Head
 from avalanche_peftcl.registry.ranges import Epochs, LearningRate, Seed, Share, Temperature
-from avalanche_peftcl.training.feature_pass import Features, feature_pass, network_of
-from avalanche_peftcl.training.joints import move_heads
+from avalanche_peftcl.training.feature_pass import network_of, read_or_known
+from avalanche_peftcl.training.joints import Features, move_heads
 from avalanche_peftcl.training.plugins.class_moments import ClassMoments, Covariance
 from avalanche_peftcl.training.streams import ends_experience, number_of, starts_experience
 
@@ -121,8 +122,8 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Take in the experience's features; when it ends, align the head."""
         workers = kwargs.get("num_workers", 0)
-        move_heads(strategy, num_workers=workers)
-        self._observe(strategy, num_workers=workers)
+        known = move_heads(strategy, num_workers=workers)
+        self._observe(strategy, known, num_workers=workers)
         if not ends_experience(strategy.experience):
             return
         number = number_of(strategy.experience)
@@ -139,7 +140,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         self.moments.move(drift)
 
     @torch.no_grad()
-    def _observe(self, strategy: Any, *, num_workers: int) -> None:
+    def _observe(self, strategy: Any, known: Sequence[Features], *, num_workers: int) -> None:
         network: Any = network_of(strategy)
         width, born = _trained_head(network).in_features, self.n_experiences_done
         self.moments.grow(len(network.classes), width, born=born)
@@ -147,7 +148,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         def take(batch: Features) -> None:
             self.moments.add(batch.features, batch.rows)
 
-        feature_pass(strategy, take, num_workers=num_workers)
+        read_or_known(strategy, take, known, num_workers=num_workers)
 
     # --- the alignment -------------------------------------------------------------------------
 

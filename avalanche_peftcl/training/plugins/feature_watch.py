@@ -7,7 +7,8 @@ from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.movement import relative_movement
-from avalanche_peftcl.training.feature_pass import Features, feature_pass, shuffled
+from avalanche_peftcl.training.feature_pass import feature_pass, shuffled
+from avalanche_peftcl.training.joints import Features
 from avalanche_peftcl.training.streams import is_chunk, number_of
 
 

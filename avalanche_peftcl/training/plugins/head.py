@@ -1,6 +1,6 @@
 """The heads that are fitted instead of trained hear of each experience: class means among them."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from avalanche_peftcl.errors import NotFiniteError
 from avalanche_peftcl.models import Head
-from avalanche_peftcl.training.feature_pass import Features, feature_pass, network_of
-from avalanche_peftcl.training.joints import Tuning, move_heads
+from avalanche_peftcl.training.feature_pass import feature_pass, network_of, read_or_known
+from avalanche_peftcl.training.joints import Features, Tuning, move_heads
 from avalanche_peftcl.training.streams import class_counts, ends_experience, number_of
 
 
@@ -18,10 +18,15 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
     """Hand the network's fitted heads the images of each experience, once it was trained.
 
     They :meth:`~avalanche_peftcl.models.Head.begin` with the experience,
-    :meth:`~avalanche_peftcl.models.Head.follow` its minibatches in training, for what is predicted
-    meanwhile (validation, early stopping), :meth:`~avalanche_peftcl.models.Head.observe` all its
-    images by a :func:`.feature_pass`, and :meth:`~avalanche_peftcl.models.Head.settle`. Features
-    of earlier images are those of the modules of their time.
+    :meth:`~avalanche_peftcl.models.Head.observe` all its images by a :func:`.feature_pass`, and
+    :meth:`~avalanche_peftcl.models.Head.settle`; of an online stream they observe each chunk and
+    settle with the last one, or when something is to be predicted. Features of earlier images are
+    those of the modules of their time, unless a plugin moves them (:class:`.MovesHeads`).
+
+    For what is predicted meanwhile (validation, early stopping) they
+    :meth:`~avalanche_peftcl.models.Head.follow` the minibatches in training. One that cannot learn
+    from these, or reads other features than those that train, is fitted to the images of the
+    experience for the time of the evaluation, which costs a pass over them each time.
 
     A :class:`.PEFTTemplate` has one where its network has such heads. Avalanche's own strategies
     get it in ``plugins``; their model is a :class:`~avalanche_peftcl.models.DynamicModel`.
@@ -67,8 +72,10 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let the heads observe the experience's images, once what they hold has moved."""
         self._experience = None
-        move_heads(strategy, num_workers=kwargs.get("num_workers", 0))
-        self._observe(strategy, strategy.experience, range(len(self._heads)), **kwargs)
+        workers = kwargs.get("num_workers", 0)
+        known = move_heads(strategy, num_workers=workers)
+        take = self._taken_by(range(len(self._heads)))
+        read_or_known(strategy, take, known, num_workers=workers)
         torch.empty((), dtype=torch.int64).random_()  # a loader's seed: recorded runs drew one here
         ends = ends_experience(strategy.experience)
         self._settle(strategy, [head for head in self._heads if head.follows or ends])
@@ -91,7 +98,12 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
             state = self._heads[i].state_dict()
             self._before_trial[i] = {name: value.clone() for name, value in state.items()}
         if waiting:
-            self._observe(strategy, self._experience, waiting, **kwargs)
+            feature_pass(
+                strategy,
+                self._taken_by(waiting),
+                dataset=self._experience.dataset,
+                num_workers=kwargs.get("num_workers", 0),
+            )
             self._settle(strategy, [self._heads[i] for i in waiting])
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
@@ -109,16 +121,15 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
             for i in chosen:
                 self._heads[i].begin(rows, list(counts.values()))
 
-    def _observe(
-        self, strategy: Any, experience: Any, which: Collection[int], **kwargs: Any
-    ) -> None:
+    def _taken_by(self, which: Collection[int]) -> Callable[[Features], None]:
+        """Return what lets some of the heads observe a minibatch."""
+
         def observe(batch: Features) -> None:
             rows = batch.rows
             for i in which:
                 self._heads[i].observe(batch.features, rows)
 
-        workers = kwargs.get("num_workers", 0)
-        feature_pass(strategy, observe, dataset=experience.dataset, num_workers=workers)
+        return observe
 
     def _settle(self, strategy: Any, heads: Iterable[Head]) -> None:
         try:

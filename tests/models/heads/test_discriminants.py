@@ -156,18 +156,6 @@ def test_features_that_are_no_numbers_are_refused(kind):
         head.settle()
 
 
-def test_samples_are_those_of_the_class():
-    head = fit(GaussianHead(D, pooling=0.3), *images())
-    generator = torch.Generator().manual_seed(0)
-    drawn = head.sample(1, 20_000, generator=generator).double()
-    factor = torch.linalg.inv(head.whitening[1].double())
-    covariance = factor @ factor.T
-    spread = float(covariance.diagonal().max())
-    torch.testing.assert_close(drawn.T.cov(), covariance, rtol=0, atol=5 * spread / 100)
-    mean = head.means[1].double()
-    torch.testing.assert_close(drawn.mean(dim=0), mean, rtol=0, atol=5 * (spread / 20_000) ** 0.5)
-
-
 def test_covariances_that_take_too_much_memory_are_refused():
     head = build_gaussian(in_features=768)
     with pytest.raises(

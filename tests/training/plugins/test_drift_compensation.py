@@ -1,5 +1,7 @@
 """Fitted heads move with the features, at the right time, by what the images at hand tell."""
 
+import sys
+
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -14,6 +16,7 @@ from avalanche_peftcl.models import (
     LinearHead,
     PEFTModel,
     PrototypeHead,
+    RidgeHead,
 )
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
@@ -264,7 +267,7 @@ def test_it_moves_heads_between_the_end_of_training_and_their_observing(name, pl
     assert seen == []
     heard.clear()
     strategy.train(benchmark.train_stream[1])
-    (before,), (after,) = seen
+    before, after = (torch.cat([batch.features for batch in each]).float() for each in seen)
     assert heard[0][0] == "move"
     observed = torch.cat([features for what, features in heard[1:] if what == "observe"])
     assert torch.equal(after, observed.float())
@@ -292,9 +295,36 @@ def test_it_reads_the_same_drawn_images_before_and_after():
     read, seen = plugin._read, []
     plugin._read = lambda *a, **k: seen.append(read(*a, **k)) or seen[-1]
     strategy.train(toy_benchmark().train_stream)
-    assert [len(part) for (part,) in seen] == [5] * 4
-    assert torch.equal(seen[0][0], seen[1][0])
-    assert torch.equal(seen[2][0], seen[3][0])
+    drawn = [torch.cat([batch.features for batch in each]) for each in seen]
+    assert [len(each) for each in drawn] == [5] * 4
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[2], drawn[3])
+
+
+@pytest.mark.parametrize(("n_samples", "passes"), [(None, 2), (5, 3)])
+def test_what_it_has_read_of_all_images_is_what_heads_observe(n_samples, passes, monkeypatch):
+    """After training each image runs through the network once, however many ask for it."""
+    module = sys.modules["avalanche_peftcl.training.feature_pass"]  # a function of that name too
+    read, sizes = module.DataLoader, []
+
+    def counted(data, **kwargs):
+        sizes.append(len(data))
+        return read(data, **kwargs)
+
+    monkeypatch.setattr(module, "DataLoader", counted)
+    held = []
+    for plugins in ([DriftCompensationPlugin(n_samples=n_samples)], []):
+        strategy = build_nearest_class_mean(
+            backbone=toy_backbone(), head=RidgeHead, plugins=plugins, mixed_precision="no"
+        )
+        strategy.train(toy_benchmark().train_stream[0])
+        sizes.clear()
+        strategy.train(toy_benchmark().train_stream[1])
+        held.append((strategy.model.head.gram, len(sizes)))
+    (with_it, many), (without, one) = held
+    assert (many, one) == (passes, 1)
+    # of a network that stays as it is the map is the identity up to the solve's rounding
+    torch.testing.assert_close(with_it, without, atol=1e-4, rtol=1e-4)
 
 
 def test_only_moving_sections_move():
