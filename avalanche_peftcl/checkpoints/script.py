@@ -14,9 +14,9 @@ from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.frozen import Frozen
+from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.registry.offers import BenchmarkOffers, StrategyOffers
 from avalanche_peftcl.training.joint import visits
-from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.streams import class_pairs
 from avalanche_peftcl.training.template import PEFTTemplate
 

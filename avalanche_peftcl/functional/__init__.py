@@ -13,6 +13,12 @@ from avalanche_peftcl.functional.accuracy_matrix import (
     last_accuracy,
     learning_accuracy,
 )
+from avalanche_peftcl.functional.any_time import (
+    any_time_area,
+    average_minimum_accuracy,
+    minimum_since_learned,
+    worst_case_accuracy,
+)
 from avalanche_peftcl.functional.averaging import released_copy, running_mean_, segment
 from avalanche_peftcl.functional.drift import (
     gaussian_kernel_drift,
@@ -84,8 +90,10 @@ __all__ = [
     "Spectrum",
     "accuracy_curve",
     "all_finite",
+    "any_time_area",
     "average_accuracy",
     "average_incremental_accuracy",
+    "average_minimum_accuracy",
     "backward_transfer",
     "centred_fourth_moment",
     "check_decided",
@@ -116,6 +124,7 @@ __all__ = [
     "matrix_vectors",
     "mean",
     "median_distance",
+    "minimum_since_learned",
     "nearest_neighbour_drift",
     "normalised_logits",
     "not_finite",
@@ -142,4 +151,5 @@ __all__ = [
     "stack_bases",
     "undecided",
     "within_scatter",
+    "worst_case_accuracy",
 ]

@@ -13,12 +13,12 @@ import torch
 from avalanche_peftcl.checkpoints.folder import next_number, write_checkpoint
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError, ResourceError
+from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.registry.offers import StrategyOffers
 from avalanche_peftcl.runs.folder import CHECKPOINTS
 from avalanche_peftcl.runs.identity import Identity
 from avalanche_peftcl.runs.reading import read_claim
 from avalanche_peftcl.runs.saved import SavedRun
-from avalanche_peftcl.training.rng import random_state, set_random_state
 
 
 @dataclass

@@ -12,6 +12,7 @@ from avalanche_peftcl.evaluation.running_matrix import MatrixRows
 from avalanche_peftcl.export.write import not_exported, write_model
 from avalanche_peftcl.files import held
 from avalanche_peftcl.models.backbones.weights import weights_sha256
+from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.registry.offers import BackboneOffers, StrategyOffers
 from avalanche_peftcl.runs.build import Backbone, Method
 from avalanche_peftcl.runs.checkpoints import Checkpoints, Standing
@@ -49,7 +50,6 @@ from avalanche_peftcl.runs.schema import (
     Settings,
 )
 from avalanche_peftcl.training.joint import visits
-from avalanche_peftcl.training.rng import random_state, set_random_state
 
 
 class Journal:

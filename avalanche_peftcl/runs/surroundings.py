@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from avalanche_peftcl.errors import DataError
-from avalanche_peftcl.training.rng import random_state, set_random_state
+from avalanche_peftcl.models.rng import random_state, set_random_state
 
 
 def seed_all(seed: int) -> None:

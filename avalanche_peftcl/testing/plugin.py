@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from avalanche_peftcl.models.rng import random_state
 from avalanche_peftcl.registry.offers import PluginOffers
 from avalanche_peftcl.testing.learnable import blind_backbone
 from avalanche_peftcl.testing.probes import Watch, differing, outputs, weights
@@ -14,7 +15,6 @@ from avalanche_peftcl.testing.resuming import ends_elsewhere, obstacles
 from avalanche_peftcl.testing.stage import stream, tuning
 from avalanche_peftcl.testing.strategy import SCENARIOS
 from avalanche_peftcl.training.feature_pass import network_of
-from avalanche_peftcl.training.rng import random_state
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,10 @@ import torch
 
 from avalanche_peftcl.checkpoints.archive import decode_state, encode_state
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
+from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.testing.probes import differing, weights
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.feature_pass import network_of
-from avalanche_peftcl.training.rng import random_state, set_random_state
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_peftcl.models import PEFTModel
 from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
+from avalanche_peftcl.models.rng import random_state
 from avalanche_peftcl.testing.learnable import blind_backbone, learnable_benchmark
 from avalanche_peftcl.testing.probes import weights
 from avalanche_peftcl.training import PEFTTemplate
-from avalanche_peftcl.training.rng import random_state
 
 
 class Kept(BaseLogger):

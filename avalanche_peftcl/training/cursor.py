@@ -9,7 +9,7 @@ from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from avalanche_peftcl.training.rng import random_state, set_random_state
+from avalanche_peftcl.models.rng import random_state, set_random_state
 
 
 class Cursor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avalanche_peftcl.models import DynamicModel
+from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.training.joints import Embeds, Features, Tuning
-from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.streams import whole_experience
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from avalanche_peftcl.training.rng import random_state, set_random_state
+from avalanche_peftcl.models.rng import random_state, set_random_state
 
 _KEPT = ("mbatch", "mb_output", "loss", "mb_features", "mb_row_logits", "mb_rows")
 

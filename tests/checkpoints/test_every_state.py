@@ -29,6 +29,7 @@ from avalanche_peftcl.checkpoints.remembered import state_of
 from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
 from avalanche_peftcl.models import PrototypeHead
+from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training.losses import LossMeans
 from avalanche_peftcl.training.naive import build_naive
@@ -47,7 +48,6 @@ from avalanche_peftcl.training.plugins.released_projection import ReleasedProjec
 from avalanche_peftcl.training.plugins.running_mean import RunningMeanPlugin
 from avalanche_peftcl.training.plugins.site_statistics import SiteStatistics
 from avalanche_peftcl.training.plugins.task_orthogonality import TaskOrthogonalityPlugin
-from avalanche_peftcl.training.rng import random_state, set_random_state
 from avalanche_peftcl.training.second_stage import SecondStage
 from avalanche_peftcl.training.steps import SteppedTemplate
 

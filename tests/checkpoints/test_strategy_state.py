@@ -35,10 +35,10 @@ from avalanche_peftcl.checkpoints.strategy_state import StrategyState
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.evaluation import AccuracyMatrix, CostMetric
 from avalanche_peftcl.models import ClassRows, LinearHead
+from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import RetentionPlugin
-from avalanche_peftcl.training.rng import random_state, set_random_state
 
 CPU = torch.device("cpu")
 

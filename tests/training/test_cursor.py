@@ -4,9 +4,9 @@ import torch
 from avalanche.benchmarks.utils.data_loader import ReplayDataLoader
 from torch.utils.data import DataLoader
 
+from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.testing import toy_benchmark
 from avalanche_peftcl.training.cursor import Cursor
-from avalanche_peftcl.training.rng import random_state, set_random_state
 
 CPU = torch.device("cpu")
 
