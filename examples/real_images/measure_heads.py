@@ -15,19 +15,20 @@ from rich.console import Console
 
 from avalanche_peftcl.runs import Record, run_from_file
 
-COMMON = "train_epochs: 3, train_mb_size: 16"
+FLOAT32 = "mixed_precision: 'no'"  # 'auto' is bfloat16 where a processor has units for it
+COMMON = f"train_epochs: 3, train_mb_size: 16, {FLOAT32}"
 ADAMW = f"optimizer: adamw, lr: 0.001, weight_decay: 0.0, {COMMON}"
 # what the kernel recipe reads: the frozen blocks, and the upper half of the adapted ones
 READ = "features: [6, 7, 8, 9, 10, 11], frozen_section: blocks"
 PROJECTED = f"{ADAMW}, head_epochs: 0, merge_epochs: 0, threshold: 0.9, n_samples: 256"
 DRIFT = "plugins=[{name: drift_compensation, ridge: 1.0}]"
-CLOSED_FORM = "strategy={name: closed_form}"
+CLOSED_FORM = f"strategy={{name: closed_form, {FLOAT32}}}"
 METHODS = {
     "class means": [CLOSED_FORM, "head=prototypes"],
     "LDA": [CLOSED_FORM, "head=lda"],
     "ridge": [CLOSED_FORM, "head=ridge"],
     "RanPAC's head": [CLOSED_FORM, "head={name: random_ridge, n_features: 2000}"],
-    "ridge, blocks": ["strategy={name: closed_form, features: blocks}", "head=ridge"],
+    "ridge, blocks": [f"strategy={{name: closed_form, features: blocks, {FLOAT32}}}", "head=ridge"],
     "NTK-CL kernel": [f"strategy={{name: ntk_cl, recipe: kernel, {ADAMW}}}"],
     "PEGP, ridge": [f"strategy={{name: pegp, {PROJECTED}, {READ}}}", "head=ridge", DRIFT],
     "PEGP, linear": [f"strategy={{name: pegp, {PROJECTED}}}"],
