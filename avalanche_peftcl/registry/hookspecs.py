@@ -216,7 +216,8 @@ def peftcl_metrics() -> Iterable[Component]:
     Handed in: nothing.
 
     Returned: an Avalanche ``PluginMetric`` or a list of them. Its values are kept for every
-    experience.
+    experience. What is no single number, such as a curve, its ``summary()`` may return: a dict of
+    what JSON can hold, which the record keeps by the metric's class, under ``metric_summaries``.
 
     Example:
         >>> from avalanche.evaluation import PluginMetric
@@ -225,6 +226,8 @@ def peftcl_metrics() -> Iterable[Component]:
         >>> class ExperiencesMetric(PluginMetric):
         ...     def reset(self): ...
         ...     def result(self): ...
+        ...     def summary(self):
+        ...         return {"unit": "experiences"}
         ...     def after_training_exp(self, strategy):
         ...         n = strategy.experience.current_experience + 1
         ...         return [MetricValue(self, "Experiences", n, strategy.clock.train_iterations)]

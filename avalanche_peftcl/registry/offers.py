@@ -164,6 +164,24 @@ class PluginOffers(_Offers):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricOffers(_Offers):
+    """What a plugin metric may tell beside its values.
+
+    Args:
+        summary: As of a plugin, see :class:`PluginOffers`.
+
+    Example:
+        >>> class Curve:
+        ...     def summary(self):
+        ...         return {"points": [0.5, 0.75]}
+        >>> MetricOffers.of(Curve()).summary()
+        {'points': [0.5, 0.75]}
+    """
+
+    summary: Callable[[], Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggerOffers(_Offers):
     """What a logger may tell.
 

@@ -38,6 +38,7 @@ class Method:
         accuracy: The accuracy matrix.
         cost: The cost.
         further: Values of the metrics that were asked for beside these.
+        metrics: Those metrics.
     """
 
     strategy: Any
@@ -45,6 +46,7 @@ class Method:
     accuracy: AccuracyMatrix
     cost: CostMetric
     further: LastValues
+    metrics: list[Any]
 
 
 def build_backbone(plan: Plan) -> Backbone:
@@ -83,4 +85,5 @@ def build_method(plan: Plan, backbone: Backbone, *, device: str, reporter: RunPr
         plugins=plugins,
         evaluator=evaluator,
     )
-    return Method(strategy, evaluator, accuracy, cost, further)
+    asked = [each for each in evaluator.metrics if each is not accuracy and each is not cost]
+    return Method(strategy, evaluator, accuracy, cost, further, asked)

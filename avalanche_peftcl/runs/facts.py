@@ -1,15 +1,17 @@
 """What a run finds out about itself and where it runs, for its record."""
 
+import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from avalanche_peftcl.registry.offers import PluginOffers
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.offers import MetricOffers, PluginOffers
 from avalanche_peftcl.registry.packages import Entry
 from avalanche_peftcl.runs.schema import Provided
 
@@ -40,8 +42,25 @@ def describe_components(entries: Iterable[Entry]) -> list[Provided]:
 
 def describe_plugins(plugins: Iterable[Any]) -> dict[str, Any]:
     """Return by class name what those of ``plugins`` tell that have a ``summary()``."""
-    told = ((type(each).__name__, PluginOffers.of(each).summary) for each in plugins)
-    return {name: plain(summary()) for name, summary in told if summary is not None}
+    return _summaries((type(each).__name__, PluginOffers.of(each).summary) for each in plugins)
+
+
+def describe_metrics(metrics: Iterable[Any]) -> dict[str, Any]:
+    """Return by class name what those of ``metrics`` tell that have a ``summary()``."""
+    return _summaries((type(each).__name__, MetricOffers.of(each).summary) for each in metrics)
+
+
+def _summaries(told: Iterable[tuple[str, Callable[[], Any] | None]]) -> dict[str, Any]:
+    found = {name: plain(summary()) for name, summary in told if summary is not None}
+    for name, summary in found.items():
+        try:
+            json.dumps(summary)
+        except TypeError as error:
+            raise ConfigError(
+                f"{name}.summary() returns what a record cannot hold: {error}; return dicts, "
+                "lists, strings, numbers and None, of a tensor its tolist()"
+            ) from error
+    return found
 
 
 def plugin_headlines(plugins: Iterable[Any]) -> list[str]:

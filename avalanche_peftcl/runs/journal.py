@@ -18,6 +18,7 @@ from avalanche_peftcl.runs.build import Backbone, Method
 from avalanche_peftcl.runs.checkpoints import Checkpoints, Standing
 from avalanche_peftcl.runs.facts import (
     describe_components,
+    describe_metrics,
     describe_platform,
     describe_plugins,
     describe_versions,
@@ -252,6 +253,7 @@ class Journal:
             per_domain=per_domain(self._stream, accuracy.per_task),
             cost=Cost.model_validate(method.cost.summary()),
             further_metrics=at.further,
+            metric_summaries=describe_metrics(method.metrics),
             plugins=describe_plugins(method.strategy.plugins),
             notes=[list(lines) for lines in at.notes],
             not_exported=not_exported(method.strategy.model),

@@ -184,6 +184,7 @@ class Record(_Part):
         cost: What it cost.
         further_metrics: By name the values of all further metrics, one an experience, ``None``
             where there was none.
+        metric_summaries: What further metrics tell beside their values, by their class.
         plugins: What plugins tell, by their class.
         notes: What they said after each experience.
         not_exported: Why its network was not kept.
@@ -214,6 +215,7 @@ class Record(_Part):
     per_domain: dict[str, Fraction | None] | None = None
     cost: Cost
     further_metrics: dict[str, list[float | None]] = {}
+    metric_summaries: dict[str, Any] = {}
     plugins: dict[str, Any] = {}
     notes: list[list[str]] = []
     not_exported: str | None = None

@@ -1,10 +1,13 @@
 """What every plugin metric that a configuration can name must do."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
+from avalanche_peftcl.registry.offers import MetricOffers
 from avalanche_peftcl.testing.probes import differing
 from avalanche_peftcl.testing.resuming import carried_over, obstacles
 from avalanche_peftcl.testing.stage import Kept, stream, tuned, tuning
@@ -55,6 +58,13 @@ class MetricContract:
             ), f"{name} is {value!r}"
             assert isinstance(x, int)
 
+    def test_what_it_tells_is_plain(self) -> None:
+        """Its summary, if it has one, is a dict of what JSON can hold, trained or not."""
+        used = self.metrics()
+        self._check_summaries(used)
+        tuned(lambda: tuning(metrics=used))
+        self._check_summaries(used)
+
     def test_goes_on_from_its_state(self) -> None:
         """A run that goes on after an experience tells what the whole run does.
 
@@ -71,6 +81,17 @@ class MetricContract:
         for metric, fresh in zip(used, new, strict=True):
             metric.reset()
             assert str(metric.result()) == str(fresh.result())
+
+    @staticmethod
+    def _check_summaries(metrics: list[Any]) -> None:
+        for metric in metrics:
+            summary = MetricOffers.of(metric).summary
+            told = {} if summary is None else summary()
+            assert isinstance(told, Mapping), f"the summary of {metric} is {told!r}"
+            try:
+                json.dumps(told)
+            except TypeError as error:
+                raise AssertionError(f"the summary of {metric} is not plain: {error}") from error
 
     def _told(self, *, resumed: bool) -> Told:
         kept = Kept()

@@ -15,9 +15,10 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_peftcl import Component
 from avalanche_peftcl.checkpoints import maybe_load_checkpoint, save_checkpoint
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.errors import CheckpointError, CheckpointWarning
+from avalanche_peftcl.errors import CheckpointError, CheckpointWarning, ConfigError
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.packages import Entry, Provider
+from avalanche_peftcl.runs.reading import read_record
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training.naive import build_naive
@@ -59,6 +60,9 @@ class Confidence(PluginMetric[float]):
         values |= {f"Images{c}": int(n) for c, n in enumerate(self.images)}
         step = strategy.clock.train_iterations
         return [MetricValue(self, name, value, step) for name, value in values.items()]
+
+    def summary(self):
+        return {"history": [row.tolist() for row in self.history], 3: float("nan")}
 
     def __str__(self):
         return "Confidence"
@@ -174,6 +178,34 @@ def test_a_run_goes_on_to_the_same_values(stopped, registry, tmp_path):
     assert values[0] == values[1]
     assert {"Confidence", "Moved", "Images9"} <= values[0].keys()
     assert again["accuracy_matrix"] == whole["accuracy_matrix"]
+    for record in (again, whole):
+        assert record["metric_summaries"].keys() == {"Confidence"}
+    assert again["metric_summaries"] == whole["metric_summaries"]
+    summary = read_record(tmp_path / "whole").metric_summaries["Confidence"]
+    assert summary == whole["metric_summaries"]["Confidence"]
+    assert summary["3"] is None
+    assert len(summary["history"]) == 6
+    moved = np.abs(np.diff(summary["history"], axis=0)).sum(1)
+    assert moved.tolist() == pytest.approx(whole["further_metrics"]["Moved"])
+
+
+def test_a_summary_is_in_the_record_after_every_experience(stopped):
+    record = read_record(stopped("confidence").output)
+    assert record.experiences.finished == 2
+    assert len(record.metric_summaries["Confidence"]["history"]) == 3
+
+
+def test_a_summary_that_is_not_plain_stops_the_run_in_a_line(registry, tmp_path, monkeypatch):
+    monkeypatch.setattr(Confidence, "summary", lambda self: {"images": self.images})
+    told = r"Confidence\.summary\(\) returns .* Tensor is not JSON serializable; return dicts,"
+    with pytest.raises(ConfigError, match=told):
+        run(settings(tmp_path / "run", "confidence"), registry=registry)
+
+
+def test_without_a_summary_the_record_has_none(registry, tmp_path, monkeypatch):
+    monkeypatch.delattr(Confidence, "summary")
+    config = settings(tmp_path / "run", "confidence")
+    assert run(config, registry=registry).metrics["metric_summaries"] == {}
 
 
 def test_a_metric_that_holds_what_is_not_known_says_so_as_the_run_begins(stopped, registry):

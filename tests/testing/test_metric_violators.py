@@ -32,6 +32,9 @@ class Forgetful(PluginMetric[int]):
     def value(self):
         return self.seen
 
+    def summary(self):
+        return {"seen": self.seen}
+
 
 class Images(Forgetful):
     remembers = ("seen",)
@@ -63,6 +66,12 @@ VIOLATORS = [
     ("test_does_not_change_the_run", metric_with(after_eval=zero_the_head)),
     ("test_values_are_numbers", metric_with(value=lambda self: f"{self.seen} images")),
     ("test_values_are_numbers", metric_with(after_training_exp=lambda self, strategy: None)),
+    ("test_what_it_tells_is_plain", metric_with(summary=lambda self: {"seen": torch.ones(2)})),
+    ("test_what_it_tells_is_plain", metric_with(summary=lambda self: [self.seen])),
+    (
+        "test_what_it_tells_is_plain",
+        metric_with(summary=lambda self: {"a": {self.seen} if self.seen else 0}),
+    ),
     ("test_goes_on_from_its_state", type("Violator", (Honest,), {"kind": Forgetful})),
     ("test_reset_forgets", metric_with(reset=lambda self: None)),
 ]
