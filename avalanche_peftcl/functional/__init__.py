@@ -41,6 +41,19 @@ from avalanche_peftcl.functional.gaussians import (
     shrink,
     within_scatter,
 )
+from avalanche_peftcl.functional.kernel_measures import (
+    Correlation,
+    KernelSize,
+    correlation,
+    kernel_alignment,
+    kernel_drift,
+    kernel_map,
+    kernel_size,
+    predicted_change,
+    predicted_refit,
+    ridge_coefficients,
+    task_complexity,
+)
 from avalanche_peftcl.functional.kernels import (
     fourier_features,
     gaussian_kernel,
@@ -61,6 +74,14 @@ from avalanche_peftcl.functional.matrix_vectors import (
     seen_accuracy,
 )
 from avalanche_peftcl.functional.movement import relative_movement
+from avalanche_peftcl.functional.ntk import (
+    OutputForm,
+    Tangents,
+    inner_products,
+    output_directions,
+    tangent_kernel,
+    tangents,
+)
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.functional.ratio_directions import complement, ratio_directions
 from avalanche_peftcl.functional.released_projection import (
@@ -86,8 +107,12 @@ from avalanche_peftcl.functional.subspace import (
 )
 
 __all__ = [
+    "Correlation",
+    "KernelSize",
     "MatrixVectors",
+    "OutputForm",
     "Spectrum",
+    "Tangents",
     "accuracy_curve",
     "all_finite",
     "any_time_area",
@@ -101,6 +126,7 @@ __all__ = [
     "clipped_forgetting",
     "complement",
     "coordinate_basis",
+    "correlation",
     "covariance_factor",
     "extend_basis",
     "extend_centred_basis",
@@ -115,6 +141,11 @@ __all__ = [
     "generalised_cross_validation",
     "gram",
     "in_double",
+    "inner_products",
+    "kernel_alignment",
+    "kernel_drift",
+    "kernel_map",
+    "kernel_size",
     "kernel_spectrum",
     "last_accuracy",
     "learning_accuracy",
@@ -130,8 +161,11 @@ __all__ = [
     "not_finite",
     "oas_shrinkage",
     "orthonormal_basis",
+    "output_directions",
     "penalties",
     "pooled_nce",
+    "predicted_change",
+    "predicted_refit",
     "ratio_directions",
     "relative_movement",
     "released_copy",
@@ -140,6 +174,7 @@ __all__ = [
     "released_orthogonality",
     "released_spectrum",
     "remove_component",
+    "ridge_coefficients",
     "running_mean_",
     "scale_free_cross_validation",
     "seen_accuracy",
@@ -149,6 +184,9 @@ __all__ = [
     "span_energy",
     "spectrum",
     "stack_bases",
+    "tangent_kernel",
+    "tangents",
+    "task_complexity",
     "undecided",
     "within_scatter",
     "worst_case_accuracy",
