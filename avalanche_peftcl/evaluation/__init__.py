@@ -1,6 +1,14 @@
 """Plugin metrics for any Avalanche strategy, benchmark and logger."""
 
 from avalanche_peftcl.evaluation.accuracy_matrix import AccuracyMatrix, accuracy_matrix_metrics
+from avalanche_peftcl.evaluation.any_time import AnyTimeMetric, any_time_metrics
 from avalanche_peftcl.evaluation.cost import CostMetric, cost_metrics
 
-__all__ = ["AccuracyMatrix", "CostMetric", "accuracy_matrix_metrics", "cost_metrics"]
+__all__ = [
+    "AccuracyMatrix",
+    "AnyTimeMetric",
+    "CostMetric",
+    "accuracy_matrix_metrics",
+    "any_time_metrics",
+    "cost_metrics",
+]

@@ -251,6 +251,11 @@ def peftcl_metrics() -> Iterable[Component]:
             f"{evaluation}:accuracy_matrix_metrics",
             source="GEM, arXiv 1706.08840; Chaudhry et al., arXiv 1801.10112",
         ),
+        Component(
+            "any_time",
+            f"{evaluation}:any_time_metrics",
+            source="stability gap: De Lange et al., ICLR 2023; area: Koh et al., ICLR 2022",
+        ),
         Component("cost", f"{evaluation}:cost_metrics", source="seconds, memory, parameters"),
         Component("loss", f"{evaluation}.host:loss", source="Avalanche loss_metrics"),
         Component("accuracy", f"{evaluation}.host:accuracy", source="Avalanche accuracy_metrics"),

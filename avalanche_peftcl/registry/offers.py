@@ -103,6 +103,8 @@ class StrategyOffers(_Offers):
         cursor: Where checkpoints inside an experience are made, :class:`.training.cursor.Cursor`.
         headline: As of a plugin, see :class:`PluginOffers`.
         joint: Whether it trains once, on all experiences together; ``train()`` gets them as one.
+        reads_features: Whether what it makes of an image before it is classified never changes, and
+            its evaluation takes that, ``(B, D)``, in the place of images.
 
     Example:
         >>> class Oracle:
@@ -118,6 +120,7 @@ class StrategyOffers(_Offers):
     cursor: Any = None
     headline: Callable[[], str | None] | None = None
     joint: bool = False
+    reads_features: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,15 @@ class ClosedForm(PEFTTemplate):
         super().__init__(model=model, optimizer=None, **template)
         self.cache = FeatureCache.of_environment(self.network)
 
+    reads_features = True
+
     def embed(self, images: Tensor) -> Tensor:
-        """Return features, ``(B, 3, H, W)`` to ``(B, D)``; in eval mode those that are known."""
+        """Return features, ``(B, 3, H, W)`` to ``(B, D)``; in eval mode those that are known.
+
+        Features, ``(B, D)``, are returned as they are.
+        """
+        if images.ndim == 2:
+            return images
         source = self.cache if self.cache and not self.network.training else self.network
         features: Tensor = source.embed(images)
         return features

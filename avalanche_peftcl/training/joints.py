@@ -106,7 +106,7 @@ class Embeds(Protocol):
     """A strategy that knows features from elsewhere too, such as :class:`.ClosedForm`."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return what the network's ``embed`` returns, to the bit."""
+        """Return what the network's ``embed`` returns, to the bit; features as they are."""
 
 
 @runtime_checkable

@@ -77,6 +77,7 @@ KEPT = {
     "metric": {
         "accuracy": watching.TestAccuracy,
         "accuracy_matrix": watching.TestAccuracyMatrix,
+        "any_time": watching.TestAnyTime,
         "cost": watching.TestCost,
         "loss": watching.TestLoss,
     },

@@ -2,7 +2,11 @@
 
 import torch
 
-from avalanche_peftcl.evaluation import accuracy_matrix_metrics, cost_metrics
+from avalanche_peftcl.evaluation import (
+    accuracy_matrix_metrics,
+    any_time_metrics,
+    cost_metrics,
+)
 from avalanche_peftcl.evaluation.host import accuracy, loss
 from avalanche_peftcl.logging import tensorboard, wandb
 from avalanche_peftcl.models import CosineHead, NTKCLModel, PEFTModel, PrototypeHead
@@ -147,6 +151,11 @@ class TestLwF(PluginContract):
 class TestAccuracyMatrix(MetricContract):
     def create_metric(self):
         return accuracy_matrix_metrics()
+
+
+class TestAnyTime(MetricContract):
+    def create_metric(self):
+        return any_time_metrics(every=1, images_per_experience=3)
 
 
 class TestCost(MetricContract):
