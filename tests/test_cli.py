@@ -144,6 +144,21 @@ def test_run_hands_on_what_was_typed(peftcl, calls):
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (["seed=1"], "first the file, then what it changes: run FILE.yaml seed=1"),
+        (["seed=1", "--resume", "runs/a"], "a run that goes on keeps its settings"),
+    ],
+)
+def test_a_setting_in_the_place_of_the_file(peftcl, calls, words, way_out):
+    result = peftcl("run", *words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: seed=1 stands where the YAML file of the run does; ")
+    assert way_out in result.stderr
+    assert not calls.arguments
+
+
 def test_run_hands_on_what_to_resume(peftcl, calls):
     assert peftcl("run", "--resume", "runs/a").exit_code == 0
     assert peftcl("run", "a.yaml", "seed=1", "--resume", "runs/a", "--overwrite").exit_code == 0

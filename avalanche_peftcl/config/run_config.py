@@ -230,6 +230,18 @@ def _problem(details: Any) -> str:
         return f"the key {path!r} is missing"
     if kind in ("model_type", "model_attributes_type"):
         return f"{path} must be a name or a mapping with one, such as {{name: ...}}; got {given}"
+    way_out = _way_out(location, kind, details["input"])
+    if way_out:
+        return f"{path} {way_out}; got {given}"
     said = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
     said = said.replace("String should", "must")
     return f"{path} {said}, got {given}"
+
+
+def _way_out(location: list[str], kind: str, given: Any) -> str:
+    """Say what was meant where it can be told; empty where it cannot."""
+    if location == ["seed"] and isinstance(given, str) and _SEEDS.fullmatch(given):
+        return f"is one number; for several runs leave it out and take --seeds {given}"
+    if kind == "list_type" and isinstance(given, str) and given.isidentifier():
+        return f"is a list: {location[-1]}=[{given}], or [{{name: {given}, option: value}}]"
+    return ""

@@ -120,7 +120,7 @@ class Registry:
         near = did_you_mean(name, known) or did_you_mean(bare, known)
         out = join(f"{r.provider} ({r.cause})" for r in self.plugins if not r.loaded)
         raise UnknownComponentError(
-            f"unknown {kind} {name!r}{near}; known: {join(known) or 'none'}"
+            f"unknown {kind} {name!r}{near or _of_timm(kind, bare)}; known: {join(known) or 'none'}"
             + (f"; left out: {out}" if out else "")
         )
 
@@ -206,3 +206,10 @@ def schema_of(entry: Entry) -> Schema:
             f"{title} cannot be loaded from {entry.component.build!r}: {say(caught.error)}"
         ) from caught.error
     return Schema.of(builder, given=kind_of(entry.kind).given, title=title)
+
+
+def _of_timm(kind: str, name: str) -> str:
+    """Say how a network of timm's is written where its name stands as a backbone's."""
+    if kind != "backbone" or "_patch" not in name:
+        return ""
+    return f", which timm may have: {{name: timm_vit, model_name: {name}}}"

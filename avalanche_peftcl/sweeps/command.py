@@ -47,6 +47,15 @@ def run_as_asked(
             "--resume goes on with one run; several seeds go on by the command that began them"
         )
     check_home()
+    if config is not None and "=" in config.name and not config.exists():
+        raise ConfigError(
+            f"{config} stands where the YAML file of the run does; "
+            + (
+                "a run that goes on keeps its settings: leave it out, or begin another run"
+                if resume is not None
+                else f"first the file, then what it changes: run FILE.yaml {config}"
+            )
+        )
     if resume is not None:
         from avalanche_peftcl.runs.command import resume_from_folder  # Avalanche takes seconds
 

@@ -18,6 +18,7 @@ from avalanche_peftcl.models import Backbone, FeatureKind, HeadBuilder, NTKCLMod
 from avalanche_peftcl.registry.ranges import Draws, Dropout, Penalty, Temperature, Weight, Width
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import TemplateArguments
+from avalanche_peftcl.training.feature_pass import unwrapped
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.ntk_cl_kernel import NTKCLKernel, build_kernel_model
 from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
@@ -125,6 +126,11 @@ class NTKCL(PEFTTemplate):
         **template: Unpack[TemplateArguments],
     ) -> None:
         arguments = self.defaults | template
+        if not isinstance(unwrapped(model), NTKCLModel):
+            raise ConfigError(
+                f"NTKCL trains an NTKCLModel, not a {type(model).__name__}: NTKCLModel(backbone), "
+                "with backbone = create_backbone(...)"
+            )
         released = model.recipe == "released"
         contrast = ReleasedContrastPlugin if released else PrototypeContrastPlugin
         orthogonality = ReleasedOrthogonalityPlugin if released else TaskOrthogonalityPlugin

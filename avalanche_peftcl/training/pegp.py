@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, PEFTModel
+from avalanche_peftcl.models import Backbone, Branch, DynamicModel, HeadBuilder, PEFTModel
 from avalanche_peftcl.models.modules.pegp import Kind, build_module
 from avalanche_peftcl.registry.ranges import (
     Count,
@@ -29,6 +29,7 @@ from avalanche_peftcl.registry.ranges import (
 )
 from avalanche_peftcl.registry.takes import takes
 from avalanche_peftcl.training.arguments import TemplateArguments
+from avalanche_peftcl.training.feature_pass import unwrapped
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.networks import build_network
 from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
@@ -40,6 +41,8 @@ from avalanche_peftcl.training.plugins.projection_rules import Rule
 from avalanche_peftcl.training.second_stage import SecondStage
 from avalanche_peftcl.training.streams import ends_experience, is_chunk
 from avalanche_peftcl.training.template import PEFTTemplate
+
+_HEAD_EPOCHS = 3  # of 5, as released
 
 
 class PEGP(PEFTTemplate):
@@ -71,7 +74,8 @@ class PEGP(PEFTTemplate):
         watch: Images an experience to measure drift with; of both recipes.
         project_head: Whether the head is projected too, as any linear layer; of recipe
             ``"corrected"`` only.
-        head_epochs: Epochs in which the head trains alone, of every experience but the first.
+        head_epochs: Epochs in which the head trains alone, of every experience but the first;
+            ``None`` is 3, or all but one where there are fewer than 4.
         merge_epochs: Epochs of the second stage; 0 for none.
         merge_offset: ``a`` in the merging weight ``b = 1 / (t + a)``, experiences from 0.
         template: Arguments of :class:`.PEFTTemplate`, where not said otherwise with the
@@ -147,12 +151,19 @@ class PEGP(PEFTTemplate):
         n_samples: int | None = 768,
         watch: int = 0,
         project_head: bool = False,
-        head_epochs: int = 3,
+        head_epochs: int | None = None,
         merge_epochs: int = 1,
         merge_offset: float = 1.0,
         **template: Unpack[TemplateArguments],
     ) -> None:
         arguments = self.defaults | template
+        if not isinstance(unwrapped(model), DynamicModel):
+            raise ConfigError(
+                f"PEGP trains a PEFTModel, not a {type(model).__name__}: "
+                "PEFTModel(backbone, module), with backbone = create_backbone(...)"
+            )
+        if head_epochs is None:
+            head_epochs = max(0, min(_HEAD_EPOCHS, arguments["train_epochs"] - 1))
         if not 0 <= head_epochs <= arguments["train_epochs"]:
             raise ConfigError(
                 f"head_epochs={head_epochs} must be from 0 to "
@@ -265,7 +276,7 @@ def build_pegp(
     n_samples: Count | None = 768,
     watch: CountOrNone = 0,
     project_head: bool = False,
-    head_epochs: EpochsOrNone = 3,
+    head_epochs: EpochsOrNone | None = None,
     merge_epochs: EpochsOrNone = 1,
     merge_offset: Offset = 1.0,
     optimizer: OptimizerName = "adam",

@@ -9,6 +9,7 @@ from avalanche_peftcl.models.projection.sites import ProjectionSite, projection_
 from avalanche_peftcl.training.plugins import GradientProjectionPlugin, ReleasedProjectionPlugin
 from avalanche_peftcl.training.plugins.gradient_projection import Where
 from avalanche_peftcl.training.plugins.projection_rules import Rule
+from avalanche_peftcl.training.plugins.released_projection import released_sites
 
 Recipe = Literal["corrected", "released"]
 
@@ -31,7 +32,8 @@ def make_projection(
     """Return the plugin that projects, with the arguments of :class:`.PEGP`; none if switched off.
 
     Raises:
-        ConfigError: If an argument is out of range or does not fit the recipe.
+        ConfigError: If an argument is out of range or does not fit the recipe, or the model has no
+            site that the recipe projects.
     """
     if recipe not in ("corrected", "released"):
         raise ConfigError(f"recipe must be corrected or released, not {recipe!r}")
@@ -58,7 +60,14 @@ def make_projection(
         )
     if not projection:
         return None
+    if not projection_sites(model):
+        raise ConfigError(
+            f"PEGP has nothing to project: no module of this {type(model).__name__} states "
+            "projection sites; give model= one with adapters, LoRA, prefixes or prompts, or "
+            "projection=False"
+        )
     if recipe == "released":
+        released_sites(model)
         return ReleasedProjectionPlugin(threshold, n_samples=n_samples, watch=watch)
     return GradientProjectionPlugin(
         threshold,

@@ -120,6 +120,11 @@ def test_a_name_alone_is_a_component_without_options(tmp_path):
         (GOOD + "zzz: 1\n", "unknown key 'zzz'; the keys are output, seed"),
         ("output: a\n", "the key 'backbone' is missing\nthe key 'benchmark' is missing"),
         (GOOD + "seed: one\n", "seed must be a valid integer, got 'one'"),
+        (
+            GOOD + "seed: 0,1\n",
+            "seed is one number; for several runs leave it out and take --seeds",
+        ),
+        (GOOD + "loggers: csv\n", r"loggers is a list: loggers=\[csv\], or \[{name: csv, option"),
         (GOOD + "seed: true\n", "seed must be a valid integer, got True"),
         (GOOD + "seed: -1\n", "seed must be greater than or equal to 0, got -1"),
         (GOOD + "num_threads: 0\n", "num_threads must be greater than or equal to 1, got 0"),

@@ -132,6 +132,11 @@ def test_unknown_name_says_what_is_known_and_what_was_left_out(install, discover
     assert isinstance(raised.value, LookupError)
 
 
+def test_a_network_of_timm_is_no_backbone_by_its_name(install):
+    with pytest.raises(UnknownComponentError, match=r"{name: timm_vit, model_name: vit_base"):
+        discover().get("backbone", "vit_base_patch16_224")
+
+
 def test_unknown_name_without_a_near_one(install):
     with pytest.raises(UnknownComponentError) as raised:
         discover().get("strategy", "zzz")

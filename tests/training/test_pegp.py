@@ -7,15 +7,18 @@ import json
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.models import SimpleMLP
 from avalanche.training.plugins import ReplayPlugin
 from rich.console import Console
 
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import Branch
 from avalanche_peftcl.models.modules.prompt import build_prompt
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
+from avalanche_peftcl.training import NTKCL, PEGP
 from avalanche_peftcl.training.pegp import build_pegp
 
 KINDS = ("adapter", "lora", "prefix", "prompt")
@@ -217,16 +220,16 @@ def test_recipes_choose_the_projection(sharp, make_pegp):
     assert corrected.projection.where == "step"
     assert make_pegp(sharp, where="gradient").projection.where == "gradient"
     assert type(released.projection).__name__ == "ReleasedProjectionPlugin"
+    assert build_pegp(backbone=sharp, peft="lora", recipe="released").projection.threshold == 0.99
     assert released.projection.where == "gradient"
     assert make_pegp(sharp, projection=False).projection is None
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_nothing_was_released_for_prefix_and_prompt(sharp, small_benchmark, make_pegp, kind):
-    strategy = make_pegp(sharp, kind, recipe="released")
+def test_nothing_was_released_for_prefix_and_prompt(sharp, make_pegp, kind):
     words = r"for adapters and LoRA only, not for branch\.extensions.*; take recipe=\"corrected\""
     with pytest.raises(ConfigError, match=words):
-        strategy.train(small_benchmark().train_stream[0])
+        make_pegp(sharp, kind, recipe="released")
 
 
 @pytest.mark.parametrize(
@@ -256,6 +259,29 @@ def test_nothing_was_released_for_prefix_and_prompt(sharp, small_benchmark, make
 def test_arguments_that_cannot_be_used_are_refused(sharp, make_pegp, options, words):
     with pytest.raises(ConfigError, match=words):
         make_pegp(sharp, **options)
+
+
+@pytest.mark.parametrize(("train_epochs", "head_epochs"), [(1, 0), (2, 1), (4, 3), (50, 3)])
+def test_epochs_of_the_head_alone_follow_those_of_an_experience(train_epochs, head_epochs):
+    options = {"backbone": toy_backbone(), "train_epochs": train_epochs}
+    assert build_pegp(**options).head_only.epochs == head_epochs
+
+
+@pytest.mark.parametrize("recipe", ["corrected", "released"])
+def test_a_model_with_nothing_to_project_is_refused_when_it_is_built(recipe):
+    nothing = {"backbone": toy_backbone(), "module": Branch(), "recipe": recipe}
+    with pytest.raises(ConfigError, match=r"nothing to project: .*give model= one with adapters"):
+        build_pegp(**nothing)
+    assert build_pegp(**nothing, projection=False).projection is None
+
+
+def test_another_network_is_refused():
+    model = SimpleMLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match="PEGP trains a PEFTModel, not a SimpleMLP"):
+        PEGP(model=model, optimizer=optimizer)
+    with pytest.raises(ConfigError, match="NTKCL trains an NTKCLModel, not a SimpleMLP"):
+        NTKCL(model=model, optimizer=optimizer)
 
 
 @pytest.mark.parametrize(
@@ -294,8 +320,6 @@ def test_the_kind_chooses_the_module(sharp, kind, site):
     assert sites[0].name == site
     assert sites[0].parameter.shape == ((3, 64) if kind in ("adapter", "lora") else (4, 64))
     assert all(".0." in each.name or "blocks_0" in each.name for each in sites)
-    other = build_pegp(backbone=sharp, peft=kind, recipe="released")
-    assert other.projection.threshold == 0.99
     assert build_pegp(backbone=sharp, peft=kind, threshold=0.5).projection.threshold == 0.5
 
 

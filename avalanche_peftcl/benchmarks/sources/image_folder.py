@@ -110,6 +110,13 @@ def image_folder(
         sizes = [sum(d == at for at, _ in cells["train"]) for d in range(len(domains or []))]
         arrival = {"classes_per_experience": sizes, "class_order": list(range(len(class_names)))}
 
+    elif domains and options.scenario != "domain" and not _says_sizes(options):
+        raise ConfigError(
+            f"{root} has the domains {', '.join(domains)}: take scenario='domain' for one "
+            f"experience each; scenario={options.scenario!r} joins them, and needs n_experiences or "
+            "classes_per_experience"
+        )
+
     label = {name: i for i, name in enumerate(class_names)}
     datasets = {
         part: ImageFiles(
@@ -146,6 +153,10 @@ def _class_folders(
     for folder in subfolders(root):  # of a whole data set, a picture beside them is usual
         split = draw_test(images_in(folder), test_share, what=f"the class folder {folder}")
         yield from ((part, folder, paths) for part, paths in zip(PARTS, split, strict=True))
+
+
+def _says_sizes(options: StreamOptions) -> bool:
+    return options.n_experiences is not None or options.classes_per_experience is not None
 
 
 def _find_domains(root: Path, domain_order: list[str] | None, *, split: bool) -> list[str] | None:

@@ -197,6 +197,23 @@ class Backbone(nn.Module):
         return self.pool(tokens)
 
 
+_MEMBERS = ("input_config", "embed_dim", "depth", "num_tokens", "embed", "attend", "feed", "pool")
+
+
+def check_backbone(backbone: object) -> None:
+    """Refuse what is no backbone, before a network is built of it.
+
+    Raises:
+        ConfigError: If a member of :class:`Backbone` is missing.
+    """
+    missing = [name for name in _MEMBERS if not hasattr(backbone, name)]
+    if missing:
+        raise ConfigError(
+            f"a {type(backbone).__name__} is no backbone: it has no {', '.join(missing)}; make one "
+            "with create_backbone(), or write one like avalanche_peftcl.models.Backbone"
+        )
+
+
 @runtime_checkable
 class TextSide(Protocol):
     """What a backbone has too that was trained on images and texts.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.backbones.backbone import Backbone, check_backbone
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.cosine import CosineHead
@@ -93,8 +93,8 @@ class NTKCLModel(DynamicModel):
             head that is fitted, for the proxies are what trains. ``None`` takes the prototypes.
 
     Raises:
-        ConfigError: If ``n_copies`` is not 1, 2 or 3, the recipe is unknown, or the head is trained
-            by gradients.
+        ConfigError: If ``n_copies`` is not 1, 2 or 3, the recipe is unknown, the head is trained
+            by gradients, or the backbone is none.
 
     Source:
         Liu et al., arXiv 2407.17120; released code 24de712.
@@ -130,6 +130,7 @@ class NTKCLModel(DynamicModel):
             raise ConfigError(f"recipe must be 'corrected' or 'released', not {recipe!r}")
         if n_copies not in (1, 2, 3):
             raise ConfigError(f"n_copies must be 1, 2 or 3, not {n_copies}")
+        check_backbone(backbone)
         self.recipe: Recipe = recipe
         self.backbone = backbone
         width, depth = backbone.embed_dim, backbone.depth

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.backbones.backbone import Backbone, check_backbone
 from avalanche_peftcl.models.block_features import FeatureKind, feature_width
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
@@ -39,7 +39,7 @@ class PEFTModel(DynamicModel):
 
     Raises:
         ConfigError: If there are proxies for a head that trains, blocks are read that the network
-            has not, or a head is of another width than what it reads.
+            has not, a head is of another width than what it reads, or the backbone is none.
 
     Example:
         >>> import torch
@@ -62,6 +62,7 @@ class PEFTModel(DynamicModel):
         frozen_section: FeatureKind | None = None,
     ) -> None:
         super().__init__()
+        check_backbone(backbone)
         self.backbone = backbone
         self.branch = branch
         self.unadapted = None if frozen_section is None else Branch()

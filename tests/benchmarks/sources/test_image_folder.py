@@ -265,3 +265,11 @@ def test_a_picture_beside_the_classes_of_a_whole_data_set_is_none_of_it(
         write_images(tmp_path / name, 5)
     Image.new("RGB", (4, 4)).save(tmp_path / "overview.png")
     assert len(build(tmp_path, n_experiences=2, test_share=0.2).train_stream) == 2
+
+
+@pytest.mark.parametrize("scenario", ["class", "online"])
+def test_domains_without_a_word_of_them_are_told(build: Any, domains: Path, scenario: str) -> None:
+    words = f"has the domains art, photo, sketch: take scenario='domain' .*{scenario!r} joins them"
+    with pytest.raises(ConfigError, match=words):
+        build(domains, scenario=scenario)
+    assert len(build(domains, scenario=scenario, n_experiences=3).train_stream) >= 3

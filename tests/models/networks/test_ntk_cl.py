@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import NTKCLModel
+from avalanche_peftcl.models import Branch, NTKCLModel, PEFTModel
 from avalanche_peftcl.models.modules.patch_prompt import PatchPrompt
 
 
@@ -232,6 +232,9 @@ def test_bad_arguments_are_config_errors(backbone):
         NTKCLModel(backbone, n_copies=4)
     with pytest.raises(ConfigError, match="recipe"):
         NTKCLModel(backbone, recipe="paper")
+    for network in (NTKCLModel, lambda given: PEFTModel(given, Branch())):
+        with pytest.raises(ConfigError, match="a Linear is no backbone: it has no input_config, "):
+            network(nn.Linear(2, 2))
 
 
 def test_prompts_start_where_they_say():
