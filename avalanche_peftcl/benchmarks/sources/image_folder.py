@@ -113,8 +113,8 @@ def image_folder(
     elif domains and options.scenario != "domain" and not _says_sizes(options):
         raise ConfigError(
             f"{root} has the domains {', '.join(domains)}: take scenario='domain' for one "
-            f"experience each; scenario={options.scenario!r} joins them, and needs n_experiences or "
-            "classes_per_experience"
+            f"experience each; scenario={options.scenario!r} joins them, and needs n_experiences "
+            "or classes_per_experience"
         )
 
     label = {name: i for i, name in enumerate(class_names)}
