@@ -25,6 +25,7 @@ from avalanche_peftcl.benchmarks.sources.digits import digits
 from avalanche_peftcl.benchmarks.sources.five_datasets import five_datasets
 from avalanche_peftcl.benchmarks.sources.image_folder import image_folder
 from avalanche_peftcl.benchmarks.sources.image_list import image_list
+from avalanche_peftcl.benchmarks.stream.likeness import class_means, order_by_likeness
 from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
 from avalanche_peftcl.benchmarks.stream.options import StreamOptions
 from avalanche_peftcl.benchmarks.stream.transforms import Augment, eval_transform, train_transform
@@ -40,6 +41,7 @@ __all__ = [
     "check_manifest",
     "cifar10",
     "cifar100",
+    "class_means",
     "core50",
     "cub200",
     "digits",
@@ -52,6 +54,7 @@ __all__ = [
     "make_benchmark",
     "manifest_sha256",
     "mnist",
+    "order_by_likeness",
     "oxford_pets",
     "read_manifest",
     "split_sha256",

@@ -121,8 +121,8 @@ def peftcl_heads() -> Iterable[Component]:
 def peftcl_benchmarks() -> Iterable[Component]:
     """Offer streams of experiences.
 
-    Handed in: ``input_config``, what the backbone expects of an image. An option ``seed`` is the
-    run's, unless the configuration names one.
+    Handed in: ``input_config``, what the backbone expects of an image, and ``backbone`` itself. An
+    option ``seed`` is the run's, unless the configuration names one.
 
     Returned: an Avalanche benchmark; :func:`avalanche_peftcl.benchmarks.make_benchmark` makes one
     of labelled images.

@@ -96,7 +96,7 @@ KINDS: dict[str, Kind] = {
             "benchmark",
             "Avalanche benchmark",
             _has("train_stream", "test_stream"),
-            given=frozenset({"input_config"}),
+            given=frozenset({"input_config", "backbone"}),
         ),
         Kind(
             "strategy",

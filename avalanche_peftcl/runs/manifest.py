@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from avalanche_peftcl.benchmarks.images.manifest import split_sha256, write_manifest
+from avalanche_peftcl.benchmarks.stream.likeness import DIFFICULTIES
 from avalanche_peftcl.config import load_config
 from avalanche_peftcl.config.plan import make_plan
 from avalanche_peftcl.console import plain
@@ -44,6 +45,8 @@ def manifest_from_file(
     (benchmark,) = plan.of("benchmark")
     if benchmark.option("manifest") is not None:
         plan = plan.with_option("benchmark", "manifest", None)
+    if benchmark.option("class_order") in DIFFICULTIES:  # no network is built, nor an order needed
+        plan = plan.with_option("benchmark", "class_order", None)
     # how images are shown, not which they are
     built = plan.build("benchmark", input_config=InputConfig(img_size=224))
     contents = BenchmarkOffers.of(built).contents

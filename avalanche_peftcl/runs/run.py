@@ -123,7 +123,8 @@ def _run(
         closing(loggers),
     ):
         backbone = build_backbone(plan)
-        benchmark = plan.build("benchmark", input_config=backbone.input_config)
+        given = {"input_config": backbone.input_config, "backbone": backbone.network}
+        benchmark = plan.build("benchmark", **given)
         seed_all(config.seed)  # what follows depends on the seed, not on what came before
         method = build_method(plan, backbone, device=str(device), reporter=reporter)
         strategy, tests = method.strategy, benchmark.test_stream

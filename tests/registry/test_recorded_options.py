@@ -8,7 +8,7 @@ import pytest
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import discover
 
-ORDER = "list[int] | 'natural' | None"
+ORDER = "list[int] | 'natural' | 'hardest' | 'easiest' | None"
 CROP = "tuple[float (>= 0.0001, <= 1), float (>= 0.0001, <= 1)]"
 BLOCKS = "list[int (>= 0, < 4096)]"
 COUNT = "int (>= 1, <= 1000000000)"
@@ -122,7 +122,8 @@ benchmark 'cifar10' of {provider}:
   unknown option 'nosuch'
   option 'scenario' should be 'class', 'task' or 'online', got 'domain'
   option 'n_experiences' should be greater than or equal to 1, got 0
-  option 'class_order' should be a valid list or should be 'natural', got {{'a': 1}}
+  option 'class_order' should be a valid list or should be 'natural', 'hardest' or \
+'easiest', got {{'a': 1}}
 the options there are:
 """
 

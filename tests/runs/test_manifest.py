@@ -52,6 +52,15 @@ def test_the_manifest_of_a_configuration(peftcl, config, tmp_path):
     )
 
 
+def test_it_needs_no_order_of_the_classes(peftcl, config, tmp_path):
+    """One that follows from a network has none here."""
+    files = [tmp_path / "drawn.manifest", tmp_path / "hardest.manifest"]
+    for file, order in zip(files, ("null", "hardest"), strict=True):
+        result = peftcl("manifest", config, file, f"benchmark.class_order={order}")
+        assert result.exit_code == 0, result.stderr
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_a_run_checks_and_records_it(peftcl, config, tmp_path):
     file = tmp_path / "digits.manifest"
     assert peftcl("manifest", config, file, f"benchmark.manifest={file}").exit_code == 0

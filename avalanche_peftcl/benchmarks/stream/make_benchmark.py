@@ -25,6 +25,7 @@ from avalanche_peftcl.benchmarks.stream.labels import (
     domains_of,
     labels_of,
 )
+from avalanche_peftcl.benchmarks.stream.likeness import class_means, order_by_likeness
 from avalanche_peftcl.benchmarks.stream.options import StreamOptions
 from avalanche_peftcl.benchmarks.stream.splits import experience_sizes, hold_out, order_classes
 from avalanche_peftcl.benchmarks.stream.transforms import eval_transform, train_transform
@@ -110,11 +111,10 @@ def make_benchmark(
                 f"n_experiences={options.n_experiences}, but there are {n} domains and each is an "
                 "experience; leave n_experiences out"
             )
-        order = (
-            by_arrival(train_labels, train_at)
-            if options.class_order is None
-            else order_classes(n_classes, seed=seed, class_order=options.class_order)
-        )
+        if options.class_order is None:
+            order = by_arrival(train_labels, train_at)
+        else:
+            order = _order(options, train, train_labels, [])
         domains = [str(d) for d in range(n)] if domain_names is None else list(domain_names)
         if len(domains) != n:
             raise ConfigError(f"domain_names={domains} does not name each of the {n} domains")
@@ -126,7 +126,7 @@ def make_benchmark(
             classes_per_experience=options.classes_per_experience,
         )
         n, domains = len(sizes), None
-        order = order_classes(n_classes, seed=seed, class_order=options.class_order)
+        order = _order(options, train, train_labels, sizes)
         experience_of = np.empty(n_classes, int)
         experience_of[order] = np.repeat(np.arange(n), sizes)
         train_at, test_at = experience_of[train_labels], experience_of[test_labels]
@@ -184,6 +184,29 @@ def make_benchmark(
         None if options.manifest is None else check_manifest(options.manifest, contents)
     )
     return benchmark
+
+
+def _order(
+    options: StreamOptions, train: LabelledImages, labels: np.ndarray, sizes: Sequence[int]
+) -> list[int]:
+    """Return the classes in order of arrival; ``sizes`` are of the experiences, none of domains."""
+    asked, n_classes = options.class_order, int(labels.max()) + 1
+    if not isinstance(asked, str) or asked == "natural":
+        return order_classes(n_classes, seed=options.seed, class_order=asked)
+    if not sizes:
+        raise ConfigError(
+            f"class_order={asked!r} says which classes share an experience, and in "
+            "scenario='domain' each has all of them; leave it out, or use scenario 'class', 'task' "
+            "or 'online'"
+        )
+    if options.backbone is None:
+        raise ConfigError(
+            f"class_order={asked!r} needs a network that sees which classes look alike: hand one "
+            "in (backbone=...), as a run does, or give the labels in the order that you want"
+        )
+    transform = eval_transform(options.input_config)
+    means = class_means(options.backbone, train, labels, transform=transform)
+    return order_by_likeness(means, sizes, difficulty=asked)
 
 
 class _Part(Dataset[tuple[Any, int]]):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from avalanche_peftcl.benchmarks.stream.splits import ClassOrder
 from avalanche_peftcl.benchmarks.stream.transforms import Augment
 from avalanche_peftcl.models.backbones.backbone import InputConfig
@@ -20,6 +22,8 @@ class StreamOptions:
 
     Args:
         input_config: What the backbone expects of an image.
+        backbone: The frozen network, by whose features of training images classes are ordered; a
+            run hands it in. Needed where ``class_order`` is ``"hardest"`` or ``"easiest"``.
         scenario: ``"class"``, every experience brings new classes; ``"task"``, likewise, and each
             is a task of its own; ``"domain"``, every experience brings all classes in a new
             domain; ``"online"``, as ``"class"``, handed out in chunks of ``experience_size``
@@ -28,8 +32,11 @@ class StreamOptions:
         n_experiences: Number of experiences with equally many classes.
         classes_per_experience: Number of classes in each experience, instead.
         seed: Seed of the class order, of the subsets and of the chunks.
-        class_order: Labels in order of arrival; ``"natural"`` for 0, 1, 2, ...; ``None`` draws a
-            permutation. In scenario ``"domain"`` the default is the order of the labels.
+        class_order: Labels in order of arrival; ``"natural"`` for 0, 1, 2, ...; ``"hardest"`` has
+            classes in one experience that look alike to the ``backbone``, ``"easiest"`` such that
+            look unlike, see :func:`~avalanche_peftcl.benchmarks.order_by_likeness`; ``None`` draws
+            a permutation. In scenario ``"domain"`` the default is the order of the labels, and no
+            order is hard or easy: each experience has all classes.
         experience_size: Images in a chunk of scenario ``"online"``.
         augment: Augmentation in training, see :func:`.transforms.train_transform`.
         crop_scale: Share of the area that a random crop keeps, smallest and largest.
@@ -53,6 +60,7 @@ class StreamOptions:
     """
 
     input_config: InputConfig
+    backbone: nn.Module | None = None
     scenario: Scenario = "class"
     n_experiences: Count | None = None
     classes_per_experience: list[Count] | None = None

@@ -7,7 +7,7 @@ import numpy as np
 
 from avalanche_peftcl.errors import ConfigError, DataError
 
-ClassOrder = list[int] | Literal["natural"]
+ClassOrder = list[int] | Literal["natural", "hardest", "easiest"]
 
 
 def order_classes(
