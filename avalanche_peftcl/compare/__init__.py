@@ -1,5 +1,15 @@
 """Compare run records: methods over seeds, tests between them, published numbers beside them."""
 
+from avalanche_peftcl.compare.command import compare_and_show
 from avalanche_peftcl.compare.comparison import Comparison, PairTest, compare_runs
+from avalanche_peftcl.compare.statistics import Estimate, PairedTest, paired_t_test
 
-__all__ = ["Comparison", "PairTest", "compare_runs"]
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "PairTest",
+    "PairedTest",
+    "compare_and_show",
+    "compare_runs",
+    "paired_t_test",
+]

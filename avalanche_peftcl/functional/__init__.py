@@ -41,6 +41,12 @@ from avalanche_peftcl.functional.gaussians import (
     shrink,
     within_scatter,
 )
+from avalanche_peftcl.functional.image_text import (
+    matching_auc,
+    modality_gap,
+    retrieval_recall,
+    wrong_match_rate,
+)
 from avalanche_peftcl.functional.kernel_measures import (
     Correlation,
     KernelSize,
@@ -152,10 +158,12 @@ __all__ = [
     "ledoit_wolf_shrinkage",
     "less_margin",
     "linear_drift",
+    "matching_auc",
     "matrix_vectors",
     "mean",
     "median_distance",
     "minimum_since_learned",
+    "modality_gap",
     "nearest_neighbour_drift",
     "normalised_logits",
     "not_finite",
@@ -174,6 +182,7 @@ __all__ = [
     "released_orthogonality",
     "released_spectrum",
     "remove_component",
+    "retrieval_recall",
     "ridge_coefficients",
     "running_mean_",
     "scale_free_cross_validation",
@@ -190,4 +199,5 @@ __all__ = [
     "undecided",
     "within_scatter",
     "worst_case_accuracy",
+    "wrong_match_rate",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from measure import COLUMNS, HELD_OUT, HERE, folder, read, spread
 from rich.console import Console
 
+from avalanche_peftcl.compare import paired_t_test
 from avalanche_peftcl.runs import Record, run_from_file
 
 FLOAT32 = "mixed_precision: 'no'"  # 'auto' is bfloat16 where a processor has units for it
@@ -67,17 +68,36 @@ def cell(values: list[float | None]) -> str:
     return spread(there) if there else "-"
 
 
-def row(stream: str, method: str, runs: list[Record]) -> str:
+def above(runs: dict[int, Record], floors: dict[str, dict[int, Record]]) -> str:
+    """Return how far the last accuracy is above the best floor's, with a paired test over seeds."""
+    whole = {name: of for name, of in floors.items() if set(runs) <= set(of)}
+    if not whole or len(runs) < 2:
+        return "-"
+
+    def last(of: dict[int, Record]) -> list[float]:
+        return [of[seed].accuracy.last_accuracy or 0.0 for seed in sorted(runs)]
+
+    best = max(whole, key=lambda name: statistics.mean(last(whole[name])))
+    test = paired_t_test(last(runs), last(whole[best]))
+    there, p = test.difference, test.p_value
+    if there is None or there.standard_deviation is None:
+        return "-"
+    said = f"{100 * there.mean:+.1f} ± {100 * there.standard_deviation:.1f} on {best}"
+    return said if p is None else f"{said}, p {p:.2g}"
+
+
+def row(stream: str, method: str, found: dict[int, Record], better: str) -> str:
     """Return a line of the table."""
+    runs = list(found.values())
     if not runs:
-        return f"| {stream} | {method} | - | - | - | 0 | - | - | - |"
+        return f"| {stream} | {method} | - | - | - | - | 0 | - | - | - |"
     cost = runs[0].cost
     seconds = statistics.mean(sum(run.cost.training_seconds) for run in runs)
     numbers = " | ".join(
         cell([getattr(run.accuracy, column) for run in runs]) for column in COLUMNS
     )
     return (
-        f"| {stream} | {method} | {numbers} | {len(runs)} | {seconds:.0f} | "
+        f"| {stream} | {method} | {numbers} | {better} | {len(runs)} | {seconds:.0f} | "
         f"{cost.stored_floats:,} | {cost.forward_passes} |"
     )
 
@@ -85,14 +105,21 @@ def row(stream: str, method: str, runs: list[Record]) -> str:
 def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]) -> str:
     """Return mean and spread of every cell as Markdown."""
     lines = [
-        "| stream | method | average | last | forgetting | seeds | training s | stored floats | "
-        "passes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| stream | method | average | last | forgetting | above the best floor | seeds | "
+        "training s | stored floats | passes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+
+    def runs(stream: str, method: str) -> dict[int, Record]:
+        found = {seed: read(folder(output, stream, method, seed)) for seed in seeds}
+        return {seed: run for seed, run in found.items() if run}
+
     for stream in streams:
+        floors = {name: runs(stream, name) for name in FLOORS}
         for method in methods:
-            found = [read(folder(output, stream, method, seed)) for seed in seeds]
-            lines.append(row(stream, method, [run for run in found if run]))
+            found = runs(stream, method)
+            better = "-" if method in FLOORS else above(found, floors)
+            lines.append(row(stream, method, found, better))
     return "\n".join(lines)
 
 
