@@ -78,6 +78,8 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
             how far their features move, see :class:`.FeatureWatch`. Each costs a pass before its
             experience and one after it and after each later one. Not of online streams.
         seed: Of the draw; no global generator is touched.
+        log_sites: Whether the host's loggers hear of each site beside the three values of all,
+            which :meth:`summary` has in any case.
         sites: Returns the sites of a model.
 
     Attributes:
@@ -121,6 +123,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         n_samples: int | None = 256,
         watch: int = 0,
         seed: int = 0,
+        log_sites: bool = False,
         sites: Callable[[nn.Module], Iterable[ProjectionSite]] = projection_sites,
     ) -> None:
         super().__init__()
@@ -134,7 +137,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         if watch < 0:
             raise ConfigError(f"watch must be a number of images, 0 for none, not {watch}")
         self.threshold, self.where, self.n_samples, self.seed = threshold, where, n_samples, seed
-        self.strength, self.sites = strength, sites
+        self.strength, self.sites, self.log_sites = strength, sites, log_sites
         self.active = True
         self.bases: dict[str, list[Tensor]] = {}
         self.unprotected: list[str] = []
@@ -201,7 +204,7 @@ class GradientProjectionPlugin(SupervisedPlugin, supports_distributed=False):  #
         reports = [self.extend(site) for site in sites]
         for site, report in zip(sites, reports, strict=True):
             report |= {"site": site.name, "removed_share": removed.get(site.name, 0.0)}
-            tell(strategy, self, report)
+        tell(strategy, self, reports, log_sites=self.log_sites)
         self._reports.append(reports)
         self.n_experiences_done += 1
         self._statistics.clear()
@@ -309,6 +312,7 @@ def build_gradient_projection(
     n_samples: Count | None = 256,
     watch: CountOrNone = 0,
     seed: Seed = 0,
+    log_sites: bool = False,
 ) -> GradientProjectionPlugin:
     """Build a :class:`GradientProjectionPlugin` for the sites that the model's modules state."""
     return GradientProjectionPlugin(
@@ -321,4 +325,5 @@ def build_gradient_projection(
         n_samples=n_samples,
         watch=watch,
         seed=seed,
+        log_sites=log_sites,
     )

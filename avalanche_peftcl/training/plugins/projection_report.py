@@ -1,17 +1,37 @@
 """What a gradient projection tells of an experience, in words and to the host's loggers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from avalanche_peftcl.training.publishing import publish
 
-_TOLD = ("size", "captured_energy", "removed_share")
+_TOLD: dict[str, Callable[[list[float]], float]] = {
+    "size": sum,
+    "captured_energy": min,
+    "removed_share": fmean,
+}
 
 
-def tell(strategy: Any, plugin: Any, site: Mapping[str, Any]) -> None:
-    """Tell the host's loggers of a site: its report, see :func:`in_a_line`, and its name."""
-    for key in _TOLD:
-        publish(strategy, plugin, f"Projection_{key.title()}", site[key], of=site["site"])
+def tell(
+    strategy: Any, plugin: Any, sites: Sequence[Mapping[str, Any]], *, log_sites: bool
+) -> None:
+    """Tell the host's loggers of an experience: all sites in one value a kind.
+
+    They are the number of protected directions, the least share of the energy that they hold at a
+    site, and the mean share of the updates that was removed.
+
+    Args:
+        strategy: Which trains.
+        plugin: Which projects.
+        sites: See :func:`in_a_line`, each with its name.
+        log_sites: Whether there is a value of each site too.
+    """
+    for key, of_all in _TOLD.items():
+        name = f"Projection_{key.title()}"
+        publish(strategy, plugin, name, of_all([site[key] for site in sites]))
+        for site in sites if log_sites else ():
+            publish(strategy, plugin, name, site[key], of=site["site"])
 
 
 def tell_drift(strategy: Any, plugin: Any, drift: Mapping[str, Any]) -> None:

@@ -153,14 +153,32 @@ def test_the_summary_can_be_written(reported):
 def test_the_evaluator_and_its_loggers_are_told(reported):
     plugin, _, _, strategy, logger = reported
     metrics = strategy.evaluator.get_last_metrics()
+    last = plugin.summary()["experiences"][-1]
+    expected = {
+        "Size": sum(site["size"] for site in last),
+        "Captured_Energy": min(site["captured_energy"] for site in last),
+        "Removed_Share": sum(site["removed_share"] for site in last) / len(last),
+    }
+    told = {name for name in metrics if name.startswith("Projection_")}
+    assert told == {f"Projection_{key}/train_phase/train_stream" for key in expected}
+    for key, value in expected.items():
+        name = f"Projection_{key}/train_phase/train_stream"
+        assert metrics[name] == pytest.approx(value, abs=1e-12)
+        heard = [value for value in logger.values if value.name == name]
+        assert len(heard) == 3
+        assert [v.x_plot for v in heard] == sorted({v.x_plot for v in heard})
+
+
+def test_sites_are_logged_on_request(toy, make_strategy):
+    evaluator = EvaluationPlugin(loggers=[BaseLogger()])
+    plugin = projection(0.9, log_sites=True)
+    strategy = make_strategy(toy(), [plugin], evaluator=evaluator)
+    strategy.train(stream(per_class=6)[0])
+    metrics = evaluator.get_last_metrics()
     for site in plugin.summary()["experiences"][-1]:
         for key in ("Size", "Captured_Energy", "Removed_Share"):
             name = f"Projection_{key}/train_phase/train_stream/{site['site']}"
             assert metrics[name] == site[key.lower()]
-            heard = [value for value in logger.values if value.name == name]
-            assert len(heard) == 3
-            assert heard[-1].value == site[key.lower()]
-            assert [v.x_plot for v in heard] == sorted({v.x_plot for v in heard})
 
 
 def test_the_headline_is_about_the_last_experience(reported):
