@@ -124,7 +124,7 @@ def matching_auc(matched: Tensor, swapped: Tensor) -> float:
     if not len(matched) or not len(swapped):
         raise ValueError("matched and swapped need a score each at least")
     both = torch.cat([in_double(matched), in_double(swapped)])
-    _, places, counts = both.unique(return_inverse=True, return_counts=True)
+    _, places, counts = torch.unique(both, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()  # ranks from 1; equal scores share the mean of theirs
     ranks = (last - (counts.double() - 1) / 2)[places[: len(matched)]]
     n, m = len(matched), len(swapped)
