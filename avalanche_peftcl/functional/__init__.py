@@ -85,6 +85,7 @@ from avalanche_peftcl.functional.ntk import (
     Tangents,
     inner_products,
     output_directions,
+    tangent_gram,
     tangent_kernel,
     tangents,
 )
@@ -193,6 +194,7 @@ __all__ = [
     "span_energy",
     "spectrum",
     "stack_bases",
+    "tangent_gram",
     "tangent_kernel",
     "tangents",
     "task_complexity",

@@ -149,6 +149,59 @@ def inner_products(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def tangent_gram(
+    function: Function,
+    parameters: Mapping[str, Tensor],
+    images: Tensor,
+    *,
+    form: OutputForm = "pseudo",
+    n_directions: int = 4,
+    seed: int = 0,
+    chunk_size: int = 32,
+    held: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs of images and the kernel between all of them.
+
+    Args:
+        function: See :func:`tangents`.
+        parameters: See there.
+        images: ``(n, ...)``.
+        form: See the module.
+        n_directions: ``K`` of a sketch.
+        seed: Of a sketch.
+        chunk_size: Images that are differentiated at a time.
+        held: Images whose Jacobians are there at a time, twice; ``None`` is ``chunk_size``. Of
+            ``n`` images Jacobians are computed about ``n² / (2 held)`` times, ``n`` times where
+            there are no more than ``held``.
+
+    Returns:
+        ``(n, R)``, and ``(n, n)`` or ``(n R, n R)`` in float64.
+    """
+
+    def of(part: Tensor) -> Tangents:
+        return tangents(
+            function,
+            parameters,
+            part,
+            form=form,
+            n_directions=n_directions,
+            seed=seed,
+            chunk_size=chunk_size,
+        )
+
+    parts = torch.split(images, held or chunk_size)
+    outputs: list[Tensor] = []
+    blocks: dict[tuple[int, int], Tensor] = {}
+    for i, part in enumerate(parts):
+        there = of(part)
+        outputs.append(there.outputs)
+        blocks[i, i] = inner_products(there.rows, there.rows)
+        for j in range(i + 1, len(parts)):
+            blocks[i, j] = inner_products(there.rows, of(parts[j]).rows)
+            blocks[j, i] = blocks[i, j].T
+    return torch.cat(outputs), _joined(blocks, len(parts), len(parts))
+
+
 def tangent_kernel(
     function: Function,
     parameters: Mapping[str, Tensor],
@@ -190,6 +243,17 @@ def tangent_kernel(
         tensor([[1.0000, 1.0000],
                 [1.0000, 5.0000]], dtype=torch.float64)
     """
+    if b is None:
+        _, kernel = tangent_gram(
+            function,
+            parameters,
+            a,
+            form=form,
+            n_directions=n_directions,
+            seed=seed,
+            chunk_size=chunk_size,
+        )
+        return kernel
 
     def of(images: Tensor) -> tuple[Tensor, ...]:
         there = tangents(
@@ -203,15 +267,14 @@ def tangent_kernel(
         )
         return there.rows
 
-    first = torch.split(a, chunk_size)
-    second = first if b is None else torch.split(b, chunk_size)
+    first, second = torch.split(a, chunk_size), torch.split(b, chunk_size)
     blocks: dict[tuple[int, int], Tensor] = {}
     for i, images in enumerate(first):
         rows = of(images)
         for j, others in enumerate(second):
-            if b is None and j <= i:
-                blocks[i, j] = inner_products(rows, rows) if j == i else blocks[j, i].T
-            else:
-                blocks[i, j] = inner_products(rows, of(others))
-    kept = [torch.cat([blocks[i, j] for j in range(len(second))], dim=1) for i in range(len(first))]
-    return torch.cat(kept)
+            blocks[i, j] = inner_products(rows, of(others))
+    return _joined(blocks, len(first), len(second))
+
+
+def _joined(blocks: Mapping[tuple[int, int], Tensor], n: int, m: int) -> Tensor:
+    return torch.cat([torch.cat([blocks[i, j] for j in range(m)], dim=1) for i in range(n)])

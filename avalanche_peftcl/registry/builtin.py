@@ -257,6 +257,11 @@ def peftcl_metrics() -> Iterable[Component]:
             source="stability gap: De Lange et al., ICLR 2023; area: Koh et al., ICLR 2022",
         ),
         Component("cost", f"{evaluation}:cost_metrics", source="seconds, memory, parameters"),
+        Component(
+            "ntk",
+            f"{evaluation}:ntk_metrics",
+            source="tangent kernel and predicted forgetting: arXiv 2407.17120, 2006.11942",
+        ),
         Component("loss", f"{evaluation}.host:loss", source="Avalanche loss_metrics"),
         Component("accuracy", f"{evaluation}.host:accuracy", source="Avalanche accuracy_metrics"),
     )

@@ -40,7 +40,8 @@ class NTKCL(PEFTTemplate):
 
     No kernel is computed here, no Jacobian and no bound, and none in the released code: the theory
     is the reason that its authors give for the parts, which are adapters and prompts with running
-    means, three losses beside cross-entropy, and class means as the classifier.
+    means, three losses beside cross-entropy, and class means as the classifier. The kernel that it
+    has can be measured: :class:`~avalanche_peftcl.evaluation.NTKMetric`.
 
     Works on class-, task-, domain-incremental and online streams of any Avalanche benchmark.
     A task label of a test image is used where the benchmark gives several of them, and only then.

@@ -80,6 +80,7 @@ KEPT = {
         "any_time": watching.TestAnyTime,
         "cost": watching.TestCost,
         "loss": watching.TestLoss,
+        "ntk": watching.TestNTK,
     },
     "logger": {"tensorboard": watching.TestTensorboard, "wandb": watching.TestWandB},
 }

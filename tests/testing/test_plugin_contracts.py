@@ -6,6 +6,7 @@ from avalanche_peftcl.evaluation import (
     accuracy_matrix_metrics,
     any_time_metrics,
     cost_metrics,
+    ntk_metrics,
 )
 from avalanche_peftcl.evaluation.host import accuracy, loss
 from avalanche_peftcl.logging import tensorboard, wandb
@@ -173,6 +174,11 @@ class TestLoss(MetricContract):
 class TestAccuracy(MetricContract):
     def create_metric(self):
         return accuracy(minibatch=True, epoch_running=True)
+
+
+class TestNTK(MetricContract):
+    def create_metric(self):
+        return ntk_metrics(probe_images=6, old_images=4, chunk_size=4)
 
 
 class TestTensorboard(LoggerContract):
