@@ -8,23 +8,23 @@ pictures of the matrices remain.
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from avalanche_peftcl import __version__
 from avalanche_peftcl.compare.alike import protocol_of
+from avalanche_peftcl.compare.any_time_figures import any_time_sections
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.figures import (
-    SERIES,
-    SIGNS,
     curve_plot,
     forgetting_plot,
     matrix_plot,
-    sign_of,
     trade_off_plot,
 )
+from avalanche_peftcl.compare.kernel_figures import kernel_sections
+from avalanche_peftcl.compare.plots import SERIES, SIGNS, Section, sign_of
 from avalanche_peftcl.compare.sheets import (
     further_sheet,
     left_out_lines,
@@ -49,6 +49,9 @@ def html_report(comparison: Comparison) -> str:
     results = results_sheet(comparison)
     plots = [plot for plot in (curve_plot(comparison), forgetting_plot(comparison)) if plot]
     plots += [trade_off_plot(comparison, k) for k in ("trainable_parameters", "training_seconds")]
+    matrices = [matrix_plot(method) for method in comparison.methods]
+    sections = [*any_time_sections(comparison), *kernel_sections(comparison)]
+    every = [*plots, *matrices, *(plot for section in sections for plot in section.plots)]
     library = gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
     values = {
         "title": _title(comparison),
@@ -63,19 +66,27 @@ def html_report(comparison: Comparison) -> str:
             for i, method in enumerate(comparison.methods)
         ],
         "plots": plots,
-        "matrices": [matrix_plot(method) for method in comparison.methods],
+        "matrices": matrices,
+        "sections": list(_numbered(sections, len(plots) + len(matrices))),
         "tests": pairs_sheet(comparison),
         "protocol": list(_protocol(comparison)),
         "streams": list(_streams(comparison)),
         "runs": _runs_sheet(comparison),
         "settings": list(_settings(comparison)),
-        "figures": [json.loads(plot.figure.to_json()) for plot in plots if plot.figure],
+        "figures": [json.loads(plot.figure.to_json()) for plot in every if plot.figure],
         "library": base64.b64encode(library).decode(),
         "style": asset("report.css"),
         "script": asset("report.js"),
         "version": __version__,
     }
     return render("report.html", values)
+
+
+def _numbered(sections: Sequence[Section], first: int) -> Iterator[dict[str, Any]]:
+    """Yield sections with the number that their first plot has on the page."""
+    for section in sections:
+        yield {"first": first, "shown": section}
+        first += len(section.plots)
 
 
 def _title(comparison: Comparison) -> str:

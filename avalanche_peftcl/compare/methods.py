@@ -103,18 +103,18 @@ class Method:
 
     def estimate(self, quantity: Quantity) -> Estimate | None:
         """Return mean and spread over the seeds; ``None`` if a run has no such number."""
-        return _estimate([quantity.value(run.record) for run in self.runs])
+        return estimate_of([quantity.value(run.record) for run in self.runs])
 
     def curve(self) -> list[Estimate | None]:
         """Return the accuracy on all images seen so far, after each experience."""
         curves = [run.record.accuracy.accuracy_curve for run in self.runs]
-        return [_estimate(values) for values in zip(*curves, strict=True)]
+        return [estimate_of(values) for values in zip(*curves, strict=True)]
 
     def matrix(self) -> list[list[Estimate | None]]:
         """Return the accuracy matrix; ``None`` where a run was not evaluated."""
         matrices = [run.record.accuracy_matrix for run in self.runs]
         return [
-            [_estimate(values) for values in zip(*rows, strict=True)]
+            [estimate_of(values) for values in zip(*rows, strict=True)]
             for rows in zip(*matrices, strict=True)
         ]
 
@@ -123,7 +123,7 @@ class Method:
         drops = [run.record.accuracy.forgetting_by_experience for run in self.runs]
         if len(set(map(len, drops))) > 1:  # records of a version that had none
             return []
-        return [_estimate(values) for values in zip(*drops, strict=True)]
+        return [estimate_of(values) for values in zip(*drops, strict=True)]
 
 
 def each_floor_once(runs: Sequence[RunRecord]) -> list[RunRecord]:
@@ -294,6 +294,7 @@ def _text(value: Any) -> str:
     return text if len(text) <= _LONG else text[: _LONG - 3] + "..."
 
 
-def _estimate(values: Sequence[float | None]) -> Estimate | None:
+def estimate_of(values: Sequence[float | None]) -> Estimate | None:
+    """Return mean and spread of one value a seed; ``None`` unless all are defined."""
     defined = [value for value in values if value is not None]
     return estimate(defined) if defined and len(defined) == len(values) else None

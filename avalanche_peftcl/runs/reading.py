@@ -90,7 +90,7 @@ def read_record(folder: Path) -> Record:
     try:
         return Record.model_validate(content)
     except ValidationError as error:
-        raise RecordError(f"{RECORD} is not as it should be: {_problem(error)}") from error
+        raise RecordError(f"{RECORD} is not as it should be: {problem(error)}") from error
 
 
 def _content(path: Path) -> Any:
@@ -131,7 +131,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
 
 
-def _problem(error: ValidationError) -> str:
+def problem(error: ValidationError) -> str:
     """Say the first of pydantic's errors in plain words."""
     details = error.errors()[0]
     where = ".".join(map(str, details["loc"]))

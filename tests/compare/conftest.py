@@ -82,6 +82,69 @@ def metrics_of(strategy: dict[str, Any], seed: int, start: float, drop: float) -
     }
 
 
+def kernels_of(seed: int, overlap: float) -> dict[str, Any]:
+    """Return what ``NTKMetric`` may tell, with numbers that are easy to find again."""
+    pairs = [(s, k) for k in range(1, N) for s in range(k)]
+    near = [[1.0 if i == j else overlap / abs(i - j) for j in range(N)] for i in range(N)]
+    return {
+        "probe_images": 8,
+        "form": "pseudo",
+        "kernel_map": near,
+        "inter_task": [None, 0.25, 0.25],
+        "drift_from_first": [0.0, 0.25 + 0.01 * seed, 0.5],
+        "drift_across_switch": [None, 0.125, 0.375 + 0.01 * seed],
+        "forgetting": [
+            {"experience": s, "after": k, "predicted": 0.1 * k + 0.01 * seed, "measured": 0.2 * k}
+            for s, k in pairs
+        ],
+        "correlation": None,
+    }
+
+
+def any_time_of(seed: int, lowest: float) -> dict[str, Any]:
+    """Return what ``AnyTimeMetric`` may tell: points at 5, 10, 15, ..., ends at 10, 20 and 30."""
+    return {
+        "every": 5,
+        "iterations": [5, 10, 15, 20, 25, 30],
+        "experience": [0, 0, 1, 1, 2, 2],
+        "accuracy": [0.7, 0.9, lowest + 0.01 * seed, 0.8, 0.55, 0.75],
+        "per_experience": [[0.7, None, None]] * 6,
+        "area": 0.625 + 0.01 * seed,
+        "minimum": [lowest, 0.4375, None],
+        "average_minimum": 0.4,
+        "worst_case": 0.5,
+    }
+
+
+@pytest.fixture
+def watched(write, tmp_path: Path) -> Path:
+    """A folder with a method of two seeds and one of a single seed, both metrics in each."""
+    same = {"protocol.class_order": list(range(2 * N)), "config.benchmark.seed": 0}
+    for t in range(N):
+        same[f"protocol.experiences.{t}.class_names"] = [f"c{2 * t}", f"c{2 * t + 1}"]
+    for name, seed, overlap, lowest in (
+        ("naive", 0, 0.5, 0.3),
+        ("naive", 1, 0.7, 0.3),
+        ("pegp", 0, 0.2, 0.5),
+    ):
+        told = {"NTKMetric": kernels_of(seed, overlap), "AnyTimeMetric": any_time_of(seed, lowest)}
+        write(f"watched/{name}_{seed}", name, seed, changes=same | {"metric_summaries": told})
+    return tmp_path / "watched"
+
+
+@pytest.fixture
+def alter():
+    """Change the record in a folder."""
+
+    def do(folder: Path, **changes: Any) -> None:
+        path = folder / "metrics.json"
+        metrics = json.loads(path.read_text())
+        change(metrics, changes.get("changes", {}))
+        path.write_text(json.dumps(metrics))
+
+    return do
+
+
 def change(metrics: dict[str, Any], changes: dict[str, Any]) -> None:
     """Set ``{"protocol.scenario": "task"}`` in ``metrics``."""
     for path, value in changes.items():

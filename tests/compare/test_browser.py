@@ -15,7 +15,7 @@ from PIL import Image
 from avalanche_peftcl.compare import compare_runs
 from avalanche_peftcl.compare.html_report import html_report
 
-PHONE, DESK, HEIGHT = 390, 1280, 7000
+PHONE, TABLET, DESK, HEIGHT = 390, 800, 1280, 7000
 SCHEMES = {"dark": 0, "light": 1}
 # what the browser made of the page, handed to the frame around it, which --dump-dom shows
 PROBE = """
@@ -155,6 +155,24 @@ def test_a_button_hides_a_method_in_every_plot(chromium, page):
     assert seen["after"] == [3, 3, 2, 2]
     assert seen["pressed"] == "false"
     assert seen["again"] == seen["before"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(PHONE, "dark"), (TABLET, "light"), (DESK, "dark"), (DESK, "light")]
+)
+def test_what_metrics_told_is_drawn(chromium, watched, tmp_path, width, scheme):
+    page = tmp_path / "report.html"
+    page.write_text(html_report(compare_runs([watched])))
+    seen = look(chromium, page, width, scheme)
+    assert seen["hidden"]
+    assert (seen["wide"], seen["scrolls"]) == ([], width)
+    assert len(seen["plots"]) == 9
+    for drawn, across, traces in seen["plots"]:
+        assert drawn
+        assert 0.3 * min(width, 1216) < across <= width
+        assert traces
+    assert seen["asked"] == []
 
 
 @pytest.mark.slow

@@ -34,14 +34,35 @@ def template(write) -> str:
     return (write() / "metrics.json").read_text()
 
 
+@pytest.fixture
+def watched_template(watched) -> str:
+    return (watched / "naive_0" / "metrics.json").read_text()
+
+
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
 )
 @given(data=st.data())
 def test_there_is_no_traceback(tmp_path_factory, template, monkeypatch, data):
+    check(tmp_path_factory, template, monkeypatch, data, ())
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+)
+@given(data=st.data())
+def test_there_is_none_whatever_metrics_told(tmp_path_factory, watched_template, monkeypatch, data):
+    check(tmp_path_factory, watched_template, monkeypatch, data, ("metric_summaries",))
+
+
+def check(tmp_path_factory, template, monkeypatch, data, within):
     monkeypatch.setattr(html_report, "get_plotlyjs", str)
     metrics = json.loads(template)
-    *above, key = data.draw(st.sampled_from(sorted(filter(None, paths_of(metrics)), key=str)))
+    part = metrics
+    for step in within:
+        part = part[step]
+    paths = [(*within, *path) for path in paths_of(part) if path]
+    *above, key = data.draw(st.sampled_from(sorted(paths, key=str)))
     here = metrics
     for step in above:
         here = here[step]

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from avalanche_peftcl.compare.statistics import Estimate, estimate, holm, paired_t_test
+from avalanche_peftcl.compare.statistics import (
+    Estimate,
+    correlation,
+    estimate,
+    holm,
+    paired_t_test,
+)
 
 # Student's sleep data, 1908: extra hours of sleep of ten patients after two drugs
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -96,3 +102,30 @@ def test_holm_is_the_closed_test_of_bonferroni(p_values):
     for i, corrected in enumerate(holm(p_values)):
         over = [len(s) * min(p_values[j] for j in s) for s in sets if i in s]
         assert corrected == pytest.approx(min(1.0, max(over, default=-inf)))
+
+
+@given(
+    st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=4, max_size=12),
+    st.sampled_from([0.5, 0.95]),
+)
+def test_a_correlation_and_its_interval_are_those_of_scipy(pairs, confidence):
+    first, second = zip(*pairs, strict=True)
+    found = correlation(first, second, confidence=confidence)
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert found is None
+        return
+    expected = stats.pearsonr(first, second)
+    interval = expected.confidence_interval(confidence)
+    assert found.value == pytest.approx(expected.statistic, abs=1e-12)
+    if abs(found.value) < 1 - 1e-9:  # at the ends artanh takes rounding for much
+        assert (found.low, found.high) == pytest.approx(tuple(interval), abs=1e-6)
+    assert found.low <= found.value <= found.high
+    assert found.count == len(pairs)
+
+
+def test_a_correlation_needs_four_pairs_that_vary():
+    assert correlation([1, 2, 3], [1, 2, 3]) is None
+    assert correlation([1e100, 2e100, 3e100, 4e100], [1, 2, 3, 4]).value == pytest.approx(1.0)
+    assert correlation([0, 0, 0, 0], [1, 2, 3, 4]) is None
+    assert correlation([0.1 + 0.2, 0.3, 0.3, 0.3], [1, 2, 3, 4]) is None  # but for rounding
+    assert correlation([1, 2, 3, 4], [4, 3, 2, 1]).low == pytest.approx(-1.0)
