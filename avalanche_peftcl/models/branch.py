@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.backbones.backbone import Backbone, out_features
 from avalanche_peftcl.models.backbones.embedded import Embedded
 from avalanche_peftcl.models.exportable import exportable
 
@@ -166,7 +166,7 @@ class Branch(nn.Module):
 
     def out_features(self, backbone: Backbone) -> int:
         """Return the width of the feature."""
-        return backbone.embed_dim
+        return out_features(backbone)
 
     def losses(self) -> dict[str, Tensor]:
         """Return by name what the last pass adds to the loss, weighted."""

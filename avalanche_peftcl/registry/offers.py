@@ -25,6 +25,8 @@ class BackboneOffers(_Offers):
     Args:
         input_config: What it expects of an image; a run needs it to build the benchmark.
         model_name: Its name in timm, for the record.
+        out_features: Width of what it pools; ``None``: that of a token.
+        has_text: Whether it encodes class names too.
 
     Example:
         >>> class Tiny:
@@ -35,6 +37,8 @@ class BackboneOffers(_Offers):
 
     input_config: Any = None
     model_name: str | None = None
+    out_features: int | None = None
+    has_text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, forward_branches
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models import Backbone, Branch, FrozenBranch, TextSide, forward_branches
+from avalanche_peftcl.models.backbones.backbone import out_features
 from avalanche_peftcl.testing.probes import differing, weights
 
 
@@ -40,7 +42,7 @@ class BackboneContract:
         backbone = self.create_backbone()
         for batch in (1, 3):
             images = self.images(backbone, batch)
-            assert backbone(images).shape == (batch, backbone.embed_dim)
+            assert backbone(images).shape == (batch, out_features(backbone))
             tokens = (batch, backbone.num_tokens, backbone.embed_dim)
             assert backbone.embed(images).shape == tokens
 
@@ -91,3 +93,22 @@ class BackboneContract:
         assert len(config.mean) == len(config.std) == 3
         assert min(config.std) > 0
         assert 0 < config.crop_pct <= 1
+
+    def test_text_side(self) -> None:
+        """If there is a text side, a class has one unit embedding, whatever the others are."""
+        backbone = self.create_backbone()
+        if not backbone.has_text:
+            with pytest.raises(ConfigError, match="has no text side"):
+                backbone.encode_text(["a cat"])
+            return
+        assert isinstance(backbone, TextSide)
+        assert backbone.logit_scale > 0
+        names, templates = ["cat", "dog", "ship"], ["a photo of a {}.", "{}"]
+        texts = backbone.encode_text(names, templates)
+        assert texts.shape == (3, backbone.out_features)
+        assert not texts.requires_grad
+        torch.testing.assert_close(texts.norm(dim=1), torch.ones(3))
+        again = self.create_backbone()
+        alone = torch.cat([again.encode_text([name], templates) for name in names])
+        assert torch.equal(alone, texts)
+        assert torch.equal(backbone.encode_text(names[1:]), again.encode_text(names)[1:])

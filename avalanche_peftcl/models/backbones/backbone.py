@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.attention import Extend, SelfAttention
+from avalanche_peftcl.registry.offers import BackboneOffers
 
 MAX_SIDE = 8192
 """Pixels a side, of the input and of the resized image that it is cut from."""
@@ -76,6 +77,7 @@ class Backbone(nn.Module):
             nothing else has to be computed.
         model_name: What timm calls the network, with the tag of the weights if they are timm's;
             ``None`` for others.
+        has_text: Whether there is a text side, see :class:`TextSide`.
 
     Example:
         A complete one, of two blocks, whose feature is the mean of the tokens:
@@ -124,6 +126,7 @@ class Backbone(nn.Module):
     num_prefix_tokens: int = 0
     pools_cls: bool = False
     model_name: str | None = None
+    has_text: bool = False
 
     # --- what a subclass says ------------------------------------------------------------------
 
@@ -160,10 +163,26 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Return the image's feature from the last block's tokens: ``(B, N, D)`` to ``(B, D)``."""
+        """Return the image's feature from the last block's tokens: ``(B, N, D)`` to ``(B, E)``."""
         raise NotImplementedError
 
     # --- what it may say -----------------------------------------------------------------------
+
+    @property
+    def out_features(self) -> int:
+        """Width ``E`` of what :meth:`pool` returns; here that of a token."""
+        return self.embed_dim
+
+    def encode_text(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Return the feature of each class name, see :class:`TextSide`.
+
+        Raises:
+            ConfigError: If there is no text side, as here.
+        """
+        raise ConfigError(
+            f"a {type(self).__name__} has no text side, which class names are encoded by; take "
+            "backbone 'open_clip' or 'dual_encoder'"
+        )
 
     def norm(self, tokens: Tensor) -> Tensor:
         """Return the last block's tokens after the final norm, ``(B, N, D)``; here as they are."""
@@ -189,7 +208,7 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the frozen features of ``images``: ``(B, 3, H, W)`` to ``(B, D)``."""
+        """Return the frozen features of ``images``: ``(B, 3, H, W)`` to ``(B, E)``."""
         tokens = self.embed(images)
         for index in range(self.depth):
             hidden = self.attend(index, tokens)
@@ -218,11 +237,29 @@ def check_backbone(backbone: object) -> None:
 class TextSide(Protocol):
     """What a backbone has too that was trained on images and texts.
 
+    Its ``pool`` then returns the image's embedding in the space of both, projected and not
+    normalised, and its ``has_text`` is true.
+
     Attributes:
-        logit_scale: Factor of the cosine between an image's feature and a text's, ``()``.
+        logit_scale: Factor of the cosine between the embedding of an image and that of a text.
     """
 
-    logit_scale: Tensor
+    logit_scale: float
 
-    def encode_text(self, names: Sequence[str]) -> Tensor:
-        """Return the feature of each class name, in the space of the images': ``(C, D)``."""
+    def encode_text(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Return the embedding of each class name, on unit norm.
+
+        Args:
+            names: ``C`` names, in words.
+            templates: Sentences with ``{}`` where the name stands; the embeddings of a class in
+                all of them are normalised, averaged and normalised again. ``None``: the name alone.
+
+        Returns:
+            ``(C, E)`` in float32; that of a class does not depend on the others.
+        """
+
+
+def out_features(backbone: Backbone) -> int:
+    """Return the width ``E`` of what a backbone pools; that of a token where it says no other."""
+    told = BackboneOffers.of(backbone).out_features
+    return backbone.embed_dim if told is None else told

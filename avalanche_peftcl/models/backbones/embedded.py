@@ -38,7 +38,7 @@ class Embedded:
         return self._start
 
     def query(self) -> Tensor:
-        """Return the frozen network's feature of each image, ``(B, D)``, without gradient.
+        """Return the frozen network's feature of each image, ``(B, E)``, without gradient.
 
         It costs one more pass, which :attr:`.Branch.forward_passes` of a branch that asks for it
         counts.

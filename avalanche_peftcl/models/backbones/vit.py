@@ -93,7 +93,7 @@ class ViTBackbone(Backbone):
         return cast(Tensor, self.vit.norm(tokens))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Return the image's feature from the last block's tokens: ``(B, N, D)`` to ``(B, D)``."""
+        """Return the image's feature from the last block's tokens: ``(B, N, D)`` to ``(B, E)``."""
         return cast(Tensor, self.vit.forward_head(self.norm(tokens), pre_logits=True))
 
     def normed(self, index: int, tokens: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class ViTBackbone(Backbone):
         return cast(SelfAttention, block.attn)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the frozen features of ``images``: ``(B, 3, H, W)`` to ``(B, D)``."""
+        """Return the frozen features of ``images``: ``(B, 3, H, W)`` to ``(B, E)``."""
         return self.pool(self.blocks(self.embed(images)))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.backbones.backbone import Backbone, check_backbone
+from avalanche_peftcl.models.backbones.backbone import Backbone, check_backbone, out_features
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.cosine import CosineHead
@@ -148,7 +148,7 @@ class NTKCLModel(DynamicModel):
         self.pretrained = Branch() if use_pretrained else None
         unadapted, older, current = section_weights
         weights = [unadapted] * use_pretrained + [older] * n_copies + [current]
-        self.embed_dim = width * len(weights)
+        self.embed_dim = out_features(backbone) * len(weights)
         fusion = ReleasedFusion if recipe == "released" else Fusion
         self.fusion = fusion(self.embed_dim, dropout=dropout)
         self.classes = ClassRows()

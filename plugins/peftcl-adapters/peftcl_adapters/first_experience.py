@@ -58,7 +58,7 @@ class FirstExperienceModel(DynamicModel):
         self.classes = ClassRows()
         width = branch.out_features(backbone)
         self.temporary = CosineHead(width)
-        width += backbone.embed_dim * concatenate
+        width += Branch().out_features(backbone) * concatenate
         self.head = head if isinstance(head, Head) else head(width)
         if not self.head.fitted:
             raise ConfigError(

@@ -30,7 +30,7 @@ def linear_probe(*, backbone: Backbone, options: ProbeOptions) -> PEFTTemplate:
     Source:
         Alain and Bengio, arXiv 1610.01644. Differs: the last layer only, and the head grows.
     """
-    head = IncrementalClassifier(backbone.embed_dim)
+    head = IncrementalClassifier(backbone.out_features)
     return PEFTTemplate(
         model=nn.Sequential(OrderedDict(backbone=backbone, head=head)),
         optimizer=torch.optim.SGD(head.parameters(), **options.rates()),

@@ -171,14 +171,40 @@ def test_it_stays_in_eval_mode_inside_a_network_that_trains():
 
 def test_a_text_side_is_known_by_what_it_offers(backbone):
     class Both(Plain):
-        def __init__(self):
-            super().__init__()
-            self.logit_scale = torch.tensor(100.0)
+        has_text, logit_scale = True, 100.0
 
-        def encode_text(self, names):
-            return torch.zeros(len(names), 8)
+        def encode_text(self, names, templates=None):
+            return torch.ones(len(names), 1)
 
     assert isinstance(Both(), TextSide)
     assert not isinstance(Plain(), TextSide)
     assert not isinstance(backbone, TextSide)
     assert isinstance(backbone, ViTBackbone)
+    with pytest.raises(ConfigError, match="a ViTBackbone has no text side, which class names"):
+        backbone.encode_text(["cat"])
+
+
+class Projected(Deaf):
+    """Its feature is wider than a token."""
+
+    out_features = 20
+
+    def pool(self, tokens):
+        return tokens.mean(dim=1).repeat(1, 3)[:, :20]
+
+
+def test_what_is_pooled_may_have_another_width_than_a_token():
+    torch.manual_seed(0)
+    backbone, images = Projected(), torch.randn(3, 3, 8, 8)
+    assert backbone(images).shape == (3, 20)
+    for features, width in (("pooled", 20), ("blocks", 2 * 2 * 8), ([1], 2 * 8)):
+        model = PEFTModel(backbone, build_adapters(backbone=backbone, r=2), features=features)
+        assert model.head.in_features == width
+        model.start_experience([(0, 0), (0, 1)])
+        assert model(images).shape == (3, 2)
+    model = PEFTModel(backbone, FrozenBranch(), frozen_section="pooled", features="blocks")
+    assert model.head.in_features == 20 + 32
+    ntk_cl = NTKCLModel(backbone, r=2, prompt_length=2, use_pretrained=True)
+    assert ntk_cl.embed_dim == 3 * 20
+    ntk_cl.start_experience([(0, 0), (0, 1)])
+    assert ntk_cl(images).shape == (3, 2)
