@@ -1,8 +1,12 @@
 """Networks: a frozen backbone, adapted passes through it, and heads that grow."""
 
 from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig, TextSide
+from avalanche_peftcl.models.backbones.dual_encoder import create_dual_encoder
 from avalanche_peftcl.models.backbones.embedded import Embedded
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
+from avalanche_peftcl.models.backbones.image_text import ImageTextBackbone
+from avalanche_peftcl.models.backbones.open_clip import create_open_clip
+from avalanche_peftcl.models.backbones.text_tower import TextTower
 from avalanche_peftcl.models.backbones.timm_vit import create_backbone
 from avalanche_peftcl.models.backbones.vit import ViTBackbone
 from avalanche_peftcl.models.block_features import FeatureKind, block_features
@@ -72,6 +76,7 @@ __all__ = [
     "GaussianHead",
     "Head",
     "HeadBuilder",
+    "ImageTextBackbone",
     "InputConfig",
     "KernelRidgeHead",
     "LDAHead",
@@ -96,6 +101,7 @@ __all__ = [
     "Sections",
     "ShiftDrift",
     "TextSide",
+    "TextTower",
     "TunedBranch",
     "ViTBackbone",
     "Views",
@@ -119,6 +125,8 @@ __all__ = [
     "build_random_ridge",
     "build_ridge",
     "create_backbone",
+    "create_dual_encoder",
+    "create_open_clip",
     "export_spec",
     "exportable",
     "forward_branches",

@@ -17,7 +17,7 @@ _WITHOUT_TASK_LABELS: tuple[Scenario, ...] = ("class", "domain", "online")
 
 @hookimpl
 def peftcl_backbones() -> Iterable[Component]:
-    """Frozen vision transformers."""
+    """Frozen vision transformers, some with a text side."""
     return (
         Component(
             "timm_vit",
@@ -28,6 +28,16 @@ def peftcl_backbones() -> Iterable[Component]:
             "vit_glyph",
             f"{_MODELS}.backbones.glyph:vit_glyph",
             source="bundled small ViT; Dosovitskiy et al., arXiv 2010.11929",
+        ),
+        Component(
+            "open_clip",
+            f"{_MODELS}.backbones.open_clip:create_open_clip",
+            source="any open_clip model with a ViT; CLIP, Radford et al., arXiv 2103.00020",
+        ),
+        Component(
+            "dual_encoder",
+            f"{_MODELS}.backbones.dual_encoder:create_dual_encoder",
+            source="image and text towers trained apart; LiT, Zhai et al., arXiv 2111.07991",
         ),
     )
 

@@ -19,7 +19,10 @@ _FREE = (
 )  # keys that may change when a run goes on
 HOW = ("num_threads", "num_workers")  # keys that do not matter once it is finished
 # places of files, which may have moved; their contents are compared
-_PLACES = {"backbone": ("checkpoint",), "benchmark": ("root", "manifest")}
+_PLACES = {
+    "backbone": ("checkpoint", "checkpoint_text", "checkpoint_projections"),
+    "benchmark": ("root", "manifest"),
+}
 _KINDS = (
     ("settings", "other settings", "set them back"),
     ("versions", "other versions", "install those versions again"),

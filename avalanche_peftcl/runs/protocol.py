@@ -53,6 +53,7 @@ def describe_stream(benchmark: Any, input_config: Any) -> Stream:
         normalisation={
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(input_config).items()
+            if (name, value) != ("resize_mode", "shortest")  # as where it could be no other
         },
         tested_on=_text(told.tested_on),
         test_images=sum(len(experience.dataset) for experience in tests),

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import tests.models.backbones.test_dual_encoder as dual_encoder
+import tests.models.backbones.test_open_clip as open_clip
 import tests.models.modules.test_attention_adapter as attention_adapter
 import tests.models.modules.test_injection as injection
 import tests.models.modules.test_lora as lora
@@ -34,7 +36,12 @@ def test_every_contract_has_violators():
 
 # by kind and name, what holds a built-in component to the contract of its kind
 KEPT = {
-    "backbone": {"timm_vit": parts.TestToyBackbone, "vit_glyph": parts.TestGlyph},
+    "backbone": {
+        "dual_encoder": dual_encoder.TestContract,
+        "open_clip": open_clip.TestContract,
+        "timm_vit": parts.TestToyBackbone,
+        "vit_glyph": parts.TestGlyph,
+    },
     "module": {
         "adapter": parts.TestAdapters,
         "attention_adapter": attention_adapter.TestAttentionAdapters,

@@ -13,6 +13,7 @@ from avalanche_peftcl.registry.offers import BackboneOffers
 MAX_SIDE = 8192
 """Pixels a side, of the input and of the resized image that it is cut from."""
 INTERPOLATIONS = ("bicubic", "bilinear")
+RESIZE_MODES = ("shortest", "squash")
 _FAR = 1e6  # of channels in [0, 1]
 
 
@@ -26,10 +27,12 @@ class InputConfig:
         std: Standard deviation of each channel, divided by.
         interpolation: ``"bicubic"`` or ``"bilinear"``.
         crop_pct: Share of the resized image that the central test crop keeps, in (0, 1].
+        resize_mode: What is resized: the ``"shortest"`` side, or both, ``"squash"``, which keeps
+            the whole image and not its proportions.
 
     Raises:
         ConfigError: If a number is out of range or not finite, there are not three channels, or the
-            interpolation is another one.
+            interpolation or resize mode is another one.
     """
 
     img_size: int
@@ -37,6 +40,7 @@ class InputConfig:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    resize_mode: str = "shortest"
 
     def __post_init__(self) -> None:
         """Refuse what no image can be made by, or only in memory without end."""
@@ -47,11 +51,12 @@ class InputConfig:
                 f"crop_pct={self.crop_pct} is not in (0, 1], or resizes images of "
                 f"{self.img_size} pixels to more than {MAX_SIDE:,}"
             )
-        if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(
-                f"interpolation={self.interpolation!r} is not one of "
-                f"{', '.join(map(repr, INTERPOLATIONS))}"
-            )
+        for name, value, allowed in (
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("resize_mode", self.resize_mode, RESIZE_MODES),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
         for name, values, least in (("mean", self.mean, -_FAR), ("std", self.std, 1 / _FAR)):
             if len(values) != 3 or not all(least <= value <= _FAR for value in values):
                 raise ConfigError(

@@ -119,7 +119,7 @@ def eval_transform(input_config: InputConfig) -> tv.Compose:
     """Return the transform for evaluation: resize, central crop, tensor, normalise.
 
     Args:
-        input_config: What the backbone expects. The shorter side is resized to
+        input_config: What the backbone expects. The shorter side, or both, are resized to
             ``round(img_size / crop_pct)`` pixels; the crop has ``img_size``.
 
     Returns:
@@ -133,7 +133,10 @@ def eval_transform(input_config: InputConfig) -> tv.Compose:
     return tv.Compose(
         [
             to_rgb,
-            tv.Resize(size, interpolation(input_config)),
+            tv.Resize(
+                (size, size) if input_config.resize_mode == "squash" else size,
+                interpolation(input_config),
+            ),
             tv.CenterCrop(input_config.img_size),
             *to_tensor(input_config),
         ]

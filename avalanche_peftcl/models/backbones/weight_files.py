@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_peftcl.errors import BackboneWarning, CheckpointError
 from avalanche_peftcl.models.backbones.timm_api import (
@@ -60,6 +60,21 @@ def load_checkpoint(vit: VisionTransformer, path: str | Path) -> None:
     heads = tuple(f"{name}." for name in left_out)
     own = vit.state_dict()
     state = {k: v for k, v in state.items() if k in own or not k.startswith(heads)}
+    load_strictly(vit, state, path)
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load weights into a network, of which every one is there and fits.
+
+    Args:
+        network: Changed in place.
+        state: The weights by their names in it.
+        path: Where they are from, for messages.
+
+    Raises:
+        CheckpointError: If weights are missing, unexpected or of another shape.
+    """
+    own = network.state_dict()
     wrong = {
         "missing": sorted(own.keys() - state.keys()),
         "unexpected": sorted(state.keys() - own.keys()),
@@ -69,7 +84,7 @@ def load_checkpoint(vit: VisionTransformer, path: str | Path) -> None:
             if own[k].shape != state[k].shape
         ],
     }
-    if len(wrong["missing"]) == len(own):
+    if own and len(wrong["missing"]) == len(own):
         raise CheckpointError(
             f"{path} does not fit the model: none of its {len(state)} names is one of the model's "
             f"{len(own)} ({_first(list(state))}; here {_first(list(own))}); rename them, or take "
@@ -78,7 +93,7 @@ def load_checkpoint(vit: VisionTransformer, path: str | Path) -> None:
     if any(wrong.values()):
         told = "; ".join(f"{len(v)} {k}: {_first(v)}" for k, v in wrong.items() if v)
         raise CheckpointError(f"{path} does not fit the model: {told}")
-    vit.load_state_dict(state)
+    network.load_state_dict(state)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

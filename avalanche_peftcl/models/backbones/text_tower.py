@@ -1,0 +1,134 @@
+"""The frozen text side of a backbone: class names to embeddings, each computed once."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.wording import show
+
+Tokenize = Callable[[list[str]], Tensor]
+"""From texts to token ids, ``(B, n)``, all of one length."""
+
+
+class TextTower:
+    r"""What encodes texts, frozen and in eval mode.
+
+    It is no child of the backbone that has it: no state dict, optimizer or exported file holds it.
+    It goes to the backbone's device with it, and copies of a backbone share it.
+
+    .. math:: w_c = \mathrm{norm}\Bigl(\sum_t \mathrm{norm}(f(t(c)))\Bigr)
+
+    Args:
+        module: From token ids ``(B, n)`` to embeddings ``(B, E)``; they need not be normalised.
+        tokenize: From texts to token ids, or what returns that when it is first needed.
+
+    Attributes:
+        module: The network.
+
+    Source:
+        Ensembles of templates: Radford et al., CLIP, arXiv 2103.00020. Differs: nothing.
+
+    Example:
+        >>> def count(texts):
+        ...     return torch.tensor([[len(text), text.count(" ")] for text in texts])
+        >>> class Double(nn.Module):
+        ...     def forward(self, tokens):
+        ...         return 2.0 * tokens
+        >>> tower = TextTower(Double(), count)
+        >>> tower.encode(["my cat", "gnu"], ["{}"]).mul(10).round()
+        tensor([[10.,  2.],
+                [10.,  0.]])
+    """
+
+    def __init__(self, module: nn.Module, tokenize: Tokenize) -> None:
+        self.module = module.requires_grad_(False).eval()
+        self.tokenize = tokenize
+        self._known: dict[tuple[Any, ...], Tensor] = {}
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Return token ids of texts where the network is, ``(B, n)``."""
+        device = next((t.device for t in self.module.state_dict().values()), None)
+        return self.tokenize(list(texts)).to(device)
+
+    @torch.no_grad()
+    def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Return the embedding of each name, see :meth:`.TextSide.encode_text`.
+
+        That of a class is computed from its own sentences alone and kept; it is computed again
+        where a weight has changed or goes by another precision.
+
+        Args:
+            names: ``C`` names.
+            templates: Sentences with ``{}`` where the name stands; ``None``: the name alone.
+
+        Returns:
+            ``(C, E)`` in float32, where the network is.
+
+        Raises:
+            ConfigError: If there are no names, one is empty, or a template has no ``{}``.
+        """
+        templates = check_templates(templates)
+        if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ConfigError(f"class names must be words, one a class; got {show(list(names))}")
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        state = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
+        found = []
+        for name in names:
+            key = name, templates, state
+            if key not in self._known:
+                self._known = {k: v for k, v in self._known.items() if k[-1] == state}
+                self._known[key] = self._embed(name, templates)
+            found.append(self._known[key])
+        return torch.stack(found)
+
+    def _embed(self, name: str, templates: tuple[str, ...]) -> Tensor:
+        tokens = self.tokens([template.replace("{}", name) for template in templates])
+        with torch.autocast(tokens.device.type, enabled=False):
+            texts = F.normalize(self.module(tokens).float(), dim=1)  # (T, E)
+            return F.normalize(texts.mean(dim=0), dim=0)
+
+
+class Later:
+    """A tokenizer that is made when it is first called: a network that predicts needs none.
+
+    Args:
+        make: Makes it.
+    """
+
+    def __init__(self, make: Callable[[], Tokenize]) -> None:
+        self._make = make
+        self._made: Tokenize | None = None
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Return token ids of texts, ``(B, n)``."""
+        self._made = self._made or self._make()
+        return self._made(texts)
+
+
+def check_templates(templates: Sequence[str] | None) -> tuple[str, ...]:
+    """Return templates that can be used; the name alone for ``None``.
+
+    Raises:
+        ConfigError: If there are none, or one has no ``{}``.
+
+    Example:
+        >>> check_templates(["a photo"])
+        Traceback (most recent call last):
+        avalanche_peftcl.errors.ConfigError: a template is a sentence with {} where the name of \
+the class stands, such as 'a photo of a {}.'; got ['a photo']
+    """
+    if templates is None:
+        return ("{}",)
+    if isinstance(templates, str) or not templates or not all("{}" in each for each in templates):
+        raise ConfigError(
+            "a template is a sentence with {} where the name of the class stands, such as "
+            f"'a photo of a {{}}.'; got {show(templates)}"
+        )
+    return tuple(templates)
