@@ -31,10 +31,10 @@ _DRIFTS = (
     ("drift_across_switch", "Kernel drift across each switch"),
 )
 _SAID = {
-    "drift_from_first": "How far the kernel of the first experience's images has moved from what "
-    "it was after that experience, relative to its norm",
-    "drift_across_switch": "How far the kernel moved while each experience trained, relative to "
-    "its norm before",
+    "drift_from_first": "How far the kernel of the first experience's images has moved since "
+    "that experience began, relative to its norm then",
+    "drift_across_switch": "How far each experience moved the kernel of the images of the one "
+    "before it, relative to its norm when that one ended",
 }
 
 Summaries = Mapping[int, Kernels]  # by seed
