@@ -89,6 +89,7 @@ def read_or_known(
     consume: Callable[[Features], object],
     known: Sequence[Features],
     *,
+    dataset: Any = None,
     num_workers: int = 0,
 ) -> None:
     """Hand the current experience's images to ``consume``: as they were read, or by a pass.
@@ -97,10 +98,11 @@ def read_or_known(
         strategy: As of :func:`feature_pass`.
         consume: As there.
         known: What :func:`.move_heads` returned.
-        num_workers: As of :func:`feature_pass`.
+        dataset: As of :func:`feature_pass`, like the next.
+        num_workers: Of the loader.
     """
     if not known:
-        feature_pass(strategy, consume, num_workers=num_workers)
+        feature_pass(strategy, consume, dataset=dataset, num_workers=num_workers)
     for batch in known:
         consume(batch)
 

@@ -37,7 +37,7 @@ Who asks for it: :class:`.PluginOffers` and :class:`.checkpoints.joints.Remember
 (1, 'features of mean square 1.0')
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -45,7 +45,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import ClassRows, Drift
+from avalanche_peftcl.models import ClassRows, Drift, Head
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,16 @@ class MovesHeads(Protocol):
     done what they do then, just before the heads observe the experience's images.
     """
 
-    def move_heads(self, strategy: Any, *, num_workers: int = 0) -> Sequence[Features]:
+    def move_heads(
+        self, strategy: Any, *, trial: Collection[Head] | None = None, num_workers: int = 0
+    ) -> Sequence[Features]:
         """Move them; a second call for the same experience does nothing.
+
+        Args:
+            strategy: Which trains.
+            trial: Of an evaluation inside the experience: the heads that are to move for its time,
+                and are taken back by who calls. Nothing else moves, or is remembered.
+            num_workers: Of the loader.
 
         Returns:
             What the network makes now of all images of the experience, if it was read for that, so
@@ -134,8 +142,15 @@ class KeepsFeatures(Protocol):
         """Move them to where the features of old images are now."""
 
 
-def move_heads(strategy: Any, *, num_workers: int = 0) -> Sequence[Features]:
+def move_heads(
+    strategy: Any, *, trial: Collection[Head] | None = None, num_workers: int = 0
+) -> Sequence[Features]:
     """Let the plugins of a strategy move what was fitted, those that :class:`MovesHeads`.
+
+    Args:
+        strategy: Which trains.
+        trial: See there.
+        num_workers: Of the loader.
 
     Returns:
         What one of them has read, see there.
@@ -143,5 +158,5 @@ def move_heads(strategy: Any, *, num_workers: int = 0) -> Sequence[Features]:
     known: Sequence[Features] = ()
     for plugin in strategy.plugins:
         if isinstance(plugin, MovesHeads):
-            known = plugin.move_heads(strategy, num_workers=num_workers) or known
+            known = plugin.move_heads(strategy, trial=trial, num_workers=num_workers) or known
     return known

@@ -1,6 +1,6 @@
 """What was fitted to features of earlier images moves with the features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from avalanche_peftcl.functional.drift import (
     smoothed_ridge_drift,
 )
 from avalanche_peftcl.functional.finite import check_finite
-from avalanche_peftcl.models import Drift, DynamicModel, LinearDrift, ShiftDrift
+from avalanche_peftcl.models import Drift, DynamicModel, Head, LinearDrift, ShiftDrift
 from avalanche_peftcl.registry.ranges import Count, Penalty, Scale, Seed, Temperature
 from avalanche_peftcl.training.feature_pass import draw, feature_pass, network_of
 from avalanche_peftcl.training.joints import Features, KeepsFeatures
@@ -118,22 +118,33 @@ class DriftCompensationPlugin(SupervisedPlugin, supports_distributed=False):  # 
             batches = self._read(strategy, num_workers=kwargs.get("num_workers", 0))
             self._before = _moving(batches, moving_sections(strategy))
 
-    def move_heads(self, strategy: Any, *, num_workers: int = 0) -> Sequence[Features]:
-        """Move what was fitted, once an experience."""
+    def move_heads(
+        self, strategy: Any, *, trial: Collection[Head] | None = None, num_workers: int = 0
+    ) -> Sequence[Features]:
+        """Move what was fitted, once an experience; some heads alone for a trial inside it."""
         if self._before is None:
             return ()
-        before, self._before = self._before, None
         batches = self._read(strategy, num_workers=num_workers)
-        sections, movable = moving_sections(strategy), self._movable(strategy)
+        sections, before = moving_sections(strategy), self._before
         after = _moving(batches, sections)
         number = number_of(strategy.experience)
         check_finite([*before, *after], f"the features of experience {number}")
-        self._fits = self._fits or [Fit().values for _ in sections]
-        for i, (columns, a, b) in enumerate(zip(sections, before, after, strict=True)):
-            self._fits[i] = (Fit(self._fits[i]) + self._fit(a, b)).values
+        movable = [h.move for h in trial] if trial is not None else self._movable(strategy)
+        parts = list(zip(sections, before, after, strict=True))
+        for columns, a, b in parts:
             drift = self.drift(a, b, columns)
             for move in movable:
                 move(drift)
+        if trial is None:
+            self._before = None
+            self._report(strategy, [self._fit(a, b) for _, a, b in parts])
+        return batches if self.n_samples is None else ()
+
+    def _report(self, strategy: Any, found: "Sequence[Fit]") -> None:
+        """Add up what the maps tell of; publish it where the experience ends."""
+        so_far = self._fits or [Fit().values for _ in found]
+        self._fits = [(Fit(old) + new).values for old, new in zip(so_far, found, strict=True)]
+        number = number_of(strategy.experience)
         if ends_experience(strategy.experience):
             fits, self._fits = [Fit(values) for values in self._fits], []
             self._reports.append({"experience": number, "sections": [fit.report() for fit in fits]})
@@ -141,7 +152,6 @@ class DriftCompensationPlugin(SupervisedPlugin, supports_distributed=False):  # 
             for name, value in (("Drift", whole.drift), ("Explained", whole.explained)):
                 if value is not None:
                     publish(strategy, self, f"Drift_{name}", value)
-        return batches if self.n_samples is None else ()
 
     def drift(self, before: Tensor, after: Tensor, columns: slice | None = None) -> Drift:
         """Return how features moved.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avalanche_peftcl.errors import NotFiniteError
 from avalanche_peftcl.models import Head
-from avalanche_peftcl.training.feature_pass import feature_pass, network_of, read_or_known
+from avalanche_peftcl.training.feature_pass import network_of, read_or_known
 from avalanche_peftcl.training.joints import Features, Tuning, move_heads
 from avalanche_peftcl.training.streams import class_counts, ends_experience, number_of
 
@@ -26,7 +26,8 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
     For what is predicted meanwhile (validation, early stopping) they
     :meth:`~avalanche_peftcl.models.Head.follow` the minibatches in training. One that cannot learn
     from these, or reads other features than those that train, is fitted to the images of the
-    experience for the time of the evaluation, which costs a pass over them each time.
+    experience for the time of the evaluation, once it was moved to where features are by then,
+    which costs a pass over them each time.
 
     A :class:`.PEFTTemplate` has one where its network has such heads. Avalanche's own strategies
     get it in ``plugins``; their model is a :class:`~avalanche_peftcl.models.DynamicModel`.
@@ -98,13 +99,16 @@ class HeadPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[
             state = self._heads[i].state_dict()
             self._before_trial[i] = {name: value.clone() for name, value in state.items()}
         if waiting:
-            feature_pass(
+            heads, workers = [self._heads[i] for i in waiting], kwargs.get("num_workers", 0)
+            known = move_heads(strategy, trial=heads, num_workers=workers)
+            read_or_known(
                 strategy,
                 self._taken_by(waiting),
+                known,
                 dataset=self._experience.dataset,
-                num_workers=kwargs.get("num_workers", 0),
+                num_workers=workers,
             )
-            self._settle(strategy, [self._heads[i] for i in waiting])
+            self._settle(strategy, heads)
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Let the heads forget what they were fitted to for the evaluation."""

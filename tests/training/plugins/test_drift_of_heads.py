@@ -97,6 +97,53 @@ def test_a_head_that_moves_knows_old_classes_again(name):
     assert found["moved"] == pytest.approx(found["still"], abs=0.1)
 
 
+class TurnWithin(Turn):
+    """Turns them after an epoch instead, and evaluates then if there is something to test on."""
+
+    def __init__(self, tested):
+        super().__init__()
+        self.tested = tested
+
+    def after_training_exp(self, strategy, **kwargs):
+        """Nothing turns."""
+
+    def after_training_epoch(self, strategy, **kwargs):
+        super().after_training_exp(strategy)
+        if strategy.clock.train_exp_counter and self.tested is not None:
+            strategy.eval(self.tested)
+
+
+class Asks(SupervisedPlugin, supports_distributed=False):
+    """Keeps the accuracy that the head has in the middle of an evaluation."""
+
+    def __init__(self, tested):
+        super().__init__()
+        self.tested, self.found = tested, []
+
+    def before_eval_exp(self, strategy, **kwargs):
+        self.found.append(accuracy(strategy, *self.tested))
+
+
+@pytest.mark.parametrize("name", ["lda", "ridge"])
+def test_inside_an_experience_a_head_moves_for_the_time_of_an_evaluation(name):
+    benchmark, heads, found = toy_benchmark(per_class=24), [], []
+    tested = benchmark.test_stream[:1]
+    for moves in (True, False):
+        for asked in (tested, None):
+            drift = [DriftCompensationPlugin(ridge=1e-12)] if moves else []
+            torch.manual_seed(0)
+            asks = Asks(tested)
+            trained = strategy(MOVED[name](DIM), *drift, TurnWithin(asked), asks)
+            trained.train(benchmark.train_stream[:2])
+            heads.append(dict(trained.model.head.state_dict()))
+            found.append(asks.found)
+    (with_map, _, without, _) = found
+    assert with_map[0] > 0.9 > 0.6 > without[0]
+    for asked, not_asked in (heads[:2], heads[2:]):
+        assert asked.keys() == not_asked.keys()
+        assert all(torch.equal(asked[key], not_asked[key]) for key in asked)
+
+
 @pytest.mark.parametrize("rule", ["linear", "nearest"])
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_head_that_cannot_move_says_so_when_the_first_experience_begins(name, rule):
