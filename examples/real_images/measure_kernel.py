@@ -1,7 +1,8 @@
 """Look at the tangent kernel of methods, and vary the three factors of NTK-CL's paper alone.
 
     python examples/real_images/measure_kernel.py --streams digits --seeds 0 1 2
-    python examples/real_images/measure_kernel.py --streams pacs cifar10 --seeds 0 --factors none
+    python examples/real_images/measure_kernel.py --streams pacs cifar10 --seeds 0 \\
+        --factors none --set benchmark.train_per_class=20
 
 Writes a page of each stream, ``STREAM.html``, of the methods, and prints two tables. Runs whose
 record is complete are not repeated; ``--table`` runs nothing.
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--factors", nargs="+", default=list(FACTORS), choices=[*FACTORS, "none"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--probe-images", type=int, default=32)
+    parser.add_argument("--set", nargs="*", default=[], help="further overrides")
     parser.add_argument("--output", type=Path, default=Path("runs/kernel"))
     parser.add_argument("--table", action="store_true", help="only write the page and the tables")
     arguments = parser.parse_args()
@@ -130,7 +132,7 @@ def main() -> None:
         for stream in arguments.streams:
             for method, overrides in every.items():
                 path = folder(output, stream, method, seed)
-                run(path, stream, overrides, seed, arguments.probe_images)
+                run(path, stream, [*overrides, *arguments.set], seed, arguments.probe_images)
     for stream in arguments.streams:
         there = [folder(output, stream, name, s) for name in arguments.methods for s in seeds]
         shown, page = [path for path in there if read(path)], output / f"{stream}.html"
