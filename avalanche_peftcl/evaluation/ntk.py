@@ -39,7 +39,7 @@ from avalanche_peftcl.functional.kernel_measures import (
     task_complexity,
 )
 from avalanche_peftcl.functional.ntk import OutputForm
-from avalanche_peftcl.registry.offers import ExperienceOffers
+from avalanche_peftcl.registry.offers import ExperienceOffers, StrategyOffers
 from avalanche_peftcl.registry.ranges import MinibatchSize, Penalty, Seed
 
 Summary = dict[str, Any]
@@ -87,7 +87,7 @@ class NTKMetric(PluginMetric[Summary]):
 
     Where nothing trains and the head is a ridge regression, the kernel is that of its features,
     and the prediction is the change of a fit to all images of ``k`` beside those before, from
-    their features before it is fitted: exact where the penalty is a number.
+    their features in the run's precision, before it is fitted: exact where the penalty is given.
 
     A step of most strategies here minimises a cross-entropy, of some over the experience's own
     rows alone, a few epochs long: the prediction is not of that training but of the theory's. How
@@ -322,7 +322,9 @@ class NTKMetric(PluginMetric[Summary]):
     def _kernel(self, strategy: Any) -> TrainedKernel | HeadKernel:
         network = network_of(strategy)
         trains = any(p.requires_grad for p in network.parameters())
-        return (TrainedKernel if trains else HeadKernel)(network, self.options)
+        if trains:
+            return TrainedKernel(network, self.options)
+        return HeadKernel(network, self.options, StrategyOffers.of(strategy).mixed_precision)
 
     def _draw(self, size: int, number: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed + number)

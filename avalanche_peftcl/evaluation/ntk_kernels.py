@@ -145,12 +145,16 @@ class HeadKernel:
     Args:
         network: Of which nothing trains.
         options: How.
+        mixed_precision: In which the head is shown its features: ``"no"``, ``"bf16"`` or
+            ``"fp16"``.
 
     Raises:
         ConfigError: If its head is no such regression.
     """
 
-    def __init__(self, network: nn.Module, options: KernelOptions) -> None:
+    def __init__(
+        self, network: nn.Module, options: KernelOptions, mixed_precision: str | None = None
+    ) -> None:
         heads = network.heads if isinstance(network, DynamicModel) else ()
         head = heads[-1] if heads else None
         if not isinstance(network, DynamicModel) or not isinstance(head, RegressionHead):
@@ -165,6 +169,7 @@ class HeadKernel:
                 " leave form and parameters as they are"
             )
         self.network, self.head, self.options = network, head, options
+        self.mixed_precision = mixed_precision or "no"
 
     def read(self, images: Tensor) -> Reading:
         """Return outputs and kernel."""
@@ -197,8 +202,14 @@ class HeadKernel:
         return self.options.ridge * float(kernel.trace()) / len(kernel)
 
     def _features(self, images: Tensor) -> Tensor:
+        dtype = torch.float16 if self.mixed_precision == "fp16" else torch.bfloat16
+        mixed = torch.autocast(
+            images.device.type, dtype=dtype, enabled=self.mixed_precision != "no"
+        )
         with _undisturbed(self.network, images.device, trains=False), torch.no_grad():
-            return in_double(self.head.regressors(self.network.embed(images))).cpu()
+            with mixed:
+                features = self.network.embed(images)
+            return in_double(self.head.regressors(features)).cpu()
 
 
 class _Rows(nn.Module):

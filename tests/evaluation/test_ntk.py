@@ -112,10 +112,13 @@ def test_a_run_is_the_same_to_the_bit_with_it_and_without(method):
     assert not differing(*ends)
 
 
-def test_forgetting_of_a_ridge_head_is_predicted_to_rounding():
+@pytest.mark.filterwarnings("ignore::avalanche_peftcl.errors.PrecisionWarning")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_forgetting_of_a_ridge_head_is_predicted_to_rounding(precision):
     found = metric()
     head = functools.partial(RidgeHead, penalty=0.5)
-    trained(build_closed_form, found, experiences=3, head=head)
+    options = {"head": head, "mixed_precision": precision}
+    trained(build_closed_form, found, experiences=3, **options)
     pairs = found.summary()["forgetting"]
     assert len(pairs) == 3
     # the head keeps its weights in float32
