@@ -1,7 +1,7 @@
-"""Look at the tangent kernel of methods, and vary the three factors of NTK-CL's paper alone.
+r"""Look at the tangent kernel of methods, and vary the three factors of NTK-CL's paper alone.
 
     python examples/real_images/measure_kernel.py --streams digits --seeds 0 1 2
-    python examples/real_images/measure_kernel.py --streams pacs cifar10 --seeds 0 \\
+    python examples/real_images/measure_kernel.py --streams pacs cifar10 --seeds 0 \
         --factors none --set benchmark.train_per_class=20
 
 Writes a page of each stream, ``STREAM.html``, of the methods, and prints two tables. Runs whose
