@@ -105,11 +105,14 @@ class Plan:
         """Return every component of ``kind``, built, in the order of the configuration."""
         return [part.build(**given) for part in self.of(kind)]
 
-    @property
-    def head(self) -> Callable[[int], Any] | None:
-        """Builds the head for a width of features, which only a network knows; ``None`` if none."""
+    def head(self, backbone: Any) -> Callable[[int], Any] | None:
+        """Return what builds the head for a width of features; ``None`` if there is none.
+
+        Args:
+            backbone: The frozen network, for a head that reads more of it than features.
+        """
         for part in self.of("head"):
-            return lambda in_features: part.build(in_features=in_features)
+            return lambda in_features: part.build(in_features=in_features, backbone=backbone)
         return None
 
     @property

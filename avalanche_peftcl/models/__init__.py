@@ -26,6 +26,7 @@ from avalanche_peftcl.models.heads.random_ridge import RandomRidgeHead, build_ra
 from avalanche_peftcl.models.heads.regression import RegressionHead
 from avalanche_peftcl.models.heads.ridge import RidgeHead, build_ridge
 from avalanche_peftcl.models.heads.rows import ClassRows
+from avalanche_peftcl.models.heads.zero_shot import ClassTexts, ZeroShotHead, build_zero_shot
 from avalanche_peftcl.models.modules.adapter import Adapter, AdapterBranch, build_adapters
 from avalanche_peftcl.models.modules.attention_adapter import (
     AttentionAdapter,
@@ -65,6 +66,7 @@ __all__ = [
     "Branch",
     "BuildSpec",
     "ClassRows",
+    "ClassTexts",
     "CosineHead",
     "Drift",
     "DynamicModel",
@@ -105,6 +107,7 @@ __all__ = [
     "TunedBranch",
     "ViTBackbone",
     "Views",
+    "ZeroShotHead",
     "attend_with_prefix",
     "attend_with_prompts",
     "block_features",
@@ -124,6 +127,7 @@ __all__ = [
     "build_prototypes",
     "build_random_ridge",
     "build_ridge",
+    "build_zero_shot",
     "create_backbone",
     "create_dual_encoder",
     "create_open_clip",

@@ -124,6 +124,11 @@ def peftcl_heads() -> Iterable[Component]:
             source="RanPAC, arXiv 2307.02251; penalty by GCV, Golub et al., Technometrics 1979",
         ),
         Component(
+            "zero_shot",
+            f"{heads}.zero_shot:build_zero_shot",
+            source="cosines to texts of class names; CLIP, Radford et al., arXiv 2103.00020",
+        ),
+        Component(
             "kernel_ridge",
             f"{heads}.kernel_ridge:build_kernel_ridge",
             source="random Fourier features, NeurIPS 2007; exact: Saunders et al., ICML 1998",

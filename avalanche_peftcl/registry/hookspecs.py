@@ -31,7 +31,10 @@ def peftcl_backbones() -> Iterable[Component]:
     Handed in: nothing.
 
     Returned: an :class:`avalanche_peftcl.models.Backbone`; its ``input_config`` says what images
-    it expects, and the benchmark prepares them so.
+    it expects, and the benchmark prepares them so. It may have a text side
+    (:class:`avalanche_peftcl.models.TextSide`): ``has_text``, ``encode_text(names, templates)`` and
+    ``logit_scale``, in the space that its ``pool`` returns; heads that begin with the names of
+    classes need one.
 
     Example:
         >>> from avalanche_peftcl import Component, hookimpl
@@ -84,7 +87,8 @@ def peftcl_modules() -> Iterable[Component]:
 def peftcl_heads() -> Iterable[Component]:
     """Offer heads, which turn features into a logit a row.
 
-    Handed in: ``in_features``, the width of a feature, which the network knows.
+    Handed in: ``in_features``, the width of a feature, which the network knows; ``backbone``, the
+    frozen network, whose text side a head may read.
 
     Returned: an :class:`avalanche_peftcl.models.Head`, whose docstring has one that is fitted in
     closed form.

@@ -88,7 +88,7 @@ KINDS: dict[str, Kind] = {
             "head",
             "head (avalanche_peftcl.models.Head)",
             _has("parameters", "state_dict", "grow", "forward"),
-            given=frozenset({"in_features"}),
+            given=frozenset({"in_features", "backbone"}),
         ),
         Kind(
             "benchmark",

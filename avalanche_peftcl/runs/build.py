@@ -80,7 +80,7 @@ def build_method(plan: Plan, backbone: Backbone, *, device: str, reporter: RunPr
         "strategy",
         backbone=backbone.network,
         module=module,
-        head=plan.head,
+        head=plan.head(backbone.network),
         device=device,
         plugins=plugins,
         evaluator=evaluator,

@@ -48,8 +48,15 @@ class HeadContract:
         torch.manual_seed(seed)
         head = self.create_head(DIM)
         if n_rows:
-            head.grow(n_rows)
+            self.grow(head, n_rows)
         return head
+
+    def grow(self, head: Head, n_rows: int) -> None:
+        """Lengthen a head to so many rows, of the classes ``"class 0"``, ``"class 1"``, ..."""
+        known = max((len(tensor) for tensor in head._rows().values()), default=0)
+        head.grow(n_rows)
+        if n_rows > known:
+            head.start([f"class {row}" for row in range(known, n_rows)])
 
     def features(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return features of the classes of ``rows``, ``(n, D)``, and the row of each."""
@@ -92,7 +99,7 @@ class HeadContract:
         """Return a head that has learnt one or two experiences, in eval mode."""
         head = self.build()
         for rows in ROWS[:experiences]:
-            head.grow(1 + rows[-1])
+            self.grow(head, 1 + rows[-1])
             self.experience(head, rows, shuffled=shuffled)
         return head.eval()
 
@@ -126,7 +133,7 @@ class HeadContract:
         """New rows leave the logits of the old ones as they are."""
         head = self.learnt(1)
         before = self.logits(head)
-        head.grow(4)
+        self.grow(head, 4)
         assert torch.equal(self.logits(head)[:, :2], before)
 
     def test_images_are_independent(self) -> None:
@@ -178,7 +185,7 @@ class HeadContract:
     def test_removes_what_it_observed(self) -> None:
         """A head that observed another experience and removed it is one that never saw it."""
         head, other = self.learnt(), self.learnt(1)
-        other.grow(4)
+        self.grow(other, 4)
         features, of = self.features(ROWS[1])
         with torch.no_grad(), _or_skipped():
             head.remove(features[:5], of[:5])
@@ -244,7 +251,7 @@ class HeadContract:
         So it does from inside an experience, with what :meth:`~.Head.passing_state` holds.
         """
         old = self.learnt(1)
-        old.grow(4)
+        self.grow(old, 4)
         old.begin(ROWS[1], [PER_CLASS] * 2)
         features, of = self.features(ROWS[1])
         old.follow(features[:6], of[:6])
@@ -263,6 +270,7 @@ class HeadContract:
         head = self.create_head(DIM)
         model = PEFTModel(seeing_backbone(), FrozenBranch(), head).eval()
         model.start_experience([(0, 0), (0, 1)])
+        model.start_rows(0, ["class 0", "class 1"])
         self.experience(head, ROWS[0])
         images = torch.rand(4, 3, 16, 16)
         assert differs_when_rebuilt(model, seeing_backbone(), images) is None

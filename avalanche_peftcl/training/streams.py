@@ -6,6 +6,7 @@ from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.utils import _at_task_boundary
 
 from avalanche_peftcl.models.networks.dynamic import class_counts as class_counts
+from avalanche_peftcl.models.networks.dynamic import class_names as class_names
 from avalanche_peftcl.models.networks.dynamic import class_pairs as class_pairs
 
 

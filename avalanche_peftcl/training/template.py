@@ -20,7 +20,12 @@ from avalanche_peftcl.training.local_loss import LocalLoss, LossOver
 from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.plugins.head import HeadPlugin
 from avalanche_peftcl.training.steps import SteppedTemplate
-from avalanche_peftcl.training.streams import class_pairs, knows_boundaries, whole_experience
+from avalanche_peftcl.training.streams import (
+    class_names,
+    class_pairs,
+    knows_boundaries,
+    whole_experience,
+)
 from avalanche_peftcl.training.validation import UndisturbedTraining
 
 
@@ -145,7 +150,9 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
         network = unwrapped(model)
         if isinstance(network, DynamicModel) and self.is_training:
             pairs = class_pairs(whole_experience(self.experience))
+            first = len(network.classes)
             network.start_experience(pairs, fresh=knows_boundaries(self.experience))
+            network.start_rows(first, class_names(self.experience))
             self.current_rows = network.classes.add(pairs)
         adapted: nn.Module = super().model_adaptation(model)
         return adapted

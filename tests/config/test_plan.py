@@ -158,16 +158,18 @@ def test_building_hands_in_what_is_there():
     vit = plan.build("backbone")
     module = plan.build("module", backbone=vit)
     built = plan.build(
-        "strategy", backbone=vit, module=module, head=plan.head, evaluator=1, unknown=2
+        "strategy", backbone=vit, module=module, head=plan.head(vit), evaluator=1, unknown=2
     )
     assert (built.options["backbone"], built.options["module"]) == (vit, module)
     assert built.options["head"].options == {"in_features": 7, "scale": 2.0}
     assert len(plan.build_all("strategy_plugin")) == 2
     without = make_plan(config(), Counting())
     assert without.build("module", backbone=vit) is None
-    assert without.head is None
+    assert without.head(vit) is None
     assert without.build_all("metric") == []
-    built = without.build("strategy", backbone=vit, module=None, head=without.head, evaluator=1)
+    built = without.build(
+        "strategy", backbone=vit, module=None, head=without.head(vit), evaluator=1
+    )
     assert built.options["module"] is None
     with pytest.raises(ConfigError, match="strategy 'whole' of a-pkg 1 needs evaluator, which"):
         without.build("strategy", backbone=vit)
@@ -180,7 +182,7 @@ def test_what_is_built_is_of_its_kind():
     odd = Component("ridge", lambda *, in_features: 3, source="")
     plan = make_plan(config(head="ridge"), Counting([*parts, ("head", odd)]))
     with pytest.raises(ConfigError, match="head 'ridge' of a-pkg 1 built 3, which is no head"):
-        plan.build("strategy", backbone=1, head=plan.head, evaluator=1)
+        plan.build("strategy", backbone=1, head=plan.head(1), evaluator=1)
 
 
 def test_an_option_may_be_settled_later():

@@ -79,6 +79,10 @@ def required(kind: str, name: str, images: Any, tmp_path: Any) -> dict[str, Any]
         "strategy_plugin": {"weight": 1.0} if name == "retention" else {},
         "strategy": {key: value for key, value in FEW.items() if key in options},
     }.get(kind, {})  # fmt: skip
+    if name == "dual_encoder":
+        small = {"model_name": "test_vit", "img_size": 64, "out_features": 4}
+    if name == "open_clip":
+        small = {"model_name": "local-dir:nowhere"}
     if name == "running_mean":
         small = {"source": "a", "targets": ["b"]}
     if "root" in options:

@@ -24,6 +24,8 @@ class Head(Growing):
         fitted: Whether it wants to observe the images of each experience after its training.
         follows: Whether :meth:`follow` is enough for predictions inside an experience. Any other
             head that is fitted knows nothing of its images before :meth:`settle`.
+        named: Whether its rows begin with the names of their classes, see :meth:`start`; without
+            these it is refused.
 
     Example:
         A classifier in closed form, :math:`W = C\,(G + \lambda I)^{-1}` with :math:`G` the sum of
@@ -64,6 +66,7 @@ class Head(Growing):
 
     fitted: bool = False
     follows: bool = False
+    named: bool = False
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -154,7 +157,12 @@ class Head(Growing):
         yield from ()
 
     def start(self, names: Sequence[str]) -> None:
-        """Begin the last rows, one a name, from the names of their classes, after :meth:`grow`."""
+        """Begin the last rows, one a name, from the names of their classes, after :meth:`grow`.
+
+        Args:
+            names: As the benchmark tells them (``class_names``); where it does not, it is not
+                called.
+        """
 
 
 def check_whole(head: Head) -> None:

@@ -7,15 +7,17 @@ otherwise: its strategies train them, and ``predict`` runs without it.
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.heads.head import Head
 from avalanche_peftcl.models.heads.rows import ClassRows
+from avalanche_peftcl.registry.offers import BenchmarkOffers
 
 
 class DynamicModel(nn.Module):
@@ -145,6 +147,29 @@ class DynamicModel(nn.Module):
                 found[name] = found[name] + term if name in found else term
         return found
 
+    def start_rows(self, first: int, names: Sequence[str] | None) -> None:
+        """Tell the heads what the classes of new rows are called.
+
+        Args:
+            first: The first row that is new.
+            names: Name of each class id; ``None`` where nobody knows them.
+
+        Raises:
+            ConfigError: If a head needs names and there are none.
+        """
+        classes = self.classes.keys[first:, 1].tolist()
+        if not classes:
+            return
+        if names is None:
+            if needs := [type(head).__name__ for head in self.heads if head.named]:
+                raise ConfigError(
+                    f"a {needs[0]} begins with the names of classes, and the benchmark does not "
+                    "tell them; give it class_names, a name of each class id"
+                )
+            return
+        for head in self.heads:
+            head.start([str(names[c]) for c in classes])
+
     def adaptation(self, experience: Any) -> None:
         """Make room for the classes of an experience; Avalanche calls this before each.
 
@@ -156,7 +181,9 @@ class DynamicModel(nn.Module):
                 self.multi_task = len(_task_labels(experience)) > 1
             known = set(map(tuple, self.classes.keys.tolist()))
             if new := [pair for pair in pairs if pair not in known]:
+                first = len(self.classes)
                 self.start_experience(new)
+                self.start_rows(first, class_names(experience))
         self.classes.widen(1 + max(c for _, c in pairs))
 
     def pre_adapt(self, agent: Any, experience: Any) -> None:
@@ -182,6 +209,13 @@ def class_pairs(experience: Any) -> list[tuple[int, int]]:
     return list(class_counts(experience))
 
 
+def class_names(experience: Any) -> Sequence[str] | None:
+    """Return the name of each class id of an experience's benchmark, if that tells them."""
+    stream = experience.origin_stream if isinstance(experience, _Streamed) else None
+    benchmark = stream.benchmark if isinstance(stream, _OfBenchmark) else None
+    return BenchmarkOffers.of(benchmark).class_names
+
+
 def _task_labels(experience: Any) -> set[int]:
     """Return the task labels of the stream that an experience is of."""
     stream: Any = experience.origin_stream if isinstance(experience, _Streamed) else None
@@ -202,6 +236,13 @@ class _Streamed(Protocol):
     """An experience that knows its stream, which may be without an end."""
 
     origin_stream: Any
+
+
+@runtime_checkable
+class _OfBenchmark(Protocol):
+    """A stream that knows its benchmark."""
+
+    benchmark: Any
 
 
 @runtime_checkable
