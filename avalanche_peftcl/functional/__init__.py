@@ -20,6 +20,7 @@ from avalanche_peftcl.functional.any_time import (
     worst_case_accuracy,
 )
 from avalanche_peftcl.functional.averaging import released_copy, running_mean_, segment
+from avalanche_peftcl.functional.contrastive import contrastive_loss
 from avalanche_peftcl.functional.drift import (
     gaussian_kernel_drift,
     linear_drift,
@@ -132,6 +133,7 @@ __all__ = [
     "check_finite",
     "clipped_forgetting",
     "complement",
+    "contrastive_loss",
     "coordinate_basis",
     "correlation",
     "covariance_factor",
