@@ -34,6 +34,10 @@ from avalanche_peftcl.models.modules.attention_adapter import (
     build_attention_adapters,
 )
 from avalanche_peftcl.models.modules.injection import TunedBranch
+from avalanche_peftcl.models.modules.linear_adapter import (
+    LinearAdapterBranch,
+    build_linear_adapter,
+)
 from avalanche_peftcl.models.modules.lora import LoRABranch, build_lora
 from avalanche_peftcl.models.modules.patch_prompt import (
     PatchPrompt,
@@ -82,6 +86,7 @@ __all__ = [
     "InputConfig",
     "KernelRidgeHead",
     "LDAHead",
+    "LinearAdapterBranch",
     "LinearDrift",
     "LinearHead",
     "LoRABranch",
@@ -119,6 +124,7 @@ __all__ = [
     "build_kernel_ridge",
     "build_lda",
     "build_linear",
+    "build_linear_adapter",
     "build_lora",
     "build_patch_prompts",
     "build_peft_tuner",

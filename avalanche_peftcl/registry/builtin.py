@@ -62,6 +62,11 @@ def peftcl_modules() -> Iterable[Component]:
             source="linear probing; Alain and Bengio, arXiv 1610.01644",
         ),
         Component(
+            "linear_adapter",
+            f"{_MODELS}.modules.linear_adapter:build_linear_adapter",
+            source="adapter behind CLIP's image tower in PEGP, arXiv 2405.13383",
+        ),
+        Component(
             "lora", f"{_MODELS}.modules.lora:build_lora", source="LoRA, arXiv 2106.09685; peft"
         ),
         Component(

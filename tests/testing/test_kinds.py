@@ -9,6 +9,7 @@ import tests.models.backbones.test_open_clip as open_clip
 import tests.models.heads.test_zero_shot as zero_shot
 import tests.models.modules.test_attention_adapter as attention_adapter
 import tests.models.modules.test_injection as injection
+import tests.models.modules.test_linear_adapter as linear_adapter
 import tests.models.modules.test_lora as lora
 import tests.models.modules.test_prefix as prefix
 import tests.models.modules.test_prompt as prompt
@@ -47,6 +48,7 @@ KEPT = {
         "adapter": parts.TestAdapters,
         "attention_adapter": attention_adapter.TestAttentionAdapters,
         "frozen": parts.TestFrozen,
+        "linear_adapter": linear_adapter.TestLinearAdapter,
         "lora": lora.TestLoRA,
         "patch_prompt": parts.TestPatchPrompts,
         "peft_tuner": injection.TestDoRA,

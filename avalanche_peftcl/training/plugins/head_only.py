@@ -12,7 +12,8 @@ from avalanche_peftcl.training.streams import ends_experience, is_chunk
 class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]  # the host's keyword
     """Freeze everything but the head for the first epochs of every experience but the first.
 
-    Online streams, of which each image is seen once, have no such epochs.
+    Online streams, of which each image is seen once, have no such epochs; nor has a network of
+    which nothing would be left to train, such as one with a head of texts.
 
     Args:
         epochs: How many.
@@ -49,11 +50,9 @@ class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ign
         early = strategy.clock.train_exp_epochs < self.epochs
         once = is_chunk(strategy.experience)
         if self.active and self.n_experiences_done and early and not once:
-            self._held = [
-                p
-                for name, p in strategy.model.named_parameters()
-                if p.requires_grad and self.frozen(name)
-            ]
+            named = [(n, p) for n, p in strategy.model.named_parameters() if p.requires_grad]
+            held = [p for name, p in named if self.frozen(name)]
+            self._held = held if len(held) < len(named) else []
             for p in self._held:
                 p.requires_grad_(False)
 

@@ -13,6 +13,7 @@ from avalanche_peftcl.functional.released_projection import (
     released_mask,
     released_spectrum,
 )
+from avalanche_peftcl.models import LinearAdapterBranch
 from avalanche_peftcl.models.projection.sites import ProjectionSite, column, projection_sites, rows
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 from avalanche_peftcl.training.streams import number_of
@@ -101,6 +102,11 @@ def released_sites(model: nn.Module) -> list[ProjectionSite]:
     Raises:
         ConfigError: If there is one of another kind than adapters and LoRA.
     """
+    if any(isinstance(module, LinearAdapterBranch) for module in model.modules()):
+        raise ConfigError(
+            "the released code projects an adapter behind the network in the space of its "
+            'features, as recipe="corrected" does with where="gradient"; take that'
+        )
     sites = []
     for site in projection_sites(model):
         if site.view is rows and site.name.endswith(".weight"):
