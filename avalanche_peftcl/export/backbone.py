@@ -11,6 +11,7 @@ from avalanche_peftcl.errors import CheckpointError, PEFTCLError
 from avalanche_peftcl.export.file import ExportInfo
 from avalanche_peftcl.models.backbones.allocation import AllocationLimit
 from avalanche_peftcl.registry import discover
+from avalanche_peftcl.registry.wording import join
 
 _TIMES, _SPARE = 4, 2**22  # entries that building may ask for, by those that fill the network
 _LARGEST = 2**31  # of a backbone whose weights are not in the file
@@ -78,6 +79,12 @@ def _source(
     info: ExportInfo, there: Mapping[str, Any], allowed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the options by which the caller lets the backbone have weights, if it needs any."""
+    files = [name for name in info.left_out if name.startswith("checkpoint")]
+    if len(files) > 1:
+        raise CheckpointError(
+            f"the weights of {info.backbone.name!r} are those of several files ({join(files)}); in "
+            "Python, export_run(..., with_backbone=True, backbone=...) puts them into one"
+        )
     if allowed["checkpoint"] is not None and "checkpoint" in there:
         own = {"checkpoint": allowed["checkpoint"], "pretrained": False}
         return {name: value for name, value in own.items() if name in there}

@@ -110,6 +110,7 @@ def export_run(
     overwrite: bool = False,
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
+    backbone: nn.Module | None = None,
 ) -> ExportInfo:
     """Check the network of a run and write it to a file of its own.
 
@@ -120,6 +121,7 @@ def export_run(
         overwrite: Whether a file that is there is replaced.
         checkpoint: The backbone's weights, if they have to go into the file and are not bundled.
         pretrained: Whether they may be downloaded, instead.
+        backbone: The frozen network itself, instead: one whose weights come from several files.
 
     Raises:
         ConfigError: The folder holds no network, or the file cannot be written.
@@ -133,14 +135,15 @@ def export_run(
         raise ConfigError(_why_missing(folder))
     info, trained, frozen = read_export(source)
     allowed = {"checkpoint": checkpoint, "pretrained": pretrained}
-    if with_backbone or checkpoint or pretrained or not needs_weights(info):
-        load(source, checkpoint=checkpoint, pretrained=pretrained)  # refuses what cannot be loaded
+    given = with_backbone or checkpoint or pretrained or backbone is not None
+    if given or not needs_weights(info):  # refuses what cannot be loaded
+        load(source, backbone=backbone, checkpoint=checkpoint, pretrained=pretrained)
     else:
         with torch.random.fork_rng(devices=[]):  # all but the backbone's weights, not needed here
             assemble(source, info, trained, build_backbone(source, info, frozen))
     if with_backbone and not frozen:
         info = info.model_copy(update={"backbone_included": True})
-        frozen = build_backbone(source, info, {}, allowed).state_dict()
+        frozen = (backbone or build_backbone(source, info, {}, allowed)).state_dict()
     write_file(path, _encode(info, trained, frozen))
     return info
 

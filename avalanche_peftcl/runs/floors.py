@@ -17,7 +17,9 @@ from avalanche_peftcl.training.feature_cache import shared_features
 _FLOORS: dict[str, tuple[str, str | None]] = {  # folder: strategy and head
     "nearest_class_mean": ("nearest_class_mean", None),
     "ridge": ("closed_form", "ridge"),
+    "zero_shot": ("closed_form", "zero_shot"),
 }
+_TEXTS = ("class_words", "templates")  # options of a head that reads the names of classes
 _CARRIED = ("eval_mb_size", "mixed_precision")  # options of the run's strategy, if it has them
 
 
@@ -25,7 +27,8 @@ def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
     """Return the runs of the floors of a configuration, each in ``floors/NAME`` of its output.
 
     They have its backbone, benchmark, seed or seeds, device and precision, and are marked as
-    floors. One that is the run itself is left out.
+    floors. One that is the run itself is left out; zero-shot is one where the run's head reads the
+    names of classes too, in the same words.
 
     Args:
         config: A run, or several seeds of it.
@@ -45,15 +48,23 @@ def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
     """
     whole = _settings(config, registry)
     carried = {k: v for k in _CARRIED if (v := whole["strategy"].get(k)) is not None}
+    texts: dict[str, Any] | None = None
+    if config.head is not None and set(_TEXTS) <= set(registry.options("head", config.head.name)):
+        texts = {k: v for k, v in config.head.options.items() if k in _TEXTS}
     runs = []
     for name, (strategy, head) in _FLOORS.items():
+        if head == "zero_shot" and texts is None:
+            continue
+        told = (texts or {}) if head == "zero_shot" else {}
         floor = config.model_copy(
             update={
                 "output": config.output / FLOORS / name,
                 "floor": True,
                 "checkpoint_every": None,
                 "module": None,
-                "head": None if head is None else ComponentConfig(name=head),
+                "head": None
+                if head is None
+                else ComponentConfig.model_validate({"name": head} | told),
                 "strategy": ComponentConfig.model_validate({"name": strategy} | carried),
                 "plugins": [],
                 "metrics": [],

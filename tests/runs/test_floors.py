@@ -48,6 +48,30 @@ def written(folder: Path) -> dict[str, str]:
     }
 
 
+def test_zero_shot_is_one_where_the_head_reads_class_names(tmp_path):
+    words = {"class_words": {"0": "zero"}, "templates": ["a {}"]}
+    places = {"checkpoint": "a", "checkpoint_text": "b", "checkpoint_projections": "c"}
+    config = settings(
+        tmp_path,
+        backbone={"name": "dual_encoder", "model_name": "test_vit", "out_features": 4} | places,
+        head={"name": "zero_shot"} | words,
+    )
+    floors = {floor.output.name: floor for floor in floor_runs(config, REGISTRY)}
+    assert floors.keys() == {*NAMES, "zero_shot"}
+    assert floors["zero_shot"].head.options == words
+    assert floors["zero_shot"].strategy.name == "closed_form"
+    assert floors["ridge"].head.options == {}
+    assert floors["zero_shot"].backbone == config.backbone
+    itself = config.model_copy(
+        update={
+            "module": None,
+            "plugins": [],
+            "strategy": config.strategy.model_validate({"name": "closed_form"}),
+        }
+    )
+    assert [floor.output.name for floor in floor_runs(itself, REGISTRY)] == [*NAMES]
+
+
 def test_they_have_all_of_a_run_but_its_method(tmp_path):
     config = settings(
         tmp_path, seed=3, module=None, strategy={"name": "ntk_cl", "mixed_precision": "bf16"}

@@ -1,0 +1,99 @@
+"""A run by class names: stopped and gone on with, exported, and predicting without texts."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.errors import CheckpointError, ConfigError
+from avalanche_peftcl.export.load import load
+from avalanche_peftcl.export.predict import predict
+from avalanche_peftcl.export.write import export_run
+from avalanche_peftcl.models import create_dual_encoder
+from avalanche_peftcl.runs.run import run
+from tests.models.backbones.test_dual_encoder import WIDTH, open_clip, write
+
+pytestmark = pytest.mark.skipif(open_clip is None, reason="open_clip_torch is not installed")
+NAMES = ["n1_cat", "n2_dog", "n3_photo", "n4_a"]
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Return the settings of a run, and the options of its backbone."""
+    options = write(tmp_path)[0]
+    rng = np.random.default_rng(0)
+    for part, label in [(part, name) for part in ("train", "test") for name in NAMES]:
+        (tmp_path / "images" / part / label).mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / part / label / f"{i}.png")
+    plain = {k: v if isinstance(v, int | str) else str(v) for k, v in options.items()}
+    settings = {
+        "output": tmp_path / "run",
+        "backbone": {"name": "dual_encoder", "resize_mode": "squash"} | plain,
+        "benchmark": {
+            "name": "image_folder",
+            "root": str(tmp_path / "images"),
+            "n_experiences": 2,
+            "augment": "none",
+        },
+        "head": {
+            "name": "zero_shot",
+            "class_words": {name: name[3:] for name in NAMES},
+            "templates": ["a {}", "photo {}"],
+        },
+        "strategy": {"name": "closed_form", "mixed_precision": "no"},
+    }
+    return settings, options
+
+
+def test_a_run_by_class_names_is_exported_and_predicts_without_a_text_side(
+    made, tmp_path, monkeypatch
+):
+    settings, options = made
+    report = run(RunConfig.model_validate(settings))
+    assert report.record.not_exported is None
+    assert report.record.protocol.normalisation["resize_mode"] == "squash"
+    backbone = create_dual_encoder(**options, resize_mode="squash")
+    network = load(tmp_path / "run", backbone=backbone)
+    words = [name[3:] for name in network.class_names]
+    texts = backbone.encode_text(words, ["a {}", "photo {}"])
+    rows = dict(network.named_buffers())["model.head.rows"]
+    keys = dict(network.named_buffers())["model.classes.keys"][:, 1]
+    assert torch.equal(rows, texts[keys])
+
+    with pytest.raises(CheckpointError, match=r"are those of several files \(checkpoint, checkp"):
+        load(tmp_path / "run", checkpoint=options["checkpoint"])
+    file = tmp_path / "network.safetensors"
+    export_run(tmp_path / "run", file, with_backbone=True, backbone=backbone)
+    with safe_open(file, "pt") as held:
+        assert not [name for name in held.keys() if "bert" in name or "text." in name]  # noqa: SIM118
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    alone, images = load(file), sorted((tmp_path / "images" / "test").rglob("*.png"))
+    assert sorted(alone.class_names) == NAMES
+    assert alone.input_config.resize_mode == "squash"
+    told = [p.classes for p in predict(alone, images)]
+    assert told == [p.classes for p in predict(network, images)]
+    assert all(len(classes) == 1 and classes[0][0] in NAMES for classes in told)
+
+
+def test_a_run_without_a_word_for_a_class_says_so_in_a_line(made):
+    settings, _ = made
+    settings["head"]["class_words"].pop("n2_dog")
+    with pytest.raises(ConfigError) as caught:
+        run(RunConfig.model_validate(settings))
+    assert str(caught.value).startswith("class_words has no word for n2_dog; give one for each")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ridge_head_reads_the_embeddings_too(made, tmp_path):
+    settings, options = made
+    settings["head"] = {"name": "ridge"}
+    settings["output"] = tmp_path / "ridge"
+    assert run(RunConfig.model_validate(settings)).record.complete
+    network = load(tmp_path / "ridge", backbone=create_dual_encoder(**options))
+    assert network.model.head.in_features == WIDTH
