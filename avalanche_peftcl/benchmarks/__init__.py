@@ -1,5 +1,6 @@
 """Class-, task- and domain-incremental and online streams as Avalanche benchmarks."""
 
+from avalanche_peftcl.benchmarks.images.captioned import CaptionedImages
 from avalanche_peftcl.benchmarks.images.contents import Contents, Entry
 from avalanche_peftcl.benchmarks.images.datasets import ImageArray, ImageFiles, JoinedImages
 from avalanche_peftcl.benchmarks.images.manifest import (
@@ -25,6 +26,8 @@ from avalanche_peftcl.benchmarks.sources.digits import digits
 from avalanche_peftcl.benchmarks.sources.five_datasets import five_datasets
 from avalanche_peftcl.benchmarks.sources.image_folder import image_folder
 from avalanche_peftcl.benchmarks.sources.image_list import image_list
+from avalanche_peftcl.benchmarks.sources.image_text import image_text
+from avalanche_peftcl.benchmarks.stream.captioned import CaptionOptions, make_captioned
 from avalanche_peftcl.benchmarks.stream.likeness import class_means, order_by_likeness
 from avalanche_peftcl.benchmarks.stream.make_benchmark import make_benchmark
 from avalanche_peftcl.benchmarks.stream.options import StreamOptions
@@ -32,6 +35,8 @@ from avalanche_peftcl.benchmarks.stream.transforms import Augment, eval_transfor
 
 __all__ = [
     "Augment",
+    "CaptionOptions",
+    "CaptionedImages",
     "Contents",
     "Entry",
     "ImageArray",
@@ -51,7 +56,9 @@ __all__ = [
     "five_datasets",
     "image_folder",
     "image_list",
+    "image_text",
     "make_benchmark",
+    "make_captioned",
     "manifest_sha256",
     "mnist",
     "order_by_likeness",

@@ -161,6 +161,12 @@ def peftcl_benchmarks() -> Iterable[Component]:
             f"{_BENCHMARKS}.sources.image_list:image_list",
             source="lists of images; DomainNet, arXiv 1812.01754",
         ),
+        Component(
+            "image_text",
+            f"{_BENCHMARKS}.sources.image_text:image_text",
+            source="captioned images, such as Flickr8k (Hodosh et al., JAIR 2013)",
+            scenarios=("task",),
+        ),
         Component("core50", f"{_BENCHMARKS}.sources.core50:core50", source="arXiv 1705.03550"),
         Component(
             "five_datasets",

@@ -54,6 +54,10 @@ class BenchmarkOffers(_Offers):
         contents: The images that it is made of, :class:`.benchmarks.images.contents.Contents`.
         manifest_sha256: Hash of the manifest that they were compared with.
         original_train_stream: Of an online stream, the experiences that were cut into chunks.
+        captions: Of a stream of captioned images, which has no classes: the texts of each target,
+            which is the number of an image. Experiences are called as ``domains`` says.
+        left_out: Images of the data set that are in no experience, by split; ``None`` where none
+            can be.
 
     Example:
         >>> class Pets:
@@ -71,6 +75,8 @@ class BenchmarkOffers(_Offers):
     contents: Any = None
     manifest_sha256: str | None = None
     original_train_stream: Iterable[Any] | None = None
+    captions: Sequence[Sequence[str]] | None = None
+    left_out: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What an evaluation depends on besides the method, for the run record."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from avalanche_peftcl.benchmarks.images.manifest import split_sha256
@@ -36,10 +36,14 @@ def describe_stream(benchmark: Any, input_config: Any) -> Stream:
     experiences = []
     for index, experience in enumerate(training_experiences(benchmark)):
         classes = sorted({int(label) for label in experience.dataset.targets})
+        called = [str(names[c]) if names else str(c) for c in classes]
+        if told.captions is not None:  # its targets are images: an experience stands for them
+            classes = [index]
+            called = [str(told.domains[index] if told.domains else index)]
         experiences.append(
             Experience(
                 classes=classes,
-                class_names=[str(names[c]) if names else str(c) for c in classes],
+                class_names=called,
                 train_images=len(experience.dataset),
                 test_images=len(tests[index].dataset) if index < len(tests) else 0,
             )
@@ -94,6 +98,7 @@ def describe_protocol(
     words = {None: "tested" if ours else "not stated", True: "stated", False: "dependent"}
     return Protocol(
         **dict(stream),
+        left_out=_plain(BenchmarkOffers.of(benchmark).left_out),
         task_label_at_test=bool(labelled),
         batch_independence=words[told.batch_independent_at_test],
         precision=WORDS.get(told.mixed_precision or ""),
@@ -118,6 +123,10 @@ def per_domain(stream: Stream, per_task: Sequence[float | None]) -> dict[str, fl
     if not all(experience.test_images for experience in stream.experiences):
         return None  # one test for all domains
     return dict(zip(stream.domains, per_task, strict=False))
+
+
+def _plain(counts: Mapping[str, int] | None) -> dict[str, int] | None:
+    return None if counts is None else {str(name): int(n) for name, n in counts.items()}
 
 
 def _text(value: Any) -> str | None:

@@ -92,11 +92,14 @@ class Protocol(Stream):
         batch_independence: Whether one leans on the other images of its minibatch:
             ``"tested"``, ``"stated"``, ``"dependent"`` or ``"not stated"``.
         precision: In words.
+        left_out: Images of the data set that are in no experience, by split; ``None`` of a
+            benchmark that leaves out none.
     """
 
     task_label_at_test: bool
     batch_independence: str | None = None
     precision: str | None = None
+    left_out: dict[str, Count] | None = None
 
 
 class Progress(_Part):

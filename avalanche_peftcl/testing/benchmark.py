@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from avalanche_peftcl.models import InputConfig
+from avalanche_peftcl.registry.offers import BenchmarkOffers
 
 
 class BenchmarkContract:
@@ -44,17 +45,29 @@ class BenchmarkContract:
                 assert int(t) in experience.task_labels
 
     def test_class_ids_are_contiguous_in_order_of_arrival(self) -> None:
-        """The first experience starts at class 0 and no id is left out."""
+        """The first experience starts at class 0 and no id is left out.
+
+        Of captioned images the ids are those of training images, then of test images.
+        """
+        benchmark = self.build()
+        captioned = BenchmarkOffers.of(benchmark).captions is not None
+        first = list(benchmark.train_stream) if captioned else []
         seen: list[int] = []
-        for experience in self.build().test_stream:
+        for experience in [*first, *benchmark.test_stream]:
             new = sorted(set(experience.classes_in_this_experience) - set(seen))
             assert new == list(range(len(seen), len(seen) + len(new)))
             seen += new
         assert seen
 
     def test_class_order_is_told(self) -> None:
-        """``class_order`` and ``class_names`` say what each id stands for."""
+        """``class_order`` and ``class_names`` say what each id stands for, or ``captions`` do."""
         benchmark = self.build()
+        if (captions := BenchmarkOffers.of(benchmark).captions) is not None:
+            n = sum(len(e.dataset) for s in benchmark.streams.values() for e in s)
+            assert len(captions) == n
+            assert all(texts and all(texts) for texts in captions)
+            assert not hasattr(benchmark, "class_names")
+            return
         n = 1 + max(c for e in benchmark.test_stream for c in e.classes_in_this_experience)
         assert len(benchmark.class_order) == len(benchmark.class_names) == n
         assert len(set(benchmark.class_order)) == n
@@ -62,7 +75,8 @@ class BenchmarkContract:
     def test_seed_decides(self) -> None:
         """One seed gives one stream, of the same images in the same order."""
         one, two = self.build(seed=3), self.build(seed=3)
-        assert one.class_order == two.class_order
+        for name in ("class_order", "captions"):
+            assert getattr(one, name, None) == getattr(two, name, None)
         for a, b in zip(one.train_stream, two.train_stream, strict=True):
             assert list(a.dataset.targets) == list(b.dataset.targets)
             assert torch.equal(a.dataset.eval()[0][0], b.dataset.eval()[0][0])
@@ -88,10 +102,13 @@ class BenchmarkContract:
             assert all(torch.equal(reads[0], again) for again in reads)
 
     def test_every_test_class_is_trained(self) -> None:
-        """Training and test streams hold the same classes."""
+        """Training and test streams hold the same classes; of captioned images no image."""
         benchmark = self.build()
         classes = [
             {int(y) for e in stream for y in e.dataset.targets}
             for stream in (benchmark.train_stream, benchmark.test_stream)
         ]
+        if BenchmarkOffers.of(benchmark).captions is not None:
+            assert not classes[0] & classes[1]
+            return
         assert classes[0] == classes[1]

@@ -75,7 +75,8 @@ def required(kind: str, name: str, images: Any, tmp_path: Any) -> dict[str, Any]
             "num_heads": 2,
         },
         "module": {"tuner": "lora", "r": 2} if name == "peft_tuner" else {},
-        "benchmark": {"train_per_class": 1} if name != "image_folder" else {},
+        "benchmark": {"n_experiences": 1} if name == "image_text" else
+        {"train_per_class": 1} if name != "image_folder" else {},
         "strategy_plugin": {"weight": 1.0} if name == "retention" else {},
         "strategy": {key: value for key, value in FEW.items() if key in options},
     }.get(kind, {})  # fmt: skip

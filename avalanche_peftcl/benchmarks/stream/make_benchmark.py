@@ -162,12 +162,12 @@ def make_benchmark(
     for e in range(n):
         chosen = np.flatnonzero(keep & (train_at == e)), np.flatnonzero(tested & (test_at == e))
         t = e if scenario == "task" else 0
-        trains.append(_dataset(train, chosen[0], new_id[train_labels], t, groups, "train"))
+        trains.append(as_dataset(train, chosen[0], new_id[train_labels], t, groups, "train"))
         if one_test and e:
             continue  # the first test experience has all test images
         seen = train_labels[keep] if one_test else train_labels[chosen[0]]
         check_experience(e, seen, test_labels[chosen[1]], names, earlier=earlier)
-        tests.append(_dataset(test, chosen[1], new_id[test_labels], t, groups, "eval"))
+        tests.append(as_dataset(test, chosen[1], new_id[test_labels], t, groups, "eval"))
         if earlier is not None:
             earlier |= set(seen.tolist())
     benchmark = GenericCLScenario(stream_definitions={"train": (trains,), "test": (tests,)})
@@ -224,7 +224,7 @@ class _Part(Dataset[tuple[Any, int]]):
         return self.source[self.indices[index]][0], self.targets[index]
 
 
-def _dataset(
+def as_dataset(
     source: LabelledImages,
     indices: np.ndarray,
     targets: np.ndarray,
@@ -232,6 +232,16 @@ def _dataset(
     groups: dict[str, Any],
     group: str,
 ) -> TaskAwareSupervisedClassificationDataset:
+    """Return some images as the host's dataset of items ``(x, y, t)``.
+
+    Args:
+        source: All images.
+        indices: Which of them.
+        targets: New target of each image of ``source``.
+        task_label: That of all chosen images.
+        groups: Transforms by the host's groups.
+        group: The one that holds.
+    """
     part = _Part(source, indices, targets)
     dataset = TaskAwareSupervisedClassificationDataset(
         [part],
