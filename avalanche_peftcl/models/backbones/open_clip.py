@@ -62,7 +62,8 @@ def create_open_clip(
 
     Args:
         model_name: Name in open_clip, for example ``"ViT-B-16-quickgelu"``, with the tag of its
-            weights where they are downloaded: ``"ViT-B-16-quickgelu.openai"``. Or
+            weights where they are downloaded, or where those of the name expect different images:
+            ``"ViT-B-16-quickgelu.openai"``. Or
             ``"local-dir:FOLDER"``, a folder with ``open_clip_config.json``, the weights and, of a
             text tower of transformers, the tokenizer's files; the folder is relative to the working
             directory, and a relative ``hf_model_name`` to the folder.
@@ -87,7 +88,8 @@ def create_open_clip(
     Source:
         Library open_clip_torch 3.3, https://github.com/mlfoundations/open_clip.
         Differs: image towers of OpenAI's layout are timm's, equal to rounding; a folder without
-        weights is refused where open_clip draws random ones; a bias of logits is left out.
+        weights is refused where open_clip draws random ones, and weights of another activation
+        where it warns; a bias of logits is left out.
     """
     given = {k: v for k, v in locals().items() if v is not None}
     Schema.of(create_open_clip, given=frozenset(), title="backbone").check(given)
@@ -203,8 +205,24 @@ def _of_name(model_name: str, pretrained: bool, checkpoint: str | Path | None) -
         said = f"no weights {tag!r} of {base!r}" if tag else f"several weights of {base!r}, or none"
         way = f"name those you mean: {base}.TAG, of {', '.join(known)}" if known else "give a file"
         raise ConfigError(f"open_clip has {said}; {way}")
-    preprocess: dict[str, Any] = api.tag_config(base, tag) if tag else {}
     weights = None if checkpoint is None else Path(checkpoint)
+    ways = [api.tag_config(base, each) for each in ([tag] if tag else known)]
+    images = [{k: v for k, v in api.preprocessing(way).items() if k != "size"} for way in ways]
+    preprocess: dict[str, Any] = ways[0] if ways else {}
+    quick = bool(config.get("quick_gelu"))
+    if tag and bool(preprocess.get("quick_gelu")) != quick:
+        other = base.removesuffix("-quickgelu") if quick else f"{base}-quickgelu"
+        raise ConfigError(
+            f"the weights {tag!r} are of a model {'without' if quick else 'with'} QuickGELU, "
+            f"{base!r} is one {'with' if quick else 'without'}; take {other}.{tag}"
+        )
+    if any(each != images[0] for each in images[1:]):
+        if weights is not None:
+            raise ConfigError(
+                f"open_clip has weights of {base!r} that expect other images than others do; name "
+                f"those that the file is like: {base}.TAG, of {', '.join(known)}"
+            )
+        preprocess = {}
     if pretrained:
         weights = api.download(preprocess, model_name)
     text = config["text_cfg"]

@@ -365,6 +365,15 @@ def test_what_is_no_name_and_no_template(tower, names, templates, told):
             {"model_name": "ViT-B-16-quickgelu", "pretrained": True},
             "open_clip has several weights of 'ViT-B-16-quickgelu', or none; name those you mean",
         ),
+        (
+            {"model_name": "ViT-B-16.openai", "pretrained": True},
+            "the weights 'openai' are of a model with QuickGELU, 'ViT-B-16' is one without; take "
+            "ViT-B-16-quickgelu.openai",
+        ),
+        (
+            {"model_name": "ViT-L-14", "checkpoint": "a.pt"},
+            "open_clip has weights of 'ViT-L-14' that expect other images than others do; name",
+        ),
         ({"model_name": "RN50"}, "the image tower of 'RN50' is no vision transformer"),
         ({"model_name": "coca_ViT-B-32"}, "'coca_ViT-B-32' is a captioner"),
         (
@@ -441,3 +450,14 @@ def test_images_are_resized_as_the_model_expects(folder):
         create_open_clip(f"local-dir:{folder}")
     told = create_open_clip(f"local-dir:{folder}", resize_mode="shortest").input_config
     assert told.resize_mode == "shortest"
+
+
+@pytest.mark.parametrize("tag", ["", ".webli"])
+def test_images_of_a_name_are_those_of_its_published_weights(tag, monkeypatch):
+    """Without a tag open_clip would hand SigLIP the means of CLIP."""
+    small = open_clip.get_model_config("ViT-B-16-SigLIP")
+    small["vision_cfg"] |= {"timm_model_name": "vit_tiny_patch16_224"}
+    small["text_cfg"] |= {"width": 16, "heads": 2, "layers": 1}
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: small | {"embed_dim": 192})
+    told = create_open_clip(f"ViT-B-16-SigLIP{tag}").input_config
+    assert (told.mean, told.std, told.resize_mode) == ((0.5,) * 3, (0.5,) * 3, "squash")

@@ -2,6 +2,8 @@ import copy
 
 import pytest
 import torch
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import Naive
 from torch import nn
 from torch.nn import functional as F
 
@@ -251,3 +253,37 @@ def test_a_stream_without_class_names_is_refused():
     ridge = build_closed_form(backbone=create_backbone("test_vit", img_size=16))
     ridge.train(stream.train_stream[0])
     assert isinstance(ridge.network.head, type(build_ridge(in_features=2)))
+
+
+def test_a_strategy_of_avalanche_hands_names_on_too():
+    backbone = image_text()
+    model = PEFTModel(backbone, build_adapters(backbone=backbone, r=2), zero_shot(backbone))
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.branch.parameters(), lr=0.01),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=6,
+        train_epochs=1,
+        evaluator=EvaluationPlugin(),
+    )
+    stream = benchmark()
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    names = [stream.class_names[c] for c in model.classes.keys[:, 1].tolist()]
+    assert len(names) == 6
+    assert torch.equal(model.head.rows, backbone.encode_text(names))
+
+
+@pytest.mark.gpu
+def test_the_text_side_goes_to_the_gpu_and_says_the_same():
+    here, there = image_text(), image_text().to("cuda")
+    assert {t.device.type for t in there.text.module.parameters()} == {"cuda"}
+    names, images = ["cat", "dog", "gnu"], torch.rand(4, 3, 16, 16)
+    logits = []
+    for backbone, device in ((here, "cpu"), (there, "cuda")):
+        model = PEFTModel(backbone, FrozenBranch(), zero_shot(backbone)).to(device).eval()
+        model.start_experience([(0, c) for c in range(3)])
+        model.start_rows(0, names)
+        assert model.head.rows.device.type == device
+        logits.append(model(images.to(device)).cpu())
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-3, rtol=0)
