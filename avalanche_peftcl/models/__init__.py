@@ -48,6 +48,7 @@ from avalanche_peftcl.models.modules.peft_tuner import build_peft_tuner
 from avalanche_peftcl.models.modules.prefix import PrefixBranch, PrefixTokens, build_prefix
 from avalanche_peftcl.models.modules.prompt import PromptBranch, PromptTokens, build_prompt
 from avalanche_peftcl.models.networks.dynamic import DynamicModel
+from avalanche_peftcl.models.networks.image_encoder import ImageEncoder
 from avalanche_peftcl.models.networks.ntk_cl import (
     Fusion,
     NTKCLModel,
@@ -82,6 +83,7 @@ __all__ = [
     "GaussianHead",
     "Head",
     "HeadBuilder",
+    "ImageEncoder",
     "ImageTextBackbone",
     "InputConfig",
     "KernelRidgeHead",

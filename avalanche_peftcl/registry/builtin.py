@@ -211,6 +211,12 @@ def peftcl_strategies() -> Iterable[Component]:
             f"{_TRAINING}.closed_form:build_closed_form",
             source="a fitted head on frozen features; RanPAC, arXiv 2307.02251, has one",
         ),
+        Component(
+            "contrastive",
+            f"{_TRAINING}.contrastive:build_contrastive",
+            source="images and their captions; CLIP, Radford et al., arXiv 2103.00020",
+            scenarios=("task",),
+        ),
         Component("joint", f"{_TRAINING}.joint:build_joint", source="Avalanche JointTraining"),
     )
 

@@ -3,6 +3,7 @@
 from avalanche_peftcl.testing.backbone import BackboneContract
 from avalanche_peftcl.testing.benchmark import BenchmarkContract
 from avalanche_peftcl.testing.branch import BranchContract
+from avalanche_peftcl.testing.captions import captioned_backbone, captioned_benchmark
 from avalanche_peftcl.testing.head import HeadContract
 from avalanche_peftcl.testing.learnable import (
     blind_backbone,
@@ -26,6 +27,8 @@ __all__ = [
     "PluginContract",
     "StrategyContract",
     "blind_backbone",
+    "captioned_backbone",
+    "captioned_benchmark",
     "learnable_benchmark",
     "learnable_images",
     "seeing_backbone",

@@ -1,6 +1,7 @@
 """Avalanche strategies for parameter-efficient continual learning."""
 
 from avalanche_peftcl.training.arguments import TemplateArguments
+from avalanche_peftcl.training.contrastive import Contrastive
 from avalanche_peftcl.training.feature_pass import draw, feature_pass
 from avalanche_peftcl.training.forgetting import forget_experience
 from avalanche_peftcl.training.joints import Features
@@ -15,6 +16,7 @@ from avalanche_peftcl.training.template import PEFTTemplate
 __all__ = [
     "NTKCL",
     "PEGP",
+    "Contrastive",
     "FeatureOptions",
     "Features",
     "OptimizerName",

@@ -1,5 +1,6 @@
 """Which classes an Avalanche experience holds, whatever kind of benchmark it comes from."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from avalanche.benchmarks import OnlineCLExperience
@@ -8,6 +9,13 @@ from avalanche.training.utils import _at_task_boundary
 from avalanche_peftcl.models.networks.dynamic import class_counts as class_counts
 from avalanche_peftcl.models.networks.dynamic import class_names as class_names
 from avalanche_peftcl.models.networks.dynamic import class_pairs as class_pairs
+from avalanche_peftcl.registry.offers import BenchmarkOffers
+
+
+def captions(experience: Any) -> Sequence[Sequence[str]] | None:
+    """Return the texts of each target, where the experience is of captioned images."""
+    stream = getattr(experience, "origin_stream", None)
+    return BenchmarkOffers.of(getattr(stream, "benchmark", None)).captions
 
 
 def is_chunk(experience: Any) -> bool:

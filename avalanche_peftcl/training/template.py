@@ -21,6 +21,7 @@ from avalanche_peftcl.training.losses import add_loss
 from avalanche_peftcl.training.plugins.head import HeadPlugin
 from avalanche_peftcl.training.steps import SteppedTemplate
 from avalanche_peftcl.training.streams import (
+    captions,
     class_names,
     class_pairs,
     knows_boundaries,
@@ -149,6 +150,11 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
         model = self.model if model is None else model
         network = unwrapped(model)
         if isinstance(network, DynamicModel) and self.is_training:
+            if captions(self.experience) is not None:
+                raise ConfigError(
+                    "the stream is of captioned images and has no classes; take the strategy "
+                    "'contrastive', or a benchmark of classes"
+                )
             pairs = class_pairs(whole_experience(self.experience))
             first = len(network.classes)
             network.start_experience(pairs, fresh=knows_boundaries(self.experience))

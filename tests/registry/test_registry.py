@@ -82,7 +82,8 @@ def test_a_built_in_keeps_its_bare_name(install, discover_with_warnings):
     assert registry.get("strategy", "avalanche-peftcl/ntk_cl").provider.name == HOST
     assert registry.get("strategy", "a-pkg/ntk_cl").provider.name == "a-pkg"
     assert registry.names("strategy") == [
-        "closed_form", "joint", "naive", "nearest_class_mean", "a-pkg/ntk_cl", "ntk_cl", "pegp"
+        "closed_form", "contrastive", "joint", "naive", "nearest_class_mean", "a-pkg/ntk_cl",
+        "ntk_cl", "pegp",
     ]  # fmt: skip
     assert [registry.remark(record) for record in registry.plugins] == [
         "strategy 'ntk_cl' is a built-in's name: write 'a-pkg/ntk_cl'",
@@ -125,8 +126,8 @@ def test_unknown_name_says_what_is_known_and_what_was_left_out(install, discover
     with pytest.raises(UnknownComponentError) as raised:
         registry.get("strategy", "ntk_kl")
     assert str(raised.value) == (
-        "unknown strategy 'ntk_kl' (did you mean 'ntk_cl'?); known: closed_form, joint, "
-        "naive, nearest_class_mean, ntk_cl, pegp; left out: broken 1.0 "
+        "unknown strategy 'ntk_kl' (did you mean 'ntk_cl'?); known: closed_form, "
+        "contrastive, joint, naive, nearest_class_mean, ntk_cl, pegp; left out: broken 1.0 "
         "(ModuleNotFoundError: No module named 'nowhere_to_be_found')"
     )
     assert isinstance(raised.value, LookupError)
@@ -141,7 +142,8 @@ def test_unknown_name_without_a_near_one(install):
     with pytest.raises(UnknownComponentError) as raised:
         discover().get("strategy", "zzz")
     assert str(raised.value) == (
-        "unknown strategy 'zzz'; known: closed_form, joint, naive, nearest_class_mean, ntk_cl, pegp"
+        "unknown strategy 'zzz'; known: closed_form, contrastive, joint, naive, "
+        "nearest_class_mean, ntk_cl, pegp"
     )
 
 

@@ -68,6 +68,7 @@ KEPT = {
     },
     "strategy": {
         "closed_form": methods.TestClosedForm,
+        "contrastive": methods.TestContrastive,
         "joint": methods.TestJoint,
         "naive": methods.TestNaive,
         "nearest_class_mean": methods.TestNearestClassMean,

@@ -11,9 +11,11 @@ from avalanche_peftcl.models.modules.attention_adapter import build_attention_ad
 from avalanche_peftcl.models.modules.lora import build_lora
 from avalanche_peftcl.models.modules.prefix import build_prefix
 from avalanche_peftcl.models.modules.prompt import build_prompt
-from avalanche_peftcl.testing import StrategyContract
+from avalanche_peftcl.testing import StrategyContract, captioned_backbone, captioned_benchmark
+from avalanche_peftcl.testing.probes import outputs, own_accuracy
 from avalanche_peftcl.training import NTKCL
 from avalanche_peftcl.training.closed_form import build_closed_form
+from avalanche_peftcl.training.contrastive import build_contrastive
 from avalanche_peftcl.training.joint import build_joint
 from avalanche_peftcl.training.naive import build_naive
 from avalanche_peftcl.training.nearest_class_mean import build_nearest_class_mean
@@ -54,6 +56,37 @@ class TestKernelNTKCL(StrategyContract):
             lr=0.02,
             **QUICK,
         )
+
+
+class TestContrastive(StrategyContract):
+    """On captioned toys: an accuracy is image-to-text R@1 among the experience's test images."""
+
+    scenarios = ("task",)
+
+    def backbone(self):
+        return captioned_backbone()
+
+    def benchmark(self, scenario):
+        return captioned_benchmark()
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_contrastive(
+            backbone=backbone,
+            plugins=plugins,
+            evaluator=evaluator,
+            lr=0.01,
+            train_epochs=8,
+            train_mb_size=12,
+        )
+
+    @pytest.mark.parametrize("scenario", ["task"])
+    def test_learns(self, scenario):
+        """As there, with what the network finds before training for a floor."""
+        trial, untrained = self.trial(scenario), self.build()
+        tests = list(trial.benchmark.test_stream)
+        floors = [own_accuracy(outputs(untrained, test), test) for test in tests]
+        learnt, floor = (sum(scores) / len(scores) for scores in (trial.scores, floors))
+        assert learnt >= floor + (1 - floor) / 2, f"{learnt:.2f} is learnt, {floor:.2f} is not"
 
 
 class TestNaive(StrategyContract):

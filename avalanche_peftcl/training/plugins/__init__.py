@@ -20,6 +20,7 @@ from avalanche_peftcl.training.plugins.task_orthogonality import (
     ReleasedOrthogonalityPlugin,
     TaskOrthogonalityPlugin,
 )
+from avalanche_peftcl.training.plugins.text_retrieval import TextRetrievalPlugin
 
 __all__ = [
     "DriftCompensationPlugin",
@@ -36,4 +37,5 @@ __all__ = [
     "RetentionPlugin",
     "RunningMeanPlugin",
     "TaskOrthogonalityPlugin",
+    "TextRetrievalPlugin",
 ]
