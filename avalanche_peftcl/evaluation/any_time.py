@@ -1,8 +1,6 @@
 """The accuracy on all that was seen, at every so many training iterations."""
 
 import math
-from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.evaluation.accuracy_matrix import trained_experience
-from avalanche_peftcl.evaluation.inside import Probe
+from avalanche_peftcl.evaluation.inside import Probe, first_tests
 from avalanche_peftcl.functional.any_time import (
     any_time_area,
     average_minimum_accuracy,
@@ -184,7 +182,8 @@ class AnyTimeMetric(PluginMetric[Summary]):
                 del points[-1]
         experience = trained_experience(strategy)
         number = int(experience.current_experience)
-        tests = _first(strategy, experience, self.stream_name, number + 1)
+        what = "accuracy at any time"
+        tests = first_tests(strategy, experience, self.stream_name, number + 1, what=what)
         self.rows.append(self._probe.accuracies(strategy, tests))
         self.iterations.append(self.steps)
         self.trained.append(number)
@@ -214,29 +213,6 @@ def any_time_metrics(
         seed: Of the choice, the same whatever the run's seed.
     """
     return AnyTimeMetric(every=every, images_per_experience=images_per_experience, seed=seed)
-
-
-def _first(strategy: Any, experience: Any, name: str, count: int) -> Sequence[Any]:
-    """Return the first experiences of a stream to test on.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    benchmark = getattr(experience.origin_stream, "benchmark", None)
-    streams = getattr(benchmark, "streams", {})
-    if name in streams:
-        return list(islice(streams[name], count))
-    handed = [each for stream in strategy._eval_streams or () for each in stream]
-    ours = {e.current_experience: e for e in handed if e.origin_stream.name == name}
-    found = [ours[number] for number in sorted(ours)[:count]]
-    if not found or found[-1].current_experience >= len(found):
-        there = f"has the streams {', '.join(streams)}" if streams else "is not known"
-        raise ConfigError(
-            f"accuracy at any time is measured on stream {name!r}, and the benchmark of the "
-            f"training experiences {there}; hand the stream to train(), as eval_streams, or leave "
-            "the metric out"
-        )
-    return found
 
 
 def _defined(values: Tensor) -> list[float | None]:

@@ -1,6 +1,8 @@
-"""An evaluation inside training that counts what is right; training notices nothing of it."""
+"""Evaluations inside training, of which training notices nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -9,11 +11,13 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin
 from avalanche.training.plugins.clock import Clock
 from avalanche.training.templates.base_sgd import PeriodicEval
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.evaluation.cost import CostMetric
 from avalanche_peftcl.functional.finite import check_decided, undecided
+from avalanche_peftcl.models import DynamicModel
 from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.registry.offers import StrategyOffers
 
@@ -58,19 +62,15 @@ class Probe(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-
         """
         kept = {name: value for name, value in vars(strategy).items() if name in _KEPT}
         plugins, self._found = strategy.plugins, []
-        clocks = [m for m in strategy.evaluator.metrics if isinstance(m, CostMetric)]
         generators = random_state(strategy.device)
-        for clock in clocks:
-            clock.before_eval(strategy)
-        strategy.plugins = [p for p in plugins if not isinstance(p, _LISTEN)] + [self]
-        try:
-            strategy.eval(tests)
-        finally:
-            strategy.plugins = plugins
-            vars(strategy).update(kept)
-            set_random_state(generators, strategy.device)
-        for clock in clocks:
-            clock.after_eval(strategy)
+        with counted_as_evaluation(strategy):
+            strategy.plugins = [p for p in plugins if not isinstance(p, _LISTEN)] + [self]
+            try:
+                strategy.eval(tests)
+            finally:
+                strategy.plugins = plugins
+                vars(strategy).update(kept)
+                set_random_state(generators, strategy.device)
         return self._found
 
     # --- what the strategy calls ---------------------------------------------------------------
@@ -133,3 +133,72 @@ def _features(minibatches: list[tuple[Tensor, ...]]) -> Any:
     for tasks in labels[-1:]:
         attributes.append(DataAttribute(tasks.tolist(), "targets_task_labels", use_in_getitem=True))
     return AvalancheDataset([rows], data_attributes=attributes).eval()
+
+
+@contextmanager
+def counted_as_evaluation(strategy: Any) -> Iterator[None]:
+    """Let every :class:`.CostMetric` count the seconds as those of an evaluation."""
+    clocks = [m for m in strategy.evaluator.metrics if isinstance(m, CostMetric)]
+    for clock in clocks:
+        clock.before_eval(strategy)
+    yield
+    for clock in clocks:
+        clock.after_eval(strategy)
+
+
+@contextmanager
+def undisturbed(
+    network: nn.Module, device: torch.device, *, trains: bool = True
+) -> Iterator[nn.Module]:
+    """Put modules in eval mode, the network's choice of its head but with what trains; then back.
+
+    Args:
+        network: The network.
+        device: Of the generators that are set back.
+        trains: Whether it is asked for the head that trains, as in training, or for the other.
+    """
+    modes = {module: module.training for module in network.modules()}
+    random = random_state(device)
+    network.eval()
+    # its own flag says which head it takes; dropout and the like are modules below it
+    network.training = trains and isinstance(network, DynamicModel)
+    try:
+        yield network
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for branch in network.branches if isinstance(network, DynamicModel) else ():
+            branch.terms.clear()  # of images that are no minibatch
+        set_random_state(random, device)
+
+
+def first_tests(
+    strategy: Any, experience: Any, name: str, count: int, *, what: str
+) -> Sequence[Any]:
+    """Return the first experiences of a stream to test on.
+
+    Args:
+        strategy: Any Avalanche strategy, inside ``train()``.
+        experience: The training experience.
+        name: Of the stream: of the benchmark that the experience is of, or where it does not know
+            it, among the ``eval_streams`` of ``train()``.
+        count: How many.
+        what: What is measured on them, for the message.
+
+    Raises:
+        ConfigError: If there is no such stream.
+    """
+    benchmark = getattr(experience.origin_stream, "benchmark", None)
+    streams = getattr(benchmark, "streams", {})
+    if name in streams:
+        return list(islice(streams[name], count))
+    handed = [each for stream in strategy._eval_streams or () for each in stream]
+    ours = {e.current_experience: e for e in handed if e.origin_stream.name == name}
+    found = [ours[number] for number in sorted(ours)[:count]]
+    if not found or found[-1].current_experience >= len(found):
+        there = f"has the streams {', '.join(streams)}" if streams else "is not known"
+        raise ConfigError(
+            f"{what} is measured on stream {name!r}, and the benchmark of the training experiences "
+            f"{there}; hand the stream to train(), as eval_streams, or leave the metric out"
+        )
+    return found

@@ -1,7 +1,6 @@
 """Whose kernel is measured: of what trains in a network or, where nothing does, of its head."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,13 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.evaluation.inside import undisturbed
 from avalanche_peftcl.evaluation.ntk_readings import Reading
 from avalanche_peftcl.functional.kernel_measures import predicted_change, predicted_refit
 from avalanche_peftcl.functional.ntk import OutputForm, tangent_gram
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.models import DynamicModel
 from avalanche_peftcl.models.heads.regression import RegressionHead
-from avalanche_peftcl.models.rng import random_state, set_random_state
 
 Parameters = Literal["trainable", "module"]
 
@@ -84,7 +83,7 @@ class TrainedKernel:
         """Return outputs and kernel."""
         options = self.options
         held = _HELD_BYTES // (4 * sum(p.numel() for p in self.chosen.values()))
-        with _undisturbed(self.network, images.device) as network:
+        with undisturbed(self.network, images.device) as network:
             function = _Rows(network)
 
             def rows(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -118,7 +117,7 @@ class TrainedKernel:
 
     def outputs(self, images: Tensor) -> Tensor:
         """Return outputs alone, ``(n, R)``."""
-        with _undisturbed(self.network, images.device) as network, torch.no_grad():
+        with undisturbed(self.network, images.device) as network, torch.no_grad():
             return in_double(_Rows(network)(images)).cpu()
 
     def change(self, reading: Reading, n_old: int, residual: Tensor) -> Tensor:
@@ -206,7 +205,7 @@ class HeadKernel:
         mixed = torch.autocast(
             images.device.type, dtype=dtype, enabled=self.mixed_precision != "no"
         )
-        with _undisturbed(self.network, images.device, trains=False), torch.no_grad():
+        with undisturbed(self.network, images.device, trains=False), torch.no_grad():
             with mixed:
                 features = self.network.embed(images)
             return in_double(self.head.regressors(features)).cpu()
@@ -230,29 +229,3 @@ class _Rows(nn.Module):
                 f"a {type(logits).__name__}; leave ntk out"
             )
         return logits.float()
-
-
-@contextmanager
-def _undisturbed(
-    network: nn.Module, device: torch.device, *, trains: bool = True
-) -> Iterator[nn.Module]:
-    """Put modules in eval mode, the network's choice of its head but with what trains; then back.
-
-    Args:
-        network: The network.
-        device: Of the generators that are set back.
-        trains: Whether it is asked for the head that trains, as in training, or for the other.
-    """
-    modes = {module: module.training for module in network.modules()}
-    random = random_state(device)
-    network.eval()
-    # its own flag says which head it takes; dropout and the like are modules below it
-    network.training = trains and isinstance(network, DynamicModel)
-    try:
-        yield network
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for branch in network.branches if isinstance(network, DynamicModel) else ():
-            branch.terms.clear()  # of images that are no minibatch
-        set_random_state(random, device)

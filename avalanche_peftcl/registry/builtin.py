@@ -294,6 +294,21 @@ def peftcl_metrics() -> Iterable[Component]:
             f"{evaluation}:ntk_metrics",
             source="tangent kernel and predicted forgetting: arXiv 2407.17120, 2006.11942",
         ),
+        Component(
+            "retrieval",
+            f"{evaluation}:retrieval_metrics",
+            source="recall: CLIP, arXiv 2103.00020; gap: Liang et al., NeurIPS 2022",
+        ),
+        Component(
+            "wrong_matches",
+            f"{evaluation}:wrong_matches_metrics",
+            source="own protocol, for the question of PEGP, arXiv 2405.13383",
+        ),
+        Component(
+            "zero_shot_retention",
+            f"{evaluation}:zero_shot_retention_metrics",
+            source="CLIP, arXiv 2103.00020; as a measure of forgetting: ZSCL, ICCV 2023",
+        ),
         Component("loss", f"{evaluation}.host:loss", source="Avalanche loss_metrics"),
         Component("accuracy", f"{evaluation}.host:accuracy", source="Avalanche accuracy_metrics"),
     )

@@ -203,7 +203,9 @@ def _holds_long_text(value: Any) -> bool:
 
 
 def _expanded(value: Any) -> Any:
-    """Return paths, alone or in a list, with the home folder for a leading ``~``."""
+    """Return paths, alone, in a list or in a map, with the home folder for a leading ``~``."""
+    if isinstance(value, dict):  # beside maps of paths there may be maps of texts
+        return {k: _expanded(v) if isinstance(v, Path) else v for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(_expanded, value))
     if isinstance(value, str | Path) and str(value).startswith("~"):

@@ -15,7 +15,12 @@ from avalanche_peftcl.testing.logger import LoggerContract
 from avalanche_peftcl.testing.metric import MetricContract
 from avalanche_peftcl.testing.plugin import PluginContract
 from avalanche_peftcl.testing.strategy import StrategyContract
-from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark, toy_images
+from avalanche_peftcl.testing.toys import (
+    toy_backbone,
+    toy_benchmark,
+    toy_image_text,
+    toy_images,
+)
 
 __all__ = [
     "BackboneContract",
@@ -34,5 +39,6 @@ __all__ = [
     "seeing_backbone",
     "toy_backbone",
     "toy_benchmark",
+    "toy_image_text",
     "toy_images",
 ]

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from avalanche_peftcl.models import Backbone
 from avalanche_peftcl.registry.offers import MetricOffers
+from avalanche_peftcl.testing.learnable import blind_backbone
 from avalanche_peftcl.testing.probes import differing
 from avalanche_peftcl.testing.resuming import carried_over, obstacles
 from avalanche_peftcl.testing.stage import Kept, stream, tuned, tuning
+from avalanche_peftcl.training import PEFTTemplate
 
 Told = dict[str, list[float]]
 
@@ -35,6 +38,14 @@ class MetricContract:
         """Return the plugin metric under test, or a list of them, new at each call."""
         raise NotImplementedError
 
+    def create_backbone(self) -> Backbone:
+        """Return the frozen network of the runs; one with a text side for a metric of such."""
+        return blind_backbone()
+
+    def tuning(self, **options: Any) -> PEFTTemplate:
+        """Return a strategy to train, see :func:`.stage.tuning`."""
+        return tuning(backbone=self.create_backbone(), **options)
+
     def metrics(self) -> list[Any]:
         """Return what :meth:`create_metric` does, as a list."""
         made = self.create_metric()
@@ -42,14 +53,14 @@ class MetricContract:
 
     def test_does_not_change_the_run(self) -> None:
         """A run ends with the same weights and generators with it and without, bit for bit."""
-        _, plain = tuned(tuning)
-        _, beside = tuned(lambda: tuning(metrics=self.metrics()))
+        _, plain = tuned(self.tuning)
+        _, beside = tuned(lambda: self.tuning(metrics=self.metrics()))
         assert not differing(plain, beside)
 
     def test_values_are_numbers(self) -> None:
         """It says something, each time a number under a name."""
         kept = Kept()
-        tuned(lambda: tuning(metrics=self.metrics(), loggers=[kept]))
+        tuned(lambda: self.tuning(metrics=self.metrics(), loggers=[kept]))
         assert kept.told
         for name, value, x in kept.told:
             assert isinstance(name, str)
@@ -62,7 +73,7 @@ class MetricContract:
         """Its summary, if it has one, is a dict of what JSON can hold, trained or not."""
         used = self.metrics()
         self._check_summaries(used)
-        tuned(lambda: tuning(metrics=used))
+        tuned(lambda: self.tuning(metrics=used))
         self._check_summaries(used)
 
     def test_goes_on_from_its_state(self) -> None:
@@ -70,14 +81,14 @@ class MetricContract:
 
         Between experiences a metric may forget what its values no longer depend on.
         """
-        if problems := obstacles(tuning(metrics=self.metrics())):
+        if problems := obstacles(self.tuning(metrics=self.metrics())):
             pytest.skip(f"runs with the metric cannot be resumed: {'; '.join(problems)}")
         assert self._told(resumed=False) == self._told(resumed=True)
 
     def test_reset_forgets(self) -> None:
         """After ``reset()`` it has the result of a new one."""
         used, new = self.metrics(), self.metrics()
-        tuned(lambda: tuning(metrics=used))
+        tuned(lambda: self.tuning(metrics=used))
         for metric, fresh in zip(used, new, strict=True):
             metric.reset()
             assert str(metric.result()) == str(fresh.result())
@@ -97,7 +108,7 @@ class MetricContract:
         kept = Kept()
 
         def build() -> Any:
-            return tuning(metrics=self.metrics(), loggers=[kept])
+            return self.tuning(metrics=self.metrics(), loggers=[kept])
 
         def again(old: Any) -> Any:
             return carried_over(old, build, stream())

@@ -7,7 +7,7 @@ import torch
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 
-from avalanche_peftcl.models import PEFTModel
+from avalanche_peftcl.models import Backbone, PEFTModel
 from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
 from avalanche_peftcl.models.rng import random_state
 from avalanche_peftcl.testing.learnable import blind_backbone, learnable_benchmark
@@ -28,11 +28,15 @@ class Kept(BaseLogger):
 
 
 def tuning(
-    *, plugins: Sequence[Any] = (), metrics: Sequence[Any] = (), loggers: Sequence[Any] = ()
+    *,
+    plugins: Sequence[Any] = (),
+    metrics: Sequence[Any] = (),
+    loggers: Sequence[Any] = (),
+    backbone: Backbone | None = None,
 ) -> PEFTTemplate:
     """Return a strategy that tunes attention adapters and a linear head, two epochs each time."""
     torch.manual_seed(0)
-    backbone = blind_backbone()
+    backbone = backbone or blind_backbone()
     model = PEFTModel(backbone, build_attention_adapters(backbone=backbone))
     return PEFTTemplate(
         model=model,

@@ -5,13 +5,21 @@ that the parts fit together, not that anything was learnt. That is what :func:`.
 :func:`.learnable_benchmark` are for. Recorded numbers are of these toys as they are.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from avalanche_peftcl.benchmarks import ImageArray, make_benchmark
-from avalanche_peftcl.models import Backbone, InputConfig, create_backbone
+from avalanche_peftcl.models import (
+    Backbone,
+    ImageTextBackbone,
+    InputConfig,
+    TextTower,
+    create_backbone,
+)
 
 
 def toy_backbone(**changes: Any) -> Backbone:
@@ -24,6 +32,41 @@ def toy_backbone(**changes: Any) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create_backbone("vit_tiny_patch16_224", **(options | changes))
+
+
+def toy_image_text(vit: Any = None, *, out_features: int = 24, seed: int = 0) -> ImageTextBackbone:
+    """Return a network of images and texts with random weights; a text is the sum of its letters.
+
+    Args:
+        vit: Its image tower, a :class:`~avalanche_peftcl.models.ViTBackbone`; ``None`` takes
+            :func:`toy_backbone`.
+        out_features: Width of the space of images and texts.
+        seed: Of the text side and the projection.
+
+    Example:
+        >>> toy_image_text().encode_text(["cat", "dog"]).shape
+        torch.Size([2, 24])
+    """
+    tower = toy_backbone() if vit is None else vit
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projection = nn.Linear(tower.embed_dim, out_features, bias=False)
+        letters = nn.EmbeddingBag(256, out_features, mode="sum", padding_idx=0)
+    return ImageTextBackbone(
+        tower.vit,
+        projection,
+        replace(tower.input_config, crop_pct=1.0),
+        out_features=out_features,
+        logit_scale=20.0,
+        text=TextTower(letters, _letters),
+    )
+
+
+def _letters(texts: list[str]) -> Tensor:
+    """Return the bytes of texts, ``(B, n)``, all of one length."""
+    coded = [text.encode() for text in texts]
+    width = max(map(len, coded))
+    return torch.tensor([list(text.ljust(width, b"\0")) for text in coded])
 
 
 def toy_images(n_classes: int = 6, per_class: int = 6, *, seed: int = 0) -> ImageArray:

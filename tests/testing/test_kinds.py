@@ -93,6 +93,9 @@ KEPT = {
         "cost": watching.TestCost,
         "loss": watching.TestLoss,
         "ntk": watching.TestNTK,
+        "retrieval": watching.TestRetrieval,
+        "wrong_matches": watching.TestWrongMatches,
+        "zero_shot_retention": watching.TestZeroShotRetention,
     },
     "logger": {"tensorboard": watching.TestTensorboard, "wandb": watching.TestWandB},
 }

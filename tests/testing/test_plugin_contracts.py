@@ -1,12 +1,17 @@
 """Every plugin, metric and logger built in keeps the contract of its kind."""
 
+import pytest
 import torch
+from pictures import captioned, folders
 
 from avalanche_peftcl.evaluation import (
     accuracy_matrix_metrics,
     any_time_metrics,
     cost_metrics,
     ntk_metrics,
+    retrieval_metrics,
+    wrong_matches_metrics,
+    zero_shot_retention_metrics,
 )
 from avalanche_peftcl.evaluation.host import accuracy, loss
 from avalanche_peftcl.logging import tensorboard, wandb
@@ -17,6 +22,7 @@ from avalanche_peftcl.testing import (
     MetricContract,
     PluginContract,
     blind_backbone,
+    toy_image_text,
 )
 from avalanche_peftcl.training import PEFTTemplate
 from avalanche_peftcl.training.plugins import (
@@ -179,6 +185,34 @@ class TestAccuracy(MetricContract):
 class TestNTK(MetricContract):
     def create_metric(self):
         return ntk_metrics(probe_images=6, old_images=4, chunk_size=4)
+
+
+class ImageTextContract(MetricContract):
+    """Runs with a network of images and texts, and images beside the stream."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path):
+        self.place = tmp_path
+
+    def create_backbone(self):
+        return toy_image_text(blind_backbone())
+
+
+class TestRetrieval(ImageTextContract):
+    def create_metric(self):
+        captions = captioned(self.place, {f"{i}.png": f"scene {i}" for i in range(6)})
+        return retrieval_metrics(root=self.place, captions=captions)
+
+
+class TestWrongMatches(ImageTextContract):
+    def create_metric(self):
+        return wrong_matches_metrics(images_per_experience=3)
+
+
+class TestZeroShotRetention(ImageTextContract):
+    def create_metric(self):
+        folders(self.place, ["night", "snow", "sea"], n=2)
+        return zero_shot_retention_metrics(root=self.place)
 
 
 class TestTensorboard(LoggerContract):
