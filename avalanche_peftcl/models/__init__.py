@@ -1,6 +1,11 @@
 """Networks: a frozen backbone, adapted passes through it, and heads that grow."""
 
-from avalanche_peftcl.models.backbones.backbone import Backbone, InputConfig, TextSide
+from avalanche_peftcl.models.backbones.backbone import (
+    Backbone,
+    ContextSide,
+    InputConfig,
+    TextSide,
+)
 from avalanche_peftcl.models.backbones.dual_encoder import create_dual_encoder
 from avalanche_peftcl.models.backbones.embedded import Embedded
 from avalanche_peftcl.models.backbones.glyph import vit_glyph
@@ -26,6 +31,7 @@ from avalanche_peftcl.models.heads.random_ridge import RandomRidgeHead, build_ra
 from avalanche_peftcl.models.heads.regression import RegressionHead
 from avalanche_peftcl.models.heads.ridge import RidgeHead, build_ridge
 from avalanche_peftcl.models.heads.rows import ClassRows
+from avalanche_peftcl.models.heads.text_context import TextContextHead, build_text_context
 from avalanche_peftcl.models.heads.zero_shot import ClassTexts, ZeroShotHead, build_zero_shot
 from avalanche_peftcl.models.modules.adapter import Adapter, AdapterBranch, build_adapters
 from avalanche_peftcl.models.modules.attention_adapter import (
@@ -72,6 +78,7 @@ __all__ = [
     "BuildSpec",
     "ClassRows",
     "ClassTexts",
+    "ContextSide",
     "CosineHead",
     "Drift",
     "DynamicModel",
@@ -109,6 +116,7 @@ __all__ = [
     "RidgeHead",
     "Sections",
     "ShiftDrift",
+    "TextContextHead",
     "TextSide",
     "TextTower",
     "TunedBranch",
@@ -135,6 +143,7 @@ __all__ = [
     "build_prototypes",
     "build_random_ridge",
     "build_ridge",
+    "build_text_context",
     "build_zero_shot",
     "create_backbone",
     "create_dual_encoder",

@@ -134,6 +134,11 @@ def peftcl_heads() -> Iterable[Component]:
             source="cosines to texts of class names; CLIP, Radford et al., arXiv 2103.00020",
         ),
         Component(
+            "text_context",
+            f"{heads}.text_context:build_text_context",
+            source="CoOp, arXiv 2109.01134; a context an experience: PEGP, arXiv 2405.13383",
+        ),
+        Component(
             "kernel_ridge",
             f"{heads}.kernel_ridge:build_kernel_ridge",
             source="random Fourier features, NeurIPS 2007; exact: Saunders et al., ICML 1998",

@@ -34,7 +34,8 @@ def peftcl_backbones() -> Iterable[Component]:
     it expects, and the benchmark prepares them so. It may have a text side
     (:class:`avalanche_peftcl.models.TextSide`): ``has_text``, ``encode_text(names, templates)`` and
     ``logit_scale``, in the space that its ``pool`` returns; heads that begin with the names of
-    classes need one.
+    classes need one. Of those with vectors that train in front of the names it is a
+    :class:`avalanche_peftcl.models.ContextSide`.
 
     Example:
         >>> from avalanche_peftcl import Component, hookimpl

@@ -6,6 +6,7 @@ import pytest
 
 import tests.models.backbones.test_dual_encoder as dual_encoder
 import tests.models.backbones.test_open_clip as open_clip
+import tests.models.heads.test_text_context as text_context
 import tests.models.heads.test_zero_shot as zero_shot
 import tests.models.modules.test_attention_adapter as attention_adapter
 import tests.models.modules.test_injection as injection
@@ -64,6 +65,7 @@ KEPT = {
         "prototypes": parts.TestPrototypes,
         "random_ridge": parts.TestRandomRidge,
         "ridge": parts.TestRidge,
+        "text_context": text_context.TestContract,
         "zero_shot": zero_shot.TestContract,
     },
     "strategy": {

@@ -264,6 +264,28 @@ class TextSide(Protocol):
         """
 
 
+@runtime_checkable
+class ContextSide(TextSide, Protocol):
+    """A text side whose names may stand behind vectors that train, as prompts of a text.
+
+    Attributes:
+        text_width: Width ``D`` of a vector that stands for a word; 0 where it takes none.
+    """
+
+    text_width: int
+
+    def encode_context(self, context: Tensor, names: Sequence[str]) -> Tensor:
+        """Return the embedding of each class name behind vectors, on unit norm.
+
+        Args:
+            context: ``(P, D)``; gradients flow to it.
+            names: ``C`` names, in words.
+
+        Returns:
+            ``(C, E)`` in float32.
+        """
+
+
 def out_features(backbone: Backbone) -> int:
     """Return the width ``E`` of what a backbone pools; that of a token where it says no other."""
     told = BackboneOffers.of(backbone).out_features

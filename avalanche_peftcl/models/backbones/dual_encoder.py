@@ -111,7 +111,7 @@ def create_dual_encoder(
         load_strictly(encoder, state | {"proj.weight": maps["text_projection.weight"]}, file)
         api.check_tokenizer(folder)
         make = partial(api.tokenizer, folder, str(folder), context_length=context_length)
-        text = TextTower(encoder, Later(make))
+        text = TextTower(encoder, Later(make), masked=True)
     config = image.input_config
     return ImageTextBackbone(
         image.vit,

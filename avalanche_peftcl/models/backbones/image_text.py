@@ -99,12 +99,31 @@ class ImageTextBackbone(ViTBackbone):
         Raises:
             ConfigError: If it was built without its text side, or as :meth:`.TextTower.encode`.
         """
+        return self._text_side().encode(names, templates)
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token's vector on the text side; 0 without one."""
+        return 0 if self.text is None else self.text.width
+
+    def encode_context(self, context: Tensor, names: Sequence[str]) -> Tensor:
+        """Return the embedding of each class name behind vectors, with gradient.
+
+        See :meth:`.ContextSide.encode_context`.
+
+        Raises:
+            ConfigError: If it was built without its text side, or as
+                :meth:`.TextTower.encode_context`.
+        """
+        return self._text_side().encode_context(context, names)
+
+    def _text_side(self) -> TextTower:
         if self.text is None:
             raise ConfigError(
                 "this network was built without its text side, so no class name can be encoded; "
                 "an exported network predicts what it has learnt, and learns nothing new"
             )
-        return self.text.encode(names, templates)
+        return self.text
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Let the text side go where the rest goes."""

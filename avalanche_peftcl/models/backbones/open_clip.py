@@ -146,7 +146,9 @@ def _build(
         ),
         out_features=int(source.config["embed_dim"]),
         logit_scale=math.exp(float(state["logit_scale"])),
-        text=TextTower(model.text, source.tokenize),
+        text=TextTower(
+            model.text, source.tokenize, masked=bool(source.config["text_cfg"].get("hf_model_name"))
+        ),
         model_name=None if source.name.startswith(FOLDER) else source.name,
     )
 

@@ -140,10 +140,26 @@ class ZeroShotHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, E)`` to ``(B, R)``; -1000 for rows that have no text yet."""
+        return self._cosines(features, self.rows)
+
+    def _cosines(self, features: Tensor, rows: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             z = in_double(F.normalize(features.float(), dim=1))
-            logits = (self.scale * (z @ self.rows.T.to(z.dtype))).float()
-        return logits.masked_fill(~self.rows.any(dim=1), MASK_VALUE)
+            logits = (self.scale * (z @ rows.T.to(z.dtype))).float()
+        return logits.masked_fill(~rows.any(dim=1), MASK_VALUE)
+
+
+def check_reads_embedding(head: str, backbone: Backbone, in_features: int) -> None:
+    """Refuse to compare texts with anything but the embedding of an image.
+
+    Raises:
+        ConfigError: If a head of that name reads features of another width.
+    """
+    if backbone.out_features != in_features:
+        raise ConfigError(
+            f"a {head} head reads the embedding of an image, of width {backbone.out_features}, "
+            f"and not {in_features} features; leave out features and frozen_section"
+        )
 
 
 def build_zero_shot(
@@ -170,10 +186,6 @@ def build_zero_shot(
     """
     head = ZeroShotHead(in_features)
     head.texts = ClassTexts(backbone, words=class_words, templates=templates)
-    if backbone.out_features != in_features:
-        raise ConfigError(
-            f"a zero_shot head reads the embedding of an image, of width {backbone.out_features}, "
-            f"and not {in_features} features; leave out features and frozen_section"
-        )
+    check_reads_embedding("zero_shot", backbone, in_features)
     head.scale.fill_(head.texts.side.logit_scale)
     return head
