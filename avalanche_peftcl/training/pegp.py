@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import Backbone, Branch, DynamicModel, HeadBuilder, PEFTModel
+from avalanche_peftcl.models import (
+    Backbone,
+    Branch,
+    DynamicModel,
+    HeadBuilder,
+    LinearAdapterBranch,
+    PEFTModel,
+)
 from avalanche_peftcl.models.modules.pegp import Kind, build_module
 from avalanche_peftcl.registry.ranges import (
     Count,
@@ -32,13 +39,13 @@ from avalanche_peftcl.training.arguments import TemplateArguments
 from avalanche_peftcl.training.feature_pass import unwrapped
 from avalanche_peftcl.training.local_loss import LossOver
 from avalanche_peftcl.training.networks import build_network
-from avalanche_peftcl.training.optimizers import OptimizerName, make_optimizer
+from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
 from avalanche_peftcl.training.options import FeatureOptions, TrainingOptions
 from avalanche_peftcl.training.pegp_projection import Recipe, make_projection
 from avalanche_peftcl.training.plugins import GradientProjectionPlugin, HeadOnlyPlugin
 from avalanche_peftcl.training.plugins.gradient_projection import Where
 from avalanche_peftcl.training.plugins.projection_rules import Rule
-from avalanche_peftcl.training.second_stage import SecondStage
+from avalanche_peftcl.training.second_stage import Near, SecondStage
 from avalanche_peftcl.training.streams import ends_experience, is_chunk
 from avalanche_peftcl.training.template import PEFTTemplate
 
@@ -78,6 +85,10 @@ class PEGP(PEFTTemplate):
             ``None`` is 3, or all but one where there are fewer than 4.
         merge_epochs: Epochs of the second stage; 0 for none.
         merge_offset: ``a`` in the merging weight ``b = 1 / (t + a)``, experiences from 0.
+        merge_share: ``b`` itself, the same in every experience, as the release has it on CLIP.
+        near: What the second stage keeps near that of the first: the last block's ``"tokens"``, or
+            ``"features"`` on unit norm, as on CLIP; ``None`` takes tokens, or features of a module
+            that stands behind them, which tokens say nothing of.
         template: Arguments of :class:`.PEFTTemplate`, where not said otherwise with the
             :attr:`defaults` here: ``loss="local"`` as published (where an experience has one class,
             it learns with ``"seen"`` only); 5 epochs, head-only ones included, of minibatches of
@@ -91,7 +102,8 @@ class PEGP(PEFTTemplate):
 
     Source:
         Qiao et al., "Gradient Projection For Continual Parameter-Efficient Tuning", arXiv
-        2405.13383; released code JingyangQiao/PEGP f6515bf (PEGP-ViT).
+        2405.13383; released code JingyangQiao/PEGP f6515bf (PEGP-ViT); for CLIP 842bc7e and
+        4662b80.
 
     Differs:
         Recipe ``"released"``, from the release:
@@ -154,6 +166,8 @@ class PEGP(PEFTTemplate):
         head_epochs: int | None = None,
         merge_epochs: int = 1,
         merge_offset: float = 1.0,
+        merge_share: float | None = None,
+        near: Near | None = None,
         **template: Unpack[TemplateArguments],
     ) -> None:
         arguments = self.defaults | template
@@ -173,6 +187,11 @@ class PEGP(PEFTTemplate):
             raise ConfigError(
                 f"merge_epochs={merge_epochs} and merge_offset={merge_offset} must not be negative"
             )
+        if merge_share is not None and not 0 <= merge_share <= 1:
+            raise ConfigError(f"merge_share={merge_share} must be from 0 to 1, or None")
+        if near is None:
+            behind = isinstance(unwrapped(model).branch, LinearAdapterBranch)
+            near = "features" if behind else "tokens"
         self.recipe = recipe
         self.projection = make_projection(
             model,
@@ -189,7 +208,9 @@ class PEGP(PEFTTemplate):
             project_head=project_head,
         )
         self.head_only = HeadOnlyPlugin(head_epochs)
-        self.second_stage = SecondStage(epochs=merge_epochs, offset=merge_offset)
+        self.second_stage = SecondStage(
+            epochs=merge_epochs, offset=merge_offset, share=merge_share, near=near
+        )
         self.n_experiences_done = 0
         super().__init__(
             model=model, optimizer=optimizer, own_plugins=self._first_stage_only(), **arguments
@@ -279,19 +300,30 @@ def build_pegp(
     head_epochs: EpochsOrNone | None = None,
     merge_epochs: EpochsOrNone = 1,
     merge_offset: Offset = 1.0,
+    merge_share: Share | None = None,
+    near: Near | None = None,
     optimizer: OptimizerName = "adam",
+    anneal: bool = False,
     options: _Options,
 ) -> PEGP:
     """Build :class:`PEGP` for one of four PEFT modules, or for a ``module`` with own options.
 
-    ``blocks=None`` gives the first five blocks a module, with prompts the first one.
+    ``blocks=None`` gives the first five blocks a module, with prompts the first one. With
+    ``anneal`` the learning rate falls as a cosine over the epochs of an experience, and rises again
+    in the second stage, as the release has it on CLIP.
     """
     if module is None:
         module = build_module(peft, backbone, r=r, length=length, blocks=blocks)
     model = build_network(backbone, module, head, **options.read())
+    chosen = make_optimizer(optimizer, model, **options.rates())
+    template = options.template()
+    template["plugins"] = [
+        *annealing(chosen, options.plugins, anneal=anneal, train_epochs=options.train_epochs),
+        *options.plugins,
+    ]
     return PEGP(
         model=model,
-        optimizer=make_optimizer(optimizer, model, **options.rates()),
+        optimizer=chosen,
         recipe=recipe,
         projection=projection,
         threshold=threshold,
@@ -306,5 +338,7 @@ def build_pegp(
         head_epochs=head_epochs,
         merge_epochs=merge_epochs,
         merge_offset=merge_offset,
-        **options.template(),
+        merge_share=merge_share,
+        near=near,
+        **template,
     )

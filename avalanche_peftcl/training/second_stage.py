@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avalanche_peftcl.models import Branch, PEFTModel, forward_tokens
+
+Near = Literal["tokens", "features"]
 
 
 class SecondStage:
@@ -20,18 +23,24 @@ class SecondStage:
     Args:
         epochs: How many; 0 for no second stage.
         offset: :math:`a`.
+        share: :math:`b`, the same in every experience; ``None`` takes that above.
+        near: What stays near that of :math:`p`: ``"tokens"``, those of the last block, normed, or
+            ``"features"``, what the module pools, on unit norm.
 
     Attributes:
         old: Values from which it will start; ``None`` where there will be none.
 
     Source:
-        Released code JingyangQiao/PEGP f6515bf (PEGP-ViT). Differs: nothing.
+        Released code JingyangQiao/PEGP f6515bf (PEGP-ViT); with a share and near the features
+        842bc7e and 4662b80 (on CLIP). Differs: nothing.
     """
 
     remembers: tuple[str, ...] = ("old",)  # none is saved while it runs
 
-    def __init__(self, *, epochs: int, offset: float) -> None:
-        self.epochs, self.offset = epochs, offset
+    def __init__(
+        self, *, epochs: int, offset: float, share: float | None = None, near: Near = "tokens"
+    ) -> None:
+        self.epochs, self.offset, self.share, self.near = epochs, offset, share, near
         self.old: list[Tensor] | None = None
         self._first: list[Tensor] | None = None  # the first stage's end, while it runs
 
@@ -56,13 +65,18 @@ class SecondStage:
         self.old = None
 
     def features(self, model: PEFTModel, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pooled feature, ``(B, D)``, and the mean squared distance of the tokens."""
-        backbone, branch = model.backbone, model.branch
-        with torch.no_grad(), _lent(branch, self._first or []):
-            fixed = backbone.norm(forward_tokens(backbone, branch, images)[1])  # (B, N, D)
+        """Return the pooled feature, ``(B, D)``, and the mean squared distance of what is near."""
+        with torch.no_grad(), _lent(model.branch, self._first or []):
+            _, fixed = self._pass(model, images)
         torch.clear_autocast_cache()  # it holds the weights just put away
-        features, tokens = forward_tokens(backbone, branch, images)
-        return features, F.mse_loss(backbone.norm(tokens), fixed)
+        features, live = self._pass(model, images)
+        return features, F.mse_loss(live, fixed)
+
+    def _pass(self, model: PEFTModel, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, tokens = forward_tokens(model.backbone, model.branch, images)
+        if self.near == "features":
+            return features, F.normalize(features.float(), dim=1)
+        return features, model.backbone.norm(tokens)
 
     @torch.no_grad()
     def merge(self, branch: Branch, *, experience: int) -> None:
@@ -72,7 +86,7 @@ class SecondStage:
             branch: The module.
             experience: Number of the experience, from 0.
         """
-        share = 1 / (experience + self.offset)
+        share = 1 / (experience + self.offset) if self.share is None else self.share
         for p, first in zip(_tuned(branch), self._first or [], strict=True):
             p.lerp_(first, 1 - share)
 

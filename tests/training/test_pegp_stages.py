@@ -9,6 +9,7 @@ from avalanche.core import SupervisedPlugin
 from torch.nn import functional as F
 
 from avalanche_peftcl.models import forward_tokens
+from avalanche_peftcl.training.pegp import build_pegp
 
 KINDS = ("adapter", "lora", "prefix", "prompt")
 
@@ -139,6 +140,23 @@ def test_the_second_stage_adds_how_far_the_tokens_are_from_those_of_the_first(
     with torch.no_grad():
         error = F.cross_entropy(epochs.epoch_starts[1][2].eval()(x)[:, 2:4], y - 2).item()
     assert loss == pytest.approx(error, rel=1e-4)
+
+
+def test_the_learning_rate_falls_and_rises_again_as_on_clip(sharp, small_benchmark):
+    rates = []
+
+    class Rates(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            rates.append(strategy.optimizer.param_groups[0]["lr"])
+
+    options = {"train_epochs": 2, "head_epochs": 0, "merge_epochs": 3, "merge_share": 0.5}
+    strategy = build_pegp(
+        backbone=sharp, optimizer="sgd", lr=0.01, anneal=True, plugins=[Rates()], **options
+    )
+    for experience in small_benchmark().train_stream[:2]:
+        strategy.train(experience)
+    expected = [0.01, 0.005, *[0.01, 0.005], *[0, 0.005, 0.01]]
+    assert rates == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_second_stage_is_not_projected(sharp, small_benchmark, make_pegp):
