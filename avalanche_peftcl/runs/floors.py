@@ -6,7 +6,7 @@ from typing import Any
 
 from avalanche_peftcl.config import ComponentConfig, RunConfig
 from avalanche_peftcl.config.plan import make_plan
-from avalanche_peftcl.errors import RecordError
+from avalanche_peftcl.errors import ConfigError, RecordError
 from avalanche_peftcl.registry import Registry
 from avalanche_peftcl.runs.folder import check_output
 from avalanche_peftcl.runs.identity import settings_of
@@ -20,6 +20,7 @@ _FLOORS: dict[str, tuple[str, str | None]] = {  # folder: strategy and head
     "zero_shot": ("closed_form", "zero_shot"),
 }
 _TEXTS = ("class_words", "templates")  # options of a head that reads the names of classes
+_WITHOUT_CLASSES = ("image_text",)
 _CARRIED = ("eval_mb_size", "mixed_precision")  # options of the run's strategy, if it has them
 
 
@@ -35,7 +36,8 @@ def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
         registry: Components to choose from.
 
     Raises:
-        ConfigError: If a folder of theirs cannot be used, or as :func:`.make_plan`.
+        ConfigError: If a folder of theirs cannot be used, the benchmark has no classes, or as
+            :func:`.make_plan`.
 
     Example:
         >>> from avalanche_peftcl.registry import discover
@@ -46,6 +48,11 @@ def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
         >>> first.output.as_posix(), first.strategy.name, first.seed, first.floor
         ('runs/a/floors/nearest_class_mean', 'nearest_class_mean', 3, True)
     """
+    if config.benchmark.name.rpartition("/")[2] in _WITHOUT_CLASSES:
+        raise ConfigError(
+            f"the floors classify, and benchmark {config.benchmark.name!r} has no classes; leave "
+            "them out; with evaluate=all the record has what the frozen network finds (baseline)"
+        )
     whole = _settings(config, registry)
     carried = {k: v for k in _CARRIED if (v := whole["strategy"].get(k)) is not None}
     texts: dict[str, Any] | None = None
