@@ -4,6 +4,10 @@ from avalanche_peftcl.evaluation.accuracy_matrix import AccuracyMatrix, accuracy
 from avalanche_peftcl.evaluation.any_time import AnyTimeMetric, any_time_metrics
 from avalanche_peftcl.evaluation.cost import CostMetric, cost_metrics
 from avalanche_peftcl.evaluation.ntk import NTKMetric, ntk_metrics
+from avalanche_peftcl.evaluation.released import (
+    ReleasedAccuracyMetric,
+    released_accuracy_metrics,
+)
 from avalanche_peftcl.evaluation.retrieval import RetrievalMetric, retrieval_metrics
 from avalanche_peftcl.evaluation.wrong_matches import WrongMatchesMetric, wrong_matches_metrics
 from avalanche_peftcl.evaluation.zero_shot_retention import (
@@ -16,6 +20,7 @@ __all__ = [
     "AnyTimeMetric",
     "CostMetric",
     "NTKMetric",
+    "ReleasedAccuracyMetric",
     "RetrievalMetric",
     "WrongMatchesMetric",
     "ZeroShotRetentionMetric",
@@ -23,6 +28,7 @@ __all__ = [
     "any_time_metrics",
     "cost_metrics",
     "ntk_metrics",
+    "released_accuracy_metrics",
     "retrieval_metrics",
     "wrong_matches_metrics",
     "zero_shot_retention_metrics",

@@ -92,6 +92,7 @@ from avalanche_peftcl.functional.ntk import (
 )
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.functional.ratio_directions import complement, ratio_directions
+from avalanche_peftcl.functional.released_accuracy import released_accuracy
 from avalanche_peftcl.functional.released_projection import (
     coordinate_basis,
     released_mask,
@@ -179,6 +180,7 @@ __all__ = [
     "predicted_refit",
     "ratio_directions",
     "relative_movement",
+    "released_accuracy",
     "released_copy",
     "released_direction",
     "released_mask",

@@ -300,6 +300,12 @@ def peftcl_metrics() -> Iterable[Component]:
             source="tangent kernel and predicted forgetting: arXiv 2407.17120, 2006.11942",
         ),
         Component(
+            "released_accuracy",
+            f"{evaluation}:released_accuracy_metrics",
+            source="the task leaks, for published tables: code of arXiv 2405.13383 on CLIP",
+            scenarios=("class", "online"),
+        ),
+        Component(
             "retrieval",
             f"{evaluation}:retrieval_metrics",
             source="recall: CLIP, arXiv 2103.00020; gap: Liang et al., NeurIPS 2022",

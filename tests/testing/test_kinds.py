@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.evaluation.test_released as released
 import tests.models.backbones.test_dual_encoder as dual_encoder
 import tests.models.backbones.test_open_clip as open_clip
 import tests.models.heads.test_text_context as text_context
@@ -95,6 +96,7 @@ KEPT = {
         "cost": watching.TestCost,
         "loss": watching.TestLoss,
         "ntk": watching.TestNTK,
+        "released_accuracy": released.TestContract,
         "retrieval": watching.TestRetrieval,
         "wrong_matches": watching.TestWrongMatches,
         "zero_shot_retention": watching.TestZeroShotRetention,
