@@ -97,3 +97,34 @@ def test_a_ridge_head_reads_the_embeddings_too(made, tmp_path):
     assert run(RunConfig.model_validate(settings)).record.complete
     network = load(tmp_path / "ridge", backbone=create_dual_encoder(**options))
     assert network.model.head.in_features == WIDTH
+
+
+def test_contexts_of_texts_are_trained_and_exported_as_what_they_made_of_classes(made, tmp_path):
+    settings, options = made
+    settings["module"] = {"name": "linear_adapter", "r": 2}
+    settings["head"] = {
+        "name": "text_context",
+        "n_context": 2,
+        "class_words": settings["head"]["class_words"],
+    }
+    settings["strategy"] = {
+        "name": "pegp",
+        "train_epochs": 2,
+        "head_epochs": 0,
+        "train_mb_size": 4,
+        "mixed_precision": "no",
+    }
+    report = run(RunConfig.model_validate(settings))
+    assert report.record.not_exported is None
+    backbone = create_dual_encoder(**options, resize_mode="squash")
+    network = load(tmp_path / "run", backbone=backbone)
+    held = dict(network.named_buffers()) | dict(network.named_parameters())
+    context, keys = held["model.head.context"], held["model.classes.keys"][:, 1].tolist()
+    words = [network.class_names[c][3:] for c in keys]
+    last = backbone.encode_context(context, words[2:])
+    torch.testing.assert_close(held["model.head.rows"][2:], last, atol=1e-6, rtol=0)
+    assert (held["model.head.rows"].norm(dim=1) - 1).abs().max() < 1e-5
+    file, images = tmp_path / "network.safetensors", sorted(tmp_path.rglob("test/*/*.png"))
+    export_run(tmp_path / "run", file, with_backbone=True, backbone=backbone)
+    told = [p.classes for p in predict(load(file), images)]
+    assert told == [p.classes for p in predict(network, images)]
