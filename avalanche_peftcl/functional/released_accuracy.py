@@ -51,6 +51,8 @@ def released_accuracy(
         )
     if not n:
         return float("nan")
-    latest = torch.cat([part.max().expand(len(part)) for part in experiences.split(batch_size)])
+    latest = torch.cat(
+        [part.max().expand(len(part)) for part in torch.split(experiences, batch_size)]
+    )
     allowed = predictions.gather(1, latest[:, None])[:, 0]
     return float((allowed == targets).double().mean())
