@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from avalanche_peftcl.registry import discover, installed
 from avalanche_peftcl.registry import packages as discovery
 
+SECTION = "[avalanche_peftcl]"
 NAMELESS = "its METADATA is missing or has no Name; install it again"
 DAMAGED = {
     "no METADATA": ({"METADATA": None}, "bad-1.0.dist-info unknown", NAMELESS),
@@ -127,6 +128,7 @@ _contents = st.none() | st.binary(max_size=60) | st.lists(_words, max_size=20).m
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(metadata=_contents, points=_contents)
 @example(metadata=None, points=b"[avalanche_peftcl]\nx = os\n")
+@example(metadata=None, points=b"\x00[avalanche_peftcl]\n\x00")  # of no section
 @example(metadata=b"Name: bad\nVersion: 1\n", points=b"[avalanche_peftcl]\nx = os\ny = \n=z\n")
 def test_whatever_dist_info_holds_discovery_lists_what_it_left_out(
     tmp_path, monkeypatch, metadata, points, left_out
@@ -148,7 +150,8 @@ def test_whatever_dist_info_holds_discovery_lists_what_it_left_out(
         left_out(str(record.provider), record.cause, record.entry_point)
         for record in registry.plugins
     ]
-    section = (points or b"").decode("utf-8", "ignore").partition("[avalanche_peftcl]\n")[2]
-    first = section.split("\n")[0].strip()
+    lines = [line.strip() for line in (points or b"").decode("utf-8", "ignore").split("\n")]
+    begins = lines.index(SECTION) + 1 if SECTION in lines[:-1] else len(lines)
+    first = "".join(lines[begins : begins + 1])
     if first and first[0] not in "#[":
         assert registry.plugins
