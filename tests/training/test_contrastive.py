@@ -187,10 +187,8 @@ def test_a_network_of_ones_own():
 def test_summary_of_what_texts_find():
     plugin = TextRetrievalPlugin()
     assert plugin.summary() == {"text_to_image": [], "average": None, "forgetting": None}
-    plugin._trained = 0
     plugin.enter(0, 0, 0.75)
     assert plugin.summary() == {"text_to_image": [[0.75]], "average": 0.75, "forgetting": None}
-    plugin._trained = 1
     plugin.enter(1, 1, 1.0)
     assert plugin.summary()["average"] is None  # the first was not tested again
     plugin.enter(1, 0, 0.5)

@@ -56,6 +56,7 @@ class TextRetrievalPlugin(SupervisedPlugin, supports_distributed=False):  # type
             row += [None] * (size - len(row))
         self.recalls += [[None] * size for _ in range(size - len(self.recalls))]
         self.recalls[trained][tested] = recall
+        self._trained = max(self._trained, trained)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Note which experience trains."""
