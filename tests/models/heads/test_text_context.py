@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from avalanche_peftcl.benchmarks import make_benchmark
+from avalanche_peftcl.checkpoints import maybe_load_checkpoint, save_checkpoint
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import (
     FrozenBranch,
@@ -162,6 +163,23 @@ def test_a_copy_goes_on_as_the_original():
         each.zero_grad()
         each(z)[:, 0].sum().backward()
     assert torch.equal(head.context.grad, other.context.grad)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path):
+    ends, path, stream = [], tmp_path / "run.checkpoint", benchmark()
+    for stops in (False, True):
+        strategy = coop(image_text(), module=build_adapters)
+        for number, experience in enumerate(stream.train_stream):
+            torch.manual_seed(number)
+            strategy.train(experience)
+            strategy.eval(stream.test_stream)
+            if stops and number == 0:
+                save_checkpoint(strategy, path, benchmark=stream)
+                fresh = coop(image_text(), module=build_adapters, seed=9)
+                strategy, start = maybe_load_checkpoint(fresh, path, benchmark=stream)
+                assert start == 1
+        ends.append(strategy.network.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_evaluation_in_between_changes_nothing():
