@@ -50,6 +50,7 @@ class TextTower:
         self.module = module.requires_grad_(False).eval()
         self.tokenize, self.masked = tokenize, masked
         self._known: dict[tuple[Any, ...], Tensor] = {}
+        self._known_of: tuple[Any, ...] = ()  # the weights that these are of
         self._rooms: dict[tuple[tuple[str, ...], int], tuple[Tensor, int]] = {}  # the last one
 
     def __deepcopy__(self, memo: Any) -> Self:
@@ -81,11 +82,12 @@ class TextTower:
         check_names(names)
         tensors = [*self.module.parameters(), *self.module.buffers()]
         state = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
+        if state != self._known_of:
+            self._known, self._known_of = {}, state
         found = []
         for name in names:
-            key = name, templates, state
+            key = name, templates
             if key not in self._known:
-                self._known = {k: v for k, v in self._known.items() if k[-1] == state}
                 self._known[key] = self._embed(name, templates)
             found.append(self._known[key])
         return torch.stack(found)
