@@ -185,7 +185,7 @@ def test_yaml_is_a_run_or_a_part_of_one(block):
         assert [part["name"] for part in kept] == names
 
 
-@each(of("yaml"), slow="wandb")
+@each([block for block in of("yaml") if block.not_run is None], slow="wandb")
 @pytest.mark.usefixtures("installed")
 def test_yaml_runs(block, tmp_path):
     with warnings.catch_warnings():
