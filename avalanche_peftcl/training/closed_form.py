@@ -108,7 +108,7 @@ def fit(
     """
     branch = FrozenBranch() if module is None else module.requires_grad_(False)
     model = build_network(backbone, branch, head, **options.read())
-    if any(True for _ in model.head.parameters()):
+    if not model.head.fitted and any(True for _ in model.head.parameters()):
         raise ConfigError(
             f"nothing trains here, and a {type(model.head).__name__} is trained; take a head that "
             "is fitted, such as 'ridge', or the strategy 'naive'"

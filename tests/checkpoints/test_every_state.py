@@ -48,6 +48,7 @@ from avalanche_peftcl.training.plugins.released_projection import ReleasedProjec
 from avalanche_peftcl.training.plugins.running_mean import RunningMeanPlugin
 from avalanche_peftcl.training.plugins.site_statistics import SiteStatistics
 from avalanche_peftcl.training.plugins.task_orthogonality import TaskOrthogonalityPlugin
+from avalanche_peftcl.training.plugins.text_retrieval import TextRetrievalPlugin
 from avalanche_peftcl.training.second_stage import SecondStage
 from avalanche_peftcl.training.steps import SteppedTemplate
 
@@ -345,6 +346,8 @@ def test_every_name_is_tried():
     }
     named = {(kind, name) for kind, name, _ in NAMED}
     between = {(FeatureReplayPlugin, "_unaligned"), (FeatureReplayPlugin, "_reports")}
+    # tests/runs/test_captioned_run.py goes on with these
+    between |= {(TextRetrievalPlugin, "recalls"), (TextRetrievalPlugin, "_trained")}
     assert said == named | between | {(GradientProjectionPlugin, "unprotected")}
 
 

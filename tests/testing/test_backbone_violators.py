@@ -5,7 +5,7 @@ from types import MethodType, SimpleNamespace
 import pytest
 import torch
 
-from avalanche_peftcl.testing import BackboneContract, toy_backbone
+from avalanche_peftcl.testing import BackboneContract, toy_backbone, toy_image_text
 
 
 class Honest(BackboneContract):
@@ -69,6 +69,26 @@ def counting(self, own, images):
     return own(images)
 
 
+class HonestWithTexts(BackboneContract):
+    def create_backbone(self):
+        return toy_image_text()
+
+
+class EncodesTogether(HonestWithTexts):
+    """The embedding of a class depends on the others."""
+
+    def create_backbone(self):
+        backbone = super().create_backbone()
+        own = backbone.encode_text
+
+        def together(self, names, templates=None):
+            texts = own(names, templates)
+            return torch.nn.functional.normalize(texts + 0.3 * texts.mean(dim=0), dim=1)
+
+        backbone.encode_text = MethodType(together, backbone)
+        return backbone
+
+
 VIOLATORS = [
     ("test_frozen", Trains),
     ("test_frozen", Drops),
@@ -85,12 +105,14 @@ VIOLATORS = [
         with_method("pool", lambda s, own, x: own(torch.from_numpy(s.feed(2, x).numpy()) + x)),
     ),
     ("test_input_config", HasNoDeviation),
+    ("test_text_side", EncodesTogether),
 ]
 
 
 @pytest.mark.parametrize(("name", "violator"), VIOLATORS)
 def test_noticed(notices, name, violator):
-    assert notices(name, Honest, violator, (AssertionError, TypeError))
+    honest = HonestWithTexts if issubclass(violator, HonestWithTexts) else Honest
+    assert notices(name, honest, violator, (AssertionError, TypeError))
 
 
 def test_every_contract_test_has_a_violator(contract_tests):

@@ -23,7 +23,7 @@ REGISTRY = discover(only=["avalanche-peftcl"])
 DIM = 32
 MOVED = {"gaussian": GaussianHead, "lda": LDAHead, "prototypes": PrototypeHead, "ridge": RidgeHead}
 REFUSED = {"kernel_ridge", "random_ridge"}
-TRAINED = {"cosine", "linear"}
+TRAINED = {"cosine", "linear", "text_context", "zero_shot"}  # or never fitted
 SMALL = {"train_mb_size": 12, "eval_mb_size": 12, "train_epochs": 1, "mixed_precision": "no"}
 
 
