@@ -150,8 +150,8 @@ def correlation(
         ``None`` of fewer than four pairs, or where one side does not vary but for rounding.
 
     Source:
-        Fisher, On the "Probable Error" of a Coefficient of Correlation, Metron 1921; as in
-        :func:`.functional.kernel_measures.correlation`. Differs: nothing.
+        Fisher, On the "Probable Error" of a Coefficient of Correlation, Metron 1921.
+        Differs: nothing.
 
     Example:
         >>> found = correlation([1, 2, 3, 4], [1, 2, 3, 5])

@@ -32,7 +32,6 @@ from avalanche_peftcl.evaluation.ntk_readings import (
     squared_errors,
 )
 from avalanche_peftcl.functional.kernel_measures import (
-    correlation,
     kernel_alignment,
     kernel_map,
     kernel_size,
@@ -91,8 +90,7 @@ class NTKMetric(PluginMetric[Summary]):
 
     A step of most strategies here minimises a cross-entropy, of some over the experience's own
     rows alone, a few epochs long: the prediction is not of that training but of the theory's. How
-    well it holds is what ``correlation`` says, over all pairs ``s < k``, with an interval after
-    Fisher, which takes these for independent.
+    well it holds is what the page of ``peftcl compare --html`` shows over all pairs ``s < k``.
 
     Cost: at the ``t``-th experience the Jacobians of ``probe_images`` and ``(t - 1) old_images``
     images, twice, each about one and a half training steps of one image; at most 1 GiB of them at a
@@ -183,18 +181,13 @@ class NTKMetric(PluginMetric[Summary]):
         Returns:
             ``probe_images``, ``form``, ``parameters`` and ``ridge``; ``kernel_map``, ``(T, T)`` as
             the last experience ended, ``None`` where one was not yet seen; one value an experience
-            of each list that the class names; ``forgetting``, a dict a pair of experiences;
-            ``correlation`` of ``predicted`` and ``measured`` in it, ``None`` of fewer than four.
+            of each list that the class names; ``forgetting``, a dict a pair of experiences.
         """
         size = max([self._size, *(number + 1 for number in self._images)])
         table: list[list[float | None]] = [[None] * size for _ in range(size)]
         for i, row in zip(self._images, self._map, strict=False):
             for j, value in zip(self._images, row, strict=False):
                 table[i][j] = finite(value)
-        found = correlation(
-            [each["predicted"] for each in self._forgetting],
-            [each["measured"] for each in self._forgetting],
-        )
         return {
             "probe_images": self.probe_images,
             "form": self.options.form,
@@ -203,7 +196,6 @@ class NTKMetric(PluginMetric[Summary]):
             "kernel_map": table,
             **{name: list(values) for name, values in self._lists.items()},
             "forgetting": [dict(each) for each in self._forgetting],
-            "correlation": None if found is None else found._asdict(),
         }
 
     def result(self) -> Summary:

@@ -49,9 +49,7 @@ from avalanche_peftcl.functional.image_text import (
     wrong_match_rate,
 )
 from avalanche_peftcl.functional.kernel_measures import (
-    Correlation,
     KernelSize,
-    correlation,
     kernel_alignment,
     kernel_drift,
     kernel_map,
@@ -116,7 +114,6 @@ from avalanche_peftcl.functional.subspace import (
 )
 
 __all__ = [
-    "Correlation",
     "KernelSize",
     "MatrixVectors",
     "OutputForm",
@@ -136,7 +133,6 @@ __all__ = [
     "complement",
     "contrastive_loss",
     "coordinate_basis",
-    "correlation",
     "covariance_factor",
     "extend_basis",
     "extend_centred_basis",

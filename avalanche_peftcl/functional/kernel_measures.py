@@ -6,7 +6,6 @@ r"""What a tangent kernel says of tasks: sizes, overlap, alignment, drift, predi
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -221,54 +220,6 @@ def predicted_refit(gram: Tensor, penalty: float | Tensor, added: Tensor, error:
     whole.diagonal().add_(penalty)
     solved: Tensor = torch.linalg.solve(whole, in_double(error).to(whole))
     return solved
-
-
-class Correlation(NamedTuple):
-    """Pearson's correlation of ``n`` pairs with its interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def correlation(
-    first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95
-) -> Correlation | None:
-    """Return the correlation of pairs and its interval after Fisher's transformation.
-
-    The interval takes the pairs for independent draws of a normal distribution.
-
-    Args:
-        first: A number a pair.
-        second: The other.
-        confidence: With which the interval holds.
-
-    Returns:
-        ``None`` of fewer than four pairs, or where one side does not vary.
-
-    Source:
-        Fisher, Metron 1921. Differs: nothing.
-
-    Example:
-        >>> found = correlation([1, 2, 3, 4], [1, 2, 3, 5])
-        >>> round(found.value, 3), round(found.low, 3), round(found.high, 3), found.n
-        (0.983, 0.389, 1.0, 4)
-    """
-    n = len(first)
-    if n < 4:
-        return None
-    pairs = torch.tensor([list(first), list(second)], dtype=torch.float64)
-    centred = pairs - pairs.mean(dim=1, keepdim=True)
-    lengths = centred.norm(dim=1)
-    if bool((lengths <= pairs.norm(dim=1) * n * torch.finfo(pairs.dtype).eps).any()):
-        return None
-    value = float((centred[0] @ centred[1] / lengths.prod()).clamp(-1, 1))
-    if abs(value) == 1:
-        return Correlation(value, value, value, n)
-    spread = NormalDist().inv_cdf((1 + confidence) / 2) / math.sqrt(n - 3)
-    middle = math.atanh(value)
-    return Correlation(value, math.tanh(middle - spread), math.tanh(middle + spread), n)
 
 
 def _symmetric(kernel: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Branch(nn.Module):
             backbone's pooling reads, or more; ``"tokens"``, all of them; ``"blocks"``, a list with
             all tokens after every block.
         forward_passes: Passes that an image costs: 2 where :meth:`begin` asks for the query.
+        adapts_pooled: Whether :meth:`pool` adapts what is pooled, of which tokens say nothing.
         terms: What the last pass adds to the loss by name, weighted; empty again before the next,
             and in copies.
 
@@ -71,6 +72,7 @@ class Branch(nn.Module):
     shares_start: bool = True
     reads: Reads = "pooled"
     forward_passes: int = 1
+    adapts_pooled: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ from avalanche_peftcl.models import (
     Branch,
     DynamicModel,
     HeadBuilder,
-    LinearAdapterBranch,
     PEFTModel,
 )
 from avalanche_peftcl.models.modules.pegp import Kind, build_module
@@ -190,8 +189,8 @@ class PEGP(PEFTTemplate):
         if merge_share is not None and not 0 <= merge_share <= 1:
             raise ConfigError(f"merge_share={merge_share} must be from 0 to 1, or None")
         if near is None:
-            behind = isinstance(unwrapped(model).branch, LinearAdapterBranch)
-            near = "features" if behind else "tokens"
+            network: Any = unwrapped(model)
+            near = "features" if network.branch.adapts_pooled else "tokens"
         self.recipe = recipe
         self.projection = make_projection(
             model,

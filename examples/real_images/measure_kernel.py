@@ -15,7 +15,7 @@ from typing import Any
 from measure import HERE, cells, folder, read, spread
 from rich.console import Console
 
-from avalanche_peftcl.compare import compare_and_show
+from avalanche_peftcl.compare import compare_and_show, correlation
 from avalanche_peftcl.runs import Record, run_from_file
 
 FILES = {"digits": HERE.parent / "quickstart.yaml"} | {
@@ -81,10 +81,12 @@ def mean(values: list[float | None]) -> float:
 
 def predicted(runs: list[Record]) -> str:
     """Return the correlation of predicted and measured forgetting in each run."""
-    found = [summary(run, "NTKMetric")["correlation"] for run in runs]
-    return "; ".join(
-        f"{each['value']:.2f} [{each['low']:.2f}, {each['high']:.2f}]" for each in found if each
-    )
+    pairs = [summary(run, "NTKMetric")["forgetting"] for run in runs]
+    found = [
+        correlation([each["predicted"] for each in told], [each["measured"] for each in told])
+        for told in pairs
+    ]
+    return "; ".join(f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in found if r)
 
 
 def row(stream: str, method: str, runs: list[Record]) -> str:

@@ -3,11 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from sklearn.linear_model import Ridge
 
 from avalanche_peftcl.functional import (
-    correlation,
     kernel_alignment,
     kernel_drift,
     kernel_map,
@@ -124,23 +122,3 @@ def test_forgetting_of_a_linear_head_that_trains_on_new_images_alone_is_predicte
     measured = old @ torch.from_numpy(judge.coef_.T)
     found = predicted_change(old @ new.T, new @ new.T, y - new @ start, ridge)
     torch.testing.assert_close(found, measured, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_correlation_is_that_of_scipy(confidence):
-    x = rows(15, 1)[:, 0]
-    y = x + rows(15, 1, seed=1)[:, 0]
-    found = correlation(x.tolist(), y.tolist(), confidence=confidence)
-    judge = stats.pearsonr(x.numpy(), y.numpy())
-    interval = judge.confidence_interval(confidence)
-    np.testing.assert_allclose(found[:3], [judge.statistic, interval.low, interval.high], rtol=1e-9)
-    assert found.n == 15
-
-
-@pytest.mark.parametrize("pairs", [([1, 2, 3], [1, 2, 4]), ([1, 1, 1, 1], [1, 2, 3, 4])])
-def test_of_too_few_pairs_or_of_constants_there_is_no_correlation(pairs):
-    assert correlation(*pairs) is None
-
-
-def test_pairs_on_a_line_leave_no_interval():
-    assert correlation([1, 2, 3, 4], [-2, -4, -6, -8])[:3] == pytest.approx((-1, -1, -1))

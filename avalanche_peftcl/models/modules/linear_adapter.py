@@ -45,6 +45,8 @@ class LinearAdapterBranch(Branch):
         ['down.weight', 'up.weight']
     """
 
+    adapts_pooled = True
+
     def __init__(self, out_features: int, *, r: int = 5, start: Start = "identity") -> None:
         super().__init__()
         self.down = nn.Linear(out_features, r, bias=False)

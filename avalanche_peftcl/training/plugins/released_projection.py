@@ -13,7 +13,7 @@ from avalanche_peftcl.functional.released_projection import (
     released_mask,
     released_spectrum,
 )
-from avalanche_peftcl.models import LinearAdapterBranch
+from avalanche_peftcl.models import Branch
 from avalanche_peftcl.models.projection.sites import ProjectionSite, column, projection_sites, rows
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 from avalanche_peftcl.training.streams import number_of
@@ -102,7 +102,7 @@ def released_sites(model: nn.Module) -> list[ProjectionSite]:
     Raises:
         ConfigError: If there is one of another kind than adapters and LoRA.
     """
-    if any(isinstance(module, LinearAdapterBranch) for module in model.modules()):
+    if any(isinstance(m, Branch) and m.adapts_pooled for m in model.modules()):
         raise ConfigError(
             "the released code projects an adapter behind the network in the space of its "
             'features, as recipe="corrected" does with where="gradient"; take that'
