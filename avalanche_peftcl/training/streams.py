@@ -9,13 +9,12 @@ from avalanche.training.utils import _at_task_boundary
 from avalanche_peftcl.models.networks.dynamic import class_counts as class_counts
 from avalanche_peftcl.models.networks.dynamic import class_names as class_names
 from avalanche_peftcl.models.networks.dynamic import class_pairs as class_pairs
-from avalanche_peftcl.registry.offers import BenchmarkOffers
+from avalanche_peftcl.models.networks.dynamic import offers_of_benchmark
 
 
 def captions(experience: Any) -> Sequence[Sequence[str]] | None:
     """Return the texts of each target, where the experience is of captioned images."""
-    stream = getattr(experience, "origin_stream", None)
-    return BenchmarkOffers.of(getattr(stream, "benchmark", None)).captions
+    return offers_of_benchmark(experience).captions
 
 
 def is_chunk(experience: Any) -> bool:

@@ -9,8 +9,7 @@ from avalanche.benchmarks import CLScenario, GenericCLScenario
 
 from avalanche_peftcl.benchmarks.images.captioned import CaptionedImages
 from avalanche_peftcl.benchmarks.images.contents import Contents
-from avalanche_peftcl.benchmarks.images.manifest import check_manifest
-from avalanche_peftcl.benchmarks.stream.make_benchmark import as_dataset
+from avalanche_peftcl.benchmarks.stream.make_benchmark import as_dataset, tell_contents
 from avalanche_peftcl.benchmarks.stream.transforms import Augment, eval_transform, train_transform
 from avalanche_peftcl.errors import ConfigError, DataError
 from avalanche_peftcl.models.backbones.backbone import InputConfig
@@ -132,11 +131,7 @@ def make_captioned(
     benchmark.domains = names
     benchmark.scenario = "task"
     benchmark.left_out = None if left_out is None else dict(left_out)
-    benchmark.tested_on = "held-out training images" if held_out else "test images"
-    benchmark.contents = contents
-    benchmark.manifest_sha256 = (
-        None if options.manifest is None else check_manifest(options.manifest, contents)
-    )
+    tell_contents(benchmark, contents, manifest=options.manifest, held_out=bool(held_out))
     return benchmark
 
 

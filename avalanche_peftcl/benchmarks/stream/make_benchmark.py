@@ -1,6 +1,7 @@
 """From labelled images to an Avalanche benchmark: class-, task-, domain-incremental or online."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,12 +179,21 @@ def make_benchmark(
     benchmark.n_classes = n_classes
     benchmark.scenario = scenario
     benchmark.domains = domains
+    tell_contents(benchmark, contents, manifest=options.manifest, held_out=bool(held_out))
+    return benchmark
+
+
+def tell_contents(
+    benchmark: Any, contents: Contents, *, manifest: Path | None, held_out: bool
+) -> None:
+    """Let a benchmark tell what it is made of and tested on, compared with a manifest if given.
+
+    Raises:
+        DataError: If the images are not those of the manifest.
+    """
     benchmark.tested_on = "held-out training images" if held_out else "test images"
     benchmark.contents = contents
-    benchmark.manifest_sha256 = (
-        None if options.manifest is None else check_manifest(options.manifest, contents)
-    )
-    return benchmark
+    benchmark.manifest_sha256 = None if manifest is None else check_manifest(manifest, contents)
 
 
 def _order(

@@ -209,11 +209,15 @@ def class_pairs(experience: Any) -> list[tuple[int, int]]:
     return list(class_counts(experience))
 
 
+def offers_of_benchmark(experience: Any) -> BenchmarkOffers:
+    """Return what the benchmark of an experience tells, if the experience knows it."""
+    stream = experience.origin_stream if isinstance(experience, _Streamed) else None
+    return BenchmarkOffers.of(stream.benchmark if isinstance(stream, _OfBenchmark) else None)
+
+
 def class_names(experience: Any) -> Sequence[str] | None:
     """Return the name of each class id of an experience's benchmark, if that tells them."""
-    stream = experience.origin_stream if isinstance(experience, _Streamed) else None
-    benchmark = stream.benchmark if isinstance(stream, _OfBenchmark) else None
-    return BenchmarkOffers.of(benchmark).class_names
+    return offers_of_benchmark(experience).class_names
 
 
 def _task_labels(experience: Any) -> set[int]:
