@@ -31,6 +31,14 @@ _Checkpoint = Annotated[
 _Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Let the frozen network's weights be downloaded.")
 ]
+_Export = Annotated[
+    Path, typer.Argument(metavar="EXPORT", help="File of peftcl export, or a run's folder.")
+]
+_Task = Annotated[
+    int | None,
+    typer.Option("--task", metavar="N", help="Task label, for a network that needs one."),
+]
+_Device = Annotated[str, typer.Option("--device", help="Where to compute.")]
 
 
 class _WithRay(TyperCommand):
@@ -287,9 +295,7 @@ def export_network(
 
 @app.command("predict")
 def predict_images(
-    export: Annotated[
-        Path, typer.Argument(metavar="EXPORT", help="File of peftcl export, or a run's folder.")
-    ],
+    export: _Export,
     paths: Annotated[
         list[Path], typer.Argument(metavar="FOLDER_OR_IMAGES...", help="Images to predict.")
     ],
@@ -299,19 +305,17 @@ def predict_images(
     top: Annotated[
         int, typer.Option("--top", min=1, metavar="K", help="Tell so many classes of an image.")
     ] = 1,
-    task: Annotated[
-        int | None,
-        typer.Option("--task", metavar="N", help="Task label, for a network that needs one."),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="Where to compute.")] = "cpu",
+    task: _Task = None,
+    device: _Device = "cpu",
     checkpoint: _Checkpoint = None,
     pretrained: _Pretrained = False,
 ) -> None:
     """Predict the class of images with a trained network.
 
-    The probabilities are a softmax of the logits; of methods whose logits are
-    cosines, such as ntk_cl and nearest_class_mean, they rank classes and
-    measure no certainty.
+    Methods whose logits are cosines, such as ntk_cl and nearest_class_mean, are
+    told as ranks with similarities, those of a regression as ranks with
+    estimates of a target that is 1 for the right class; all others as
+    probabilities.
 
     Exit status 1 if an image cannot be read; the others are predicted.
     """
@@ -322,6 +326,45 @@ def predict_images(
         paths,
         csv=csv,
         top=top,
+        task=task,
+        device=device,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        console=standard_console(),
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("evaluate")
+def evaluate_network(
+    export: _Export,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Images in folders called like classes."),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write JSON in the place of tables.")
+    ] = False,
+    task: _Task = None,
+    device: _Device = "cpu",
+    checkpoint: _Checkpoint = None,
+    pretrained: _Pretrained = False,
+) -> None:
+    """Evaluate a trained network on your own images: accuracy and confusion matrix.
+
+    The folder of an image is its label, FOLDER/cat/1.png; folders of domains
+    above it make no difference. Of more classes than 80 columns hold, each
+    has a line; --json holds the whole matrix.
+
+    Exit status 1 if an image cannot be read; it counts in no number.
+    """
+    from avalanche_peftcl.export.evaluate_command import evaluate_and_show
+
+    failed = evaluate_and_show(
+        export,
+        folder,
+        as_json=as_json,
         task=task,
         device=device,
         checkpoint=checkpoint,

@@ -140,7 +140,7 @@ def test_commands_that_there_are_not_are_found(line, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_six_commands_of_readme_run_after_the_first(tmp_path, monkeypatch):
+def test_the_seven_commands_of_readme_run_after_the_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "examples" / "quickstart.yaml").read_text(encoding="utf-8")
     text = text.replace("n_experiences: 5", "n_experiences: 2")
@@ -151,9 +151,12 @@ def test_the_six_commands_of_readme_run_after_the_first(tmp_path, monkeypatch):
     images = Path("folder/of/images")
     images.mkdir(parents=True)
     Image.new("L", (8, 8)).save(images / "five.png")
-    (six,) = [block.text for block in blocks(ROOT / "README.md") if "peftcl predict" in block.text]
-    found = commands(six)
-    assert len(found) == 6
+    labelled = Path("folder/of/classes/5")
+    labelled.mkdir(parents=True)
+    Image.new("L", (8, 8)).save(labelled / "five.png")
+    (seven,) = [b.text for b in blocks(ROOT / "README.md") if "peftcl predict" in b.text]
+    found = commands(seven)
+    assert len(found) == 7
     quickstart = ["peftcl", "run", "examples/quickstart.yaml"]
     for _, *words in [quickstart, *found]:
         result = CliRunner().invoke(app, words)

@@ -91,8 +91,7 @@ def predict_and_show(
         if prediction.error is not None:
             complain("unreadable", prediction.error, "red")
             continue
-        told = ", ".join(f"{name} {100 * p:.1f} %" for name, p in prediction.classes)
-        console.print(plain(f"{prediction.path}  {told}"), soft_wrap=True)
+        console.print(plain(f"{prediction.path}  {prediction}"), soft_wrap=True)
     if csv is not None:
         write_csv(csv, predictions, top=top)
     failed = sum(prediction.error is not None for prediction in predictions)

@@ -20,9 +20,10 @@ from avalanche_peftcl.functional.finite import not_finite
 from avalanche_peftcl.models.backbones.images import eval_transform
 from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.exportable import is_exportable, takes_backbone
+from avalanche_peftcl.models.heads.head import Head
 from avalanche_peftcl.models.heads.rows import MASK_VALUE, Growing
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
-from avalanche_peftcl.registry.offers import BackboneOffers
+from avalanche_peftcl.registry.offers import BackboneOffers, ModelOffers
 from avalanche_peftcl.registry.packages import plugin_modules
 from avalanche_peftcl.registry.schema import Schema
 from avalanche_peftcl.registry.wording import join, say
@@ -36,6 +37,7 @@ class ExportedModel(nn.Module):
         input_config: What it expects of an image.
         transform: From a PIL image to ``(3, H, W)``.
         task_labels: Task labels, of which a prediction needs one; empty if it needs none.
+        score_name: What :meth:`scores` returns, see :attr:`.Head.score_name`.
         info: All that the file says.
     """
 
@@ -47,7 +49,23 @@ class ExportedModel(nn.Module):
         self.task_labels = list(info.task_labels)
         self.input_config = info.input_config
         self.transform = eval_transform(info.input_config)
+        self.score_name = "probability" if (head := self._head()) is None else head.score_name
         self.eval()
+
+    def class_name(self, number: int) -> str:
+        """Return the name of a class id, the id itself where it has none."""
+        return self.class_names[number] if number < len(self.class_names) else str(number)
+
+    @torch.no_grad()
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return what to tell of logits, ``(B, C)``: probabilities, or what the head says."""
+        head = self._head()
+        return logits.softmax(dim=1) if head is None else head.scores(logits)
+
+    def _head(self) -> Head | None:
+        """Return what predicts, if it is a head of this package."""
+        heads = ModelOffers.of(self.model).heads
+        return heads[-1] if heads and isinstance(heads[-1], Head) else None
 
     @torch.no_grad()
     def forward(self, images: Tensor, task_labels: Tensor | int | None = None) -> Tensor:

@@ -29,14 +29,25 @@ class Prediction:
 
     Args:
         path: The file.
-        classes: The likeliest classes, each with its probability, the likeliest first; empty if
-            the image could not be read.
+        classes: The likeliest classes, each with its score, the likeliest first; empty if the
+            image could not be read.
         error: Why it could not be read.
+        score_name: What a score is, see :attr:`.Head.score_name`.
+        ids: The same classes by number.
     """
 
     path: Path
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+    score_name: str = "probability"
+    ids: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the classes with scores in words; of what is no probability with ranks."""
+        if self.score_name == "probability":
+            return ", ".join(f"{name} {100 * score:.1f} %" for name, score in self.classes)
+        told = [f"{rank}. {name} {score:.3f}" for rank, (name, score) in enumerate(self.classes, 1)]
+        return f"{', '.join(told)} ({self.score_name})"
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -77,8 +88,9 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predict image after image, in the order of ``paths``.
 
-    The probability is the softmax of the logits. Where these are cosines (NTK-CL, nearest class
-    mean), it is right in order but close to even: no measure of certainty.
+    A score is what :meth:`.Head.scores` makes of the logits: a probability where their softmax is
+    one, a similarity where they are cosines (NTK-CL, nearest class mean), an estimate of a target
+    where they are those of a regression. Networks whose head does not say have probabilities.
 
     Args:
         model: What :func:`.load` returned, on any device.
@@ -98,7 +110,7 @@ def predict(
     for start in range(0, len(paths), _BATCH):
         read = [_read(path, model) for path in paths[start : start + _BATCH]]
         images = [image for image in read if not isinstance(image, str)]
-        told: list[tuple[tuple[str, float], ...]] = []
+        told: list[dict[int, float]] = []
         if images:
             with plain_resource_errors({"device": device}):
                 told = _told(model, _logits(model, images, task, device), top)
@@ -107,7 +119,8 @@ def predict(
             if isinstance(image, str):
                 yield Prediction(path, error=image)
             elif classes := next(rest):
-                yield Prediction(path, classes)
+                named = tuple((model.class_name(c), score) for c, score in classes.items())
+                yield Prediction(path, named, score_name=model.score_name, ids=tuple(classes))
             else:
                 yield Prediction(path, error=f"{path} has no prediction: {_NO_NUMBER}")
 
@@ -140,7 +153,7 @@ def write_csv(path: Path, predictions: Iterable[Prediction], *, top: int = 1) ->
 
 
 def predictions_csv(predictions: Iterable[Prediction], *, top: int = 1) -> str:
-    """Return one row an image: class and probability of each rank, and why there is none.
+    """Return one row an image: class and score of each rank, and why there is none.
 
     Text that a spreadsheet would take for a formula has an apostrophe in front.
 
@@ -149,8 +162,10 @@ def predictions_csv(predictions: Iterable[Prediction], *, top: int = 1) -> str:
         image,class,probability,error
         a.png,cat,0.75,
     """
+    predictions = list(predictions)
+    score = next((told.score_name for told in predictions if told.classes), "probability")
     ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
-    head = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
+    head = [f"{name}{rank}" for rank in ranks for name in ("class", score)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *head, "error"])
@@ -161,19 +176,15 @@ def predictions_csv(predictions: Iterable[Prediction], *, top: int = 1) -> str:
     return text.getvalue()
 
 
-def _told(
-    model: ExportedModel, logits: torch.Tensor, top: int
-) -> list[tuple[tuple[str, float], ...]]:
-    """Return the likeliest classes of each image, trained ones only; none for no numbers."""
-    values, classes = logits.softmax(dim=1).topk(min(top, logits.shape[1]), dim=1)
-    trained = (logits.gather(1, classes) > MASK_VALUE) & values.isfinite()
+def _told(model: ExportedModel, logits: torch.Tensor, top: int) -> list[dict[int, float]]:
+    """Return the scores of the likeliest classes, trained ones only; none for no numbers."""
+    values, classes = logits.topk(min(top, logits.shape[1]), dim=1)
+    scores = model.scores(logits).gather(1, classes)
+    finite = values[:, :1].isfinite()  # the largest; what is no number counts as that
+    trained = (values > MASK_VALUE) & finite & scores.isfinite()
     return [
-        tuple(
-            (model.class_names[c] if c < len(model.class_names) else str(c), float(p))
-            for p, c, known in zip(*row, strict=True)
-            if known
-        )
-        for row in zip(values.tolist(), classes.tolist(), trained.tolist(), strict=True)
+        {c: score for c, score, known in zip(*row, strict=True) if known}
+        for row in zip(classes.tolist(), scores.tolist(), trained.tolist(), strict=True)
     ]
 
 

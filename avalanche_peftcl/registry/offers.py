@@ -141,6 +141,7 @@ class ModelOffers(_Offers):
         backbone: Its frozen part, which need not be stored.
         forward_passes: Of the backbone for one test image.
         classes: What classes it has seen in which task, :class:`.ClassRows`.
+        heads: Its heads, :class:`.Head`; the last predicts.
 
     Example:
         >>> ModelOffers.of(object()).forward_passes
@@ -150,6 +151,7 @@ class ModelOffers(_Offers):
     backbone: Any = None
     forward_passes: int = 1
     classes: Any = None
+    heads: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

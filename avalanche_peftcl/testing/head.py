@@ -120,6 +120,23 @@ class HeadContract:
                 assert logits.shape == (batch, n_rows)
                 assert logits.isfinite().all()
 
+    def test_scores_tell_what_logits_do(self) -> None:
+        """What a person is told (:meth:`~.Head.scores`) stands in the order of the logits.
+
+        Probabilities sum to 1, similarities are cosines.
+        """
+        head = self.learnt()
+        logits = self.logits(head)
+        with torch.no_grad():
+            scores = head.scores(logits)
+        in_order = scores.gather(1, logits.argsort(dim=1)).diff(dim=1)
+        assert scores.isfinite().all()
+        assert (in_order >= -1e-6).all()
+        if head.score_name == "probability":
+            assert torch.allclose(scores.sum(dim=1), torch.ones(len(scores)))
+        if head.score_name == "similarity":
+            assert (scores.abs() <= 1 + 1e-5).all()
+
     def test_learns(self) -> None:
         """Classes are told apart: a fitted head knows all so far, a trained one the last ones."""
         head = self.learnt()

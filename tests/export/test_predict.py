@@ -94,18 +94,30 @@ def test_outputs_that_are_no_numbers_are_no_class(done, images, bad, monkeypatch
     assert second.error is None
 
 
-def test_probabilities_are_those_of_the_logits_in_order(done, images):
+def test_scores_are_cosines_of_class_means_in_order(done, images):
     model = load(done.folder)
     paths = find_images([images / "test" / "one"])
     for prediction in predict(model, paths, top=5):
         with Image.open(prediction.path) as image:
-            expected = model(model.transform(image)[None]).softmax(1)[0]
+            embedded = model.model.embed(model.transform(image)[None])
+        means = model.model.head.prototypes[model.model.classes.keys[:, 1].argsort()]
+        expected = torch.nn.functional.cosine_similarity(embedded, means)
         assert [name for name, _ in prediction.classes] == [
             model.class_names[c] for c in expected.argsort(descending=True)
         ]
         values = [p for _, p in prediction.classes]
         torch.testing.assert_close(torch.tensor(values), expected.sort(descending=True).values)
         assert len(values) == 2  # there are no more classes
+        assert prediction.score_name == "similarity"
+        assert str(prediction).startswith(f"1. {prediction.classes[0][0]} {values[0]:.3f}, 2. ")
+
+
+def test_what_a_softmax_is_of_decides_what_is_told():
+    path = Path("a.png")
+    assert str(Prediction(path, (("cat", 0.75), ("dog", 0.25)))) == "cat 75.0 %, dog 25.0 %"
+    told = Prediction(path, (("cat", 0.75),), score_name="estimate")
+    assert str(told) == "1. cat 0.750 (estimate)"
+    assert predictions_csv([Prediction(path, error="no"), told]).startswith("image,class,estimate,")
 
 
 def test_more_images_than_one_minibatch_stay_in_order(done, images, monkeypatch):
@@ -153,8 +165,9 @@ def test_the_command_tells_each_image_and_fails_if_one_is_unreadable(done, image
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert len(lines) == 10
-    assert lines[0].startswith(f"{good / '0.png'}  seven ")
-    assert ", one " in lines[0]
+    assert lines[0].startswith(f"{good / '0.png'}  1. seven ")
+    assert ", 2. one " in lines[0]
+    assert lines[0].endswith(" (similarity)")
     assert "unreadable: " in result.stderr
     assert "error: 1 of 11 images could not be read" in result.stderr
     rows = list(csv.DictReader(table.open()))
@@ -167,7 +180,7 @@ def test_the_command_tells_each_image_and_fails_if_one_is_unreadable(done, image
         "seven",
     }
     for row in rows[1:]:
-        assert float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1)
+        assert 1 >= float(row["similarity"]) >= float(row["similarity_2"]) >= -1
     result = peftcl(done.folder, good)
     assert (result.exit_code, result.stderr) == (0, "")
 
@@ -179,8 +192,8 @@ def test_a_network_trained_task_by_task_needs_the_task(by_task, images):
     assert "task by task" in result.stderr
     assert "0, 1" in result.stderr
     told = [peftcl(by_task, picture, "--task", task).stdout for task in (0, 1)]
-    assert sorted(line.split()[1] for line in told) == ["one", "seven"]
-    assert all("100.0 %" in line for line in told)  # the only class of its task
+    assert sorted(line.split()[2] for line in told) == ["one", "seven"]
+    assert all(", 2. " not in line for line in told)  # the only class of its task
     assert "there is no task label 5" in peftcl(by_task, picture, "--task", 5).stderr
 
 
@@ -210,7 +223,7 @@ def test_a_file_name_that_is_no_text_is_no_obstacle(done, images, tmp_path):
     picture.write_bytes((images / "test" / "one" / "0.png").read_bytes())
     result = peftcl(done.folder, picture, "--csv", tmp_path / "table.csv")
     assert result.exit_code == 0, result.stderr
-    assert "udcff.png  one" in result.stdout
+    assert "udcff.png  1. one" in result.stdout
     assert b"\xff.png,one," in (tmp_path / "table.csv").read_bytes()
 
 

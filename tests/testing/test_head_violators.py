@@ -110,6 +110,14 @@ def shifting(self, drift):
     self.prototypes = self.prototypes + drift(mean) - mean
 
 
+def as_they_are(self, logits):
+    return 100 * logits
+
+
+def turned_round(self, logits):
+    return (-logits).softmax(dim=1)
+
+
 def normalising(self, drift):
     self.prototypes = nn.functional.normalize(drift(self.prototypes), dim=1) + 0.1
 
@@ -174,6 +182,11 @@ VIOLATORS = [
     ("test_grows_without_touching_old_rows", head_with(HonestLinear, grow=forgetting)),
     ("test_images_are_independent", head_with(Honest, forward=leaning)),
     ("test_precision", head_with(Honest, observe=through_numpy)),
+    ("test_scores_tell_what_logits_do", head_with(HonestLinear, scores=turned_round)),
+    (
+        "test_scores_tell_what_logits_do",
+        head_with(HonestLinear, score_name="similarity", scores=as_they_are),
+    ),
     ("test_order_does_not_matter", head_with(Honest, observe=fading)),
     ("test_settles_once", head_with(HonestRidge, settle=settling_again)),
     ("test_removes_what_it_observed", head_with(Honest, remove=counting_wrong)),

@@ -25,6 +25,7 @@ class CosineHead(Head):
     """
 
     row_tensors = ("weight",)
+    score_name = "similarity"
 
     def __init__(self, in_features: int) -> None:
         super().__init__(in_features)
@@ -54,6 +55,10 @@ class CosineHead(Head):
         """Return logits: ``(B, D)`` to ``(B, R)``."""
         normed = F.normalize(features.float(), dim=1)
         return self.sigma * (normed @ F.normalize(self.weight, dim=1).T)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the cosines, without the factor."""
+        return logits / self.sigma
 
     @torch.no_grad()
     def _draw(self, rows: Sequence[int]) -> None:

@@ -55,6 +55,7 @@ class ExactKernelRidgeHead(Head):
     fitted = True
     row_tensors = ("weight",)
     free_tensors = ("kept", "rows", "weight")
+    score_name = "estimate"
     kept: Tensor
     rows: Tensor
     weight: Tensor
@@ -149,3 +150,7 @@ class ExactKernelRidgeHead(Head):
             kernel = gaussian_kernel(features.float(), self.kept[:solved], self.bandwidth)
             scores = kernel @ self.weight.T
         return scores.masked_fill(~known, MASK_VALUE)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the logits: estimates of a target that is 1 for the class and 0 for others."""
+        return logits

@@ -26,6 +26,7 @@ class Head(Growing):
             head that is fitted knows nothing of its images before :meth:`settle`.
         named: Whether its rows begin with the names of their classes, see :meth:`start`; without
             these it is refused.
+        score_name: What :meth:`scores` returns, in a word.
 
     Example:
         A classifier in closed form, :math:`W = C\,(G + \lambda I)^{-1}` with :math:`G` the sum of
@@ -67,6 +68,7 @@ class Head(Growing):
     fitted: bool = False
     follows: bool = False
     named: bool = False
+    score_name: str = "probability"
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -75,6 +77,17 @@ class Head(Growing):
     def forward(self, features: Tensor) -> Tensor:
         """Return a logit a row: ``(B, D)`` to ``(B, R)``."""
         raise NotImplementedError
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return what a person is told of logits, in their order; here their softmax.
+
+        A head whose logits are cosines, or estimates of targets, says so: a softmax of either is
+        close to even, however sure the head is.
+
+        Args:
+            logits: ``(B, C)``, a column a class; -1000 for one that may not be predicted.
+        """
+        return logits.softmax(dim=1)
 
     # --- an experience, for heads that are fitted ----------------------------------------------
 

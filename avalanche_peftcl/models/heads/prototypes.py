@@ -49,6 +49,7 @@ class PrototypeHead(AdditiveHead):
 
     follows = True
     row_tensors = ("prototypes", "counts")
+    score_name = "similarity"
     prototypes: Tensor
     counts: Tensor
     section_weights: Tensor
@@ -178,6 +179,10 @@ class PrototypeHead(AdditiveHead):
         w = F.normalize(prototypes.reshape(-1, *sections), dim=2)  # (R, S, D / S)
         logits = z.flatten(1) @ (w * self.section_weights[:, None]).flatten(1).T
         return logits.masked_fill(~known, MASK_VALUE)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the mean cosine of the sections, by their weights."""
+        return logits / self.section_weights.abs().sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 @exportable

@@ -89,6 +89,7 @@ class RegressionHead(MomentHead):
 
     summed = "the sums of features of a regression"
     row_tensors = ("sums", "counts", "weight")
+    score_name = "estimate"
     weight: Tensor
     penalty: Tensor
 
@@ -120,3 +121,7 @@ class RegressionHead(MomentHead):
         with torch.autocast(features.device.type, enabled=False):
             scores = self.regressors(features) @ self.weight.T
         return scores.masked_fill(self.counts == 0, MASK_VALUE)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the logits: estimates of a target that is 1 for the class and 0 for others."""
+        return logits

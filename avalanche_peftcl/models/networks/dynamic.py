@@ -93,7 +93,7 @@ class DynamicModel(nn.Module):
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """Its heads; of those that are fitted somebody has to call :meth:`~.Head.observe`."""
+        """Its heads, the last of which predicts; of fitted ones call :meth:`~.Head.observe`."""
         return ()
 
     @property
