@@ -13,6 +13,7 @@ from avalanche_peftcl.registry.wording import show
 Tokenize = Callable[[list[str]], Tensor]
 """From texts to token ids, ``(B, n)``, all of one length."""
 _PROBES = ("a", "zebra", "7")  # texts that begin differently
+_ROWS = 8
 
 
 class TextTower:
@@ -65,8 +66,11 @@ class TextTower:
     def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         """Return the embedding of each name, see :meth:`.TextSide.encode_text`.
 
-        That of a class is computed from its own sentences alone and kept; it is computed again
-        where a weight has changed or goes by another precision.
+        That of a class is computed once and kept; it is computed again where a weight has changed
+        or goes by another precision. What the network runs of a sentence has a shape that its own
+        length says: 8 sentences of that length, missing ones filled with copies, without padding
+        where the network sees nothing of it. So it is the same whatever was asked for beside it:
+        to rounding anywhere, and to the bit where a product's rows do not depend on each other.
 
         Args:
             names: ``C`` names.
@@ -84,13 +88,12 @@ class TextTower:
         state = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
         if state != self._known_of:
             self._known, self._known_of = {}, state
-        found = []
-        for name in names:
-            key = name, templates
-            if key not in self._known:
-                self._known[key] = self._embed(name, templates)
-            found.append(self._known[key])
-        return torch.stack(found)
+        if new := [n for n in dict.fromkeys(names) if (n, templates) not in self._known]:
+            sentences = [t.replace("{}", name) for name in new for t in templates]
+            texts = self._embed(sentences).view(len(new), len(templates), -1)  # (C, T, E)
+            for name, own in zip(new, texts, strict=True):
+                self._known[name, templates] = F.normalize(own.mean(dim=0), dim=0)
+        return torch.stack([self._known[name, templates] for name in names])
 
     @property
     def width(self) -> int:
@@ -163,11 +166,30 @@ class TextTower:
     def _table(self) -> nn.Embedding | None:
         return next((m for m in self.module.modules() if isinstance(m, nn.Embedding)), None)
 
-    def _embed(self, name: str, templates: tuple[str, ...]) -> Tensor:
-        tokens = self.tokens([template.replace("{}", name) for template in templates])
-        with torch.autocast(tokens.device.type, enabled=False):
-            texts = F.normalize(self.module(tokens).float(), dim=1)  # (T, E)
-            return F.normalize(texts.mean(dim=0), dim=0)
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        """Return the embedding of each text, ``(n, E)``, on unit norm."""
+        fill, device = self._fill(), self.tokens(_PROBES[:1]).device
+        by_length: dict[int, list[tuple[int, Tensor]]] = {}
+        for i, text in enumerate(texts):
+            ids = self.tokenize([text])[0]
+            if fill is not None:
+                ids = ids[: int((ids != fill).nonzero().max()) + 1]
+            by_length.setdefault(len(ids), []).append((i, ids))
+        found: dict[int, Tensor] = {}
+        for rows in by_length.values():
+            for start in range(0, len(rows), _ROWS):
+                some = rows[start : start + _ROWS]
+                filled = [ids for _, ids in some] + [some[-1][1]] * (_ROWS - len(some))
+                with torch.autocast(device.type, enabled=False):
+                    made = F.normalize(self.module(torch.stack(filled).to(device)).float(), dim=1)
+                found |= zip((i for i, _ in some), made[: len(some)], strict=True)
+        return torch.stack([found[i] for i in range(len(texts))])
+
+    def _fill(self) -> int | None:
+        """Return the token behind the end of a text, if the network sees nothing of it."""
+        short = self.tokenize(list(_PROBES[:1]))[0]
+        padded = self.masked and len(short) > 1 and bool(short[-1] == short[-2])
+        return int(short[-1]) if padded else None
 
 
 def check_names(names: Sequence[str]) -> None:
