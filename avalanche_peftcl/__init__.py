@@ -15,18 +15,23 @@ __all__ = [
     "Component",
     "PEFTTemplate",
     "__version__",
+    "compare",
     "hookimpl",
     "load",
+    "load_run",
     "run",
     "takes",
 ]
 
 _LAZY = dict.fromkeys(("NTKCL", "PEGP", "PEFTTemplate"), "avalanche_peftcl.training")
 _LAZY |= {"load": "avalanche_peftcl.export.load", "run": "avalanche_peftcl.runs.run"}
+_LAZY |= {"load_run": "avalanche_peftcl.runs.result"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is heavy when it is first asked for; Avalanche takes seconds to import."""
+    if name == "compare":  # a room that is called like a function
+        return import_module("avalanche_peftcl.compare")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,16 @@
-"""Compare run records: methods over seeds, tests between them, published numbers beside them."""
+"""Compare run records: methods over seeds, tests between them, published numbers beside them.
+
+The room is a function as well, :func:`.compare`, so that ``from avalanche_peftcl import compare``
+is one.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from avalanche_peftcl.compare.command import compare_and_show
 from avalanche_peftcl.compare.comparison import Comparison, PairTest, compare_runs
+from avalanche_peftcl.compare.result import ComparisonResult, compare
 from avalanche_peftcl.compare.statistics import (
     Correlation,
     Estimate,
@@ -12,12 +21,22 @@ from avalanche_peftcl.compare.statistics import (
 
 __all__ = [
     "Comparison",
+    "ComparisonResult",
     "Correlation",
     "Estimate",
     "PairTest",
     "PairedTest",
+    "compare",
     "compare_and_show",
     "compare_runs",
     "correlation",
     "paired_t_test",
 ]
+
+
+class _Callable(ModuleType):
+    def __call__(self, *runs: Any, **options: Any) -> ComparisonResult:
+        return compare(*runs, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

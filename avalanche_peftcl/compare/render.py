@@ -50,7 +50,7 @@ _LATEX = {
 def terminal_tables(comparison: Comparison) -> RenderableType:
     """Return the tables for a rich console."""
     parts: list[RenderableType] = []
-    for sheet in _sheets(comparison):
+    for sheet in shown_sheets(comparison):
         parts += [terminal_table(sheet), *map(plain, (*sheet.notes, *sheet.sources)), plain("")]
     return Group(*parts, *map(plain, left_out_lines(comparison)))
 
@@ -58,7 +58,7 @@ def terminal_tables(comparison: Comparison) -> RenderableType:
 def markdown_tables(comparison: Comparison) -> str:
     """Return the tables as Markdown."""
     lines: list[str] = []
-    for sheet in _sheets(comparison):
+    for sheet in shown_sheets(comparison):
         lines += [
             f"## {markdown(sheet.title)}",
             "",
@@ -75,7 +75,7 @@ def markdown_tables(comparison: Comparison) -> str:
 def latex_tables(comparison: Comparison) -> str:
     r"""Return the tables as LaTeX, for a document that has ``\usepackage{booktabs}``."""
     lines = [r"% needs \usepackage{booktabs}"]
-    for sheet in _sheets(comparison):
+    for sheet in shown_sheets(comparison):
         lines += [
             r"\begin{table}",
             r"\centering",
@@ -149,7 +149,8 @@ def _numbers(estimate: Estimate | None) -> list[float | None]:
     return [estimate.mean, estimate.standard_deviation, estimate.half_width]
 
 
-def _sheets(comparison: Comparison) -> tuple[Sheet, ...]:
+def shown_sheets(comparison: Comparison) -> tuple[Sheet, ...]:
+    """Return the tables that are shown, one after the other."""
     sheets = results_sheet(comparison), further_sheet(comparison), pairs_sheet(comparison)
     return tuple(sheet for sheet in sheets if sheet is not None)
 

@@ -3,11 +3,13 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Record", "RunProgress", "read_record", "run_from_file"]
+__all__ = ["Record", "RunProgress", "RunResult", "load_run", "read_record", "run_from_file"]
 
 _HOMES = {
     "Record": "schema",
     "RunProgress": "progress",
+    "RunResult": "result",
+    "load_run": "result",
     "read_record": "reading",
     "run_from_file": "command",
 }

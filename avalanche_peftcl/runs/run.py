@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from avalanche_peftcl.config import RunConfig
+from avalanche_peftcl.config.asked import Asked, config_from
 from avalanche_peftcl.config.plan import make_plan
 from avalanche_peftcl.config.resources import (
     check_open_files,
@@ -24,20 +25,21 @@ from avalanche_peftcl.runs.precision import settle_precision
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.report import terminal_report
+from avalanche_peftcl.runs.result import RunResult
 from avalanche_peftcl.runs.saved import finished_run, saved_run
 from avalanche_peftcl.runs.signals import how_to_stop
 from avalanche_peftcl.runs.surroundings import controlled, plain_data_errors, seed_all
 
 
 def run(
-    config: RunConfig,
-    *,
+    config: Asked,
+    *overrides: str,
     registry: Registry | None = None,
     overwrite: bool = False,
     resume: bool = False,
     floors: bool = False,
     reporter: RunProgress | None = None,
-) -> RunRecord:
+) -> RunResult:
     """Train and evaluate one configuration, experience by experience.
 
     The run record is written before the first experience and after each, and a checkpoint too;
@@ -46,7 +48,9 @@ def run(
     before when it returns.
 
     Args:
-        config: What to run.
+        config: What to run: a :class:`RunConfig`, a mapping, YAML as text or a file's path, see
+            :func:`.config_from`.
+        *overrides: Settings that replace it, as on the command line: ``"strategy.lr=0.1"``.
         registry: Components to choose from; ``None`` discovers the installed ones.
         overwrite: Replace an earlier run in the output folder instead of refusing.
         resume: Go on with the run in the output folder from its last checkpoint; begin it if
@@ -57,7 +61,7 @@ def run(
         reporter: Shows the run; ``None`` shows nothing.
 
     Returns:
-        The run record, as written.
+        What it gave; its record is as written.
 
     Raises:
         ConfigError: A setting or option that cannot be used, a device that is not there, an output
@@ -73,6 +77,7 @@ def run(
         NotFiniteError: Weights, losses, features or outputs that are not finite numbers; the
             experiences finished before are on disk.
     """
+    config = config_from(config, overrides)
     registry = discover() if registry is None else registry
     reporter = RunProgress() if reporter is None else reporter
     there = check_output(config.output, overwrite=overwrite, resume=resume)
@@ -89,7 +94,7 @@ def run(
     for floor, goes_on in floors_of(config, done.record, registry) if floors else ():
         show = RunProgress(reporter.console)
         run(floor, registry=registry, overwrite=True, resume=goes_on, reporter=show)
-    return done
+    return RunResult(done.folder, done.record)
 
 
 def _run(
