@@ -11,6 +11,7 @@ from avalanche_peftcl.registry.hookspecs import hookimpl
 _MODELS = "avalanche_peftcl.models"
 _BENCHMARKS = "avalanche_peftcl.benchmarks"
 _TRAINING = "avalanche_peftcl.training"
+_OPEN_CLIP = ("open_clip_torch", "transformers")  # the second for text towers of Hugging Face
 _WITHOUT_DOMAINS: tuple[Scenario, ...] = ("class", "task", "online")
 _WITHOUT_TASK_LABELS: tuple[Scenario, ...] = ("class", "domain", "online")
 
@@ -33,11 +34,13 @@ def peftcl_backbones() -> Iterable[Component]:
             "open_clip",
             f"{_MODELS}.backbones.open_clip:create_open_clip",
             source="any open_clip model with a ViT; CLIP, Radford et al., arXiv 2103.00020",
+            libraries=_OPEN_CLIP,
         ),
         Component(
             "dual_encoder",
             f"{_MODELS}.backbones.dual_encoder:create_dual_encoder",
             source="image and text towers trained apart; LiT, Zhai et al., arXiv 2111.07991",
+            libraries=_OPEN_CLIP,
         ),
     )
 

@@ -12,6 +12,7 @@ from avalanche_peftcl.registry.wording import join, show
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 Scenario = Literal["class", "task", "domain", "online"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
@@ -26,10 +27,14 @@ class Component:
             keyword arguments are the options, their annotations the types that are allowed.
         source: Paper or code that it follows.
         scenarios: Scenarios that it serves; a run in another is refused before anything is loaded.
+        libraries: Names of further distributions that it computes with, such as ``"scipy"``. A run
+            records their versions, where they are installed, and goes on with the same ones only;
+            the one that offers it, torch, timm and peft are recorded in any case.
 
     Raises:
         ConfigError: If the name is not lower_snake_case, ``build`` neither a callable nor an import
-            path of that form, the source no text, or a scenario none of the four.
+            path of that form, the source no text, a scenario none of the four, or a library no
+            name of a distribution.
 
     Example:
         >>> Component("counter", "collections:Counter", source="Python").load()
@@ -40,6 +45,7 @@ class Component:
     build: Callable[..., Any] | str
     source: str
     scenarios: tuple[Scenario, ...] = SCENARIOS
+    libraries: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -68,6 +74,14 @@ class Component:
             raise ConfigError(
                 f"component {self.name!r}: scenarios={show(served)} is not a tuple of some of "
                 f"{join(map(repr, SCENARIOS))}"
+            )
+        named = self.libraries
+        if not isinstance(named, tuple) or not all(
+            isinstance(each, str) and _DISTRIBUTION.fullmatch(each) for each in named
+        ):
+            raise ConfigError(
+                f"component {self.name!r}: libraries={show(named)} is not a tuple of names of "
+                'distributions, such as ("scipy",)'
             )
 
     def load(self) -> Callable[..., Any]:

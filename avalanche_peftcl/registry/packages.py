@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import Distribution, EntryPoint, version
 from itertools import islice
 from typing import Any
@@ -197,7 +197,7 @@ def _offered(hook: str, offer: Any) -> Iterator[Component]:
         if not isinstance(component, Component):
             raise ConfigError(f"hook {hook} must offer Component, not {show(component)}")
         # made again, which checks it: a subclass may lie
-        yield Component(component.name, component.build, component.source, component.scenarios)
+        yield Component(*(getattr(component, field.name) for field in fields(Component)))
 
 
 def _warn(text: str) -> None:

@@ -4,8 +4,9 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -89,9 +90,17 @@ def describe_platform(device: torch.device) -> dict[str, str | int | None]:
     }
 
 
-def describe_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+def describe_versions(entries: Iterable[Entry]) -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on.
+
+    Args:
+        entries: Components of a run; what they compute with is told where it is installed.
+    """
+    told = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    for name in sorted({name for entry in entries for name in entry.component.libraries}):
+        with suppress(PackageNotFoundError):
+            told[name] = version(name)
+    return told
 
 
 def now() -> str:

@@ -97,9 +97,9 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions_of(entries: Iterable[Entry]) -> dict[str, str]:
     """Return the versions of what a result depends on: libraries, and components but loggers."""
-    libraries = {k: v for k, v in describe_versions().items() if k != "python"}
-    needed = (each.provider for each in entries if each.kind != "logger")
-    return libraries | {provider.name: provider.version for provider in needed}
+    needed = [each for each in entries if each.kind != "logger"]
+    libraries = {k: v for k, v in describe_versions(needed).items() if k != "python"}
+    return libraries | {each.provider.name: each.provider.version for each in needed}
 
 
 def _told(value: Any) -> Any:

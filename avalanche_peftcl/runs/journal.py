@@ -105,7 +105,7 @@ class Journal:
             "weights_sha256": weights,
             "model_name": BackboneOffers.of(backbone.network).model_name,
             "platform": describe_platform(torch.device(strategy.device)),
-            "versions": describe_versions(),
+            "versions": describe_versions(plan.entries),
             "resume_obstacles": self._checkpoints.obstacles,
             "joint": self._joint,
         }

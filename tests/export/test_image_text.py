@@ -1,6 +1,7 @@
 """A run by class names: stopped and gone on with, exported, and predicting without texts."""
 
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -57,6 +58,8 @@ def test_a_run_by_class_names_is_exported_and_predicts_without_a_text_side(
     settings, options = made
     report = run(RunConfig.model_validate(settings))
     assert report.record.not_exported is None
+    for library in ("open_clip_torch", "transformers"):
+        assert report.record.versions[library] == version(library)
     assert report.record.protocol.normalisation["resize_mode"] == "squash"
     backbone = create_dual_encoder(**options, resize_mode="squash")
     network = load(tmp_path / "run", backbone=backbone)

@@ -54,5 +54,11 @@ def test_bad_scenarios(served):
     )
 
 
+@pytest.mark.parametrize("named", ["scipy", ["scipy"], ("",), ("scipy>=1",), (1,), None])
+def test_bad_libraries(named):
+    with pytest.raises(ConfigError, match=r"component 'thing': libraries=.* is not a tuple of nam"):
+        Component("thing", build, source="", libraries=named)
+
+
 def test_a_component_serves_all_scenarios_unless_it_says_otherwise():
     assert Component("thing", build, source="").scenarios == ("class", "task", "domain", "online")

@@ -113,6 +113,7 @@ def test_the_metrics_say_what_was_run(done):
     assert first["train_images"] == 8
     assert [e["test_images"] for e in protocol["experiences"]] == metrics["test_images"]
     assert {"python", "avalanche-lib", "torch", "timm", "peft"} <= metrics["versions"].keys()
+    assert not {"open_clip_torch", "transformers"} & metrics["versions"].keys()
     assert re.fullmatch("[0-9a-f]{64}", metrics["weights_sha256"])
     assert metrics["model_name"] == BACKBONE["model_name"]
     assert [c["kind"] for c in metrics["components"]] == ["backbone", "benchmark", "strategy"]
