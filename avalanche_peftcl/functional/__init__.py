@@ -101,6 +101,8 @@ from avalanche_peftcl.functional.ridge import (
     generalised_cross_validation,
     kernel_spectrum,
     penalties,
+    prior_cross_validation,
+    prior_weight,
     scale_free_cross_validation,
     spectrum,
 )
@@ -174,6 +176,8 @@ __all__ = [
     "pooled_nce",
     "predicted_change",
     "predicted_refit",
+    "prior_cross_validation",
+    "prior_weight",
     "ratio_directions",
     "relative_movement",
     "released_accuracy",

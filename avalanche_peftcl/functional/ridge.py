@@ -12,6 +12,7 @@ from torch import Tensor
 
 _DECADES, _STEPS = 8, 4  # of the grid: to each side of the mean squared length, and a decade
 _SPARE = 8  # random columns beyond the rank
+_LEAST = 1e-3  # weight of a prior, times the length of a feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +24,21 @@ class Spectrum:
         vectors: Their eigenvectors, ``(M, K)``.
         projected: ``P``, ``(K, R)``.
         n: Number of images.
+        squared: Sum of their squared targets; ``None`` where these are one-hot, then ``n``.
     """
 
     values: Tensor
     vectors: Tensor
     projected: Tensor
     n: int
+    squared: float | None = None
 
     def solve(self, penalty: Tensor) -> Tensor:
         """Return ``W``, ``(M, R)``."""
         return self.vectors @ (self.projected / (self.values + penalty)[:, None])
 
 
-def spectrum(gram: Tensor, targets: Tensor, *, n: int) -> Spectrum:
+def spectrum(gram: Tensor, targets: Tensor, *, n: int, squared: float | None = None) -> Spectrum:
     r"""Decompose ``G``.
 
     Its rank is at most ``n``. Where that is less than half its width, an orthonormal basis ``Q`` of
@@ -47,6 +50,7 @@ def spectrum(gram: Tensor, targets: Tensor, *, n: int) -> Spectrum:
         gram: ``G``, ``(M, M)``, in float64.
         targets: ``C``, ``(M, R)``.
         n: Number of images that were summed.
+        squared: Sum of their squared targets, where these are not one-hot.
 
     Source:
         Halko, Martinsson and Tropp, SIAM Review 2011, algorithms 4.1 and 5.3.
@@ -62,7 +66,7 @@ def spectrum(gram: Tensor, targets: Tensor, *, n: int) -> Spectrum:
     rank = min(int((values > noise).sum()), n)
     first = len(values) - rank
     vectors = vectors[:, first:] if basis is None else basis @ vectors[:, first:]
-    return Spectrum(values[first:], vectors, vectors.T @ targets, n)
+    return Spectrum(values[first:], vectors, vectors.T @ targets, n, squared)
 
 
 def kernel_spectrum(kernel: Tensor, targets: Tensor) -> Spectrum:
@@ -94,7 +98,8 @@ def generalised_cross_validation(spectrum: Spectrum, penalties: Tensor) -> Tenso
     .. math:: \mathrm{GCV}(\lambda) = \frac{\lVert Y - \hat Y_\lambda \rVert^2 / n}
         {\bigl(1 - \sum_k \frac{w_k}{w_k + \lambda} / n\bigr)^2}
 
-    The squared targets of ``n`` images with one class each sum to ``n``. The parts of numerator and
+    The squared targets of ``n`` images with one class each sum to ``n``; others may have another
+    sum (:attr:`Spectrum.squared`). The parts of numerator and
     denominator that no penalty fits stand apart from those that vanish with :math:`\lambda`, so
     that nothing cancels where the features fit every target.
 
@@ -171,12 +176,80 @@ def scale_free_cross_validation(spectrum: Spectrum, penalties: Tensor) -> Tensor
     return 1 - cosine.nan_to_num(0.0).clamp(-1, 1)
 
 
+def prior_weight(spectrum: Spectrum, prior: Tensor) -> Tensor:
+    r"""Return the least-squares weight for the targets of a prior ``T`` that is linear in ``h``.
+
+    .. math:: \beta = \frac{\langle Y, H T \rangle}{\lVert H T \rVert^2}
+
+    with the rows of ``H`` the features. It is at least a thousandth of the inverse of a feature's
+    length: a prior that says nothing, or the contrary, has no other.
+
+    Args:
+        spectrum: Of the statistics.
+        prior: :math:`V^\top T`, ``(K, R)``.
+
+    Returns:
+        ``()``.
+
+    Example:
+        >>> h, y = torch.randn(9, 2).double(), torch.eye(2).double()[[0, 1, 0, 1, 0, 1, 0, 1, 0]]
+        >>> there = spectrum(h.T @ h, h.T @ y, n=9)
+        >>> best = there.solve(torch.tensor(0.0))
+        >>> round(float(prior_weight(there, there.vectors.T @ best / 3)), 6)
+        3.0
+    """
+    length = (prior.square() * spectrum.values[:, None]).sum()
+    weight = ((prior * spectrum.projected).sum() / length).nan_to_num(0.0, 0.0, 0.0)
+    return weight.clamp_min(_LEAST * (spectrum.n / spectrum.values.sum()).sqrt())
+
+
+def prior_cross_validation(
+    spectrum: Spectrum, prior: Tensor, penalties: Tensor, *, most: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Return for each penalty the error to expect beside a prior, and the prior's best weight.
+
+    .. math:: \frac{\lVert (I - H_\lambda)(Y - b\,H T) \rVert^2 / n}
+        {\bigl(1 - \sum_k \frac{w_k}{w_k + \lambda} / n\bigr)^2}
+
+    is the error of :func:`generalised_cross_validation` where the regression is of what the prior
+    leaves, and it is least in ``b`` where its derivative is 0.
+
+    Args:
+        spectrum: Of the statistics.
+        prior: :math:`V^\top T`, ``(K, R)``.
+        penalties: ``(L,)``.
+        most: What no weight is above; none is below 0.
+
+    Returns:
+        Errors and weights ``b``, each ``(L,)``.
+
+    Source:
+        This package.
+
+    Example:
+        >>> h, y = torch.randn(9, 2).double(), torch.eye(2).double()[[0, 1, 0, 1, 0, 1, 0, 1, 0]]
+        >>> there, none = spectrum(h.T @ h, h.T @ y, n=9), torch.tensor(0.0)
+        >>> prior, grid = torch.eye(2).double(), torch.tensor([0.5, 2.0])
+        >>> errors, _ = prior_cross_validation(there, prior, grid, most=none)
+        >>> torch.allclose(errors, generalised_cross_validation(there, grid))
+        True
+    """
+    n, (_, squared, freedom) = spectrum.n, _unfitted(spectrum, penalties)
+    left = (penalties[:, None] / (spectrum.values + penalties[:, None])).square()  # (L, K)
+    inner = left @ (prior * spectrum.projected).sum(dim=1)
+    length = left @ (prior.square().sum(dim=1) * spectrum.values)
+    weight = (inner / length).nan_to_num(0.0, 0.0, 0.0).clamp_min(0).clamp_max(most)
+    error = (squared - 2 * weight * inner + weight.square() * length).clamp_min(0)
+    return n * error / freedom.square(), weight
+
+
 def _unfitted(spectrum: Spectrum, penalties: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return <Y, (I - H) Y>, the squared length of (I - H) Y and the trace of I - H, each (L,)."""
     w, n = spectrum.values, spectrum.n
     fitted = spectrum.projected.square().sum(dim=1) / w  # (K,) squared targets along each direction
     left = penalties[:, None] / (w + penalties[:, None])  # (L, K) share of them that is not fitted
-    rest = (n - fitted.sum()).clamp_min(0)
+    total = n if spectrum.squared is None else spectrum.squared
+    rest = (total - fitted.sum()).clamp_min(0)
     linear = rest + (fitted * left).sum(dim=1)
     squared = rest + (fitted * left.square()).sum(dim=1)
     return linear, squared, (n - len(w)) + left.sum(dim=1)

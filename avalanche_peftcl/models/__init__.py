@@ -33,6 +33,7 @@ from avalanche_peftcl.models.heads.ridge import RidgeHead, build_ridge
 from avalanche_peftcl.models.heads.rows import ClassRows
 from avalanche_peftcl.models.heads.text_context import TextContextHead, build_text_context
 from avalanche_peftcl.models.heads.zero_shot import ClassTexts, ZeroShotHead, build_zero_shot
+from avalanche_peftcl.models.heads.zero_shot_ridge import ZeroShotRidgeHead, build_zero_shot_ridge
 from avalanche_peftcl.models.modules.adapter import Adapter, AdapterBranch, build_adapters
 from avalanche_peftcl.models.modules.attention_adapter import (
     AttentionAdapter,
@@ -123,6 +124,7 @@ __all__ = [
     "ViTBackbone",
     "Views",
     "ZeroShotHead",
+    "ZeroShotRidgeHead",
     "attend_with_prefix",
     "attend_with_prompts",
     "block_features",
@@ -145,6 +147,7 @@ __all__ = [
     "build_ridge",
     "build_text_context",
     "build_zero_shot",
+    "build_zero_shot_ridge",
     "create_backbone",
     "create_dual_encoder",
     "create_open_clip",

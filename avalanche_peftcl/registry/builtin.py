@@ -137,6 +137,11 @@ def peftcl_heads() -> Iterable[Component]:
             source="cosines to texts of class names; CLIP, Radford et al., arXiv 2103.00020",
         ),
         Component(
+            "zero_shot_ridge",
+            f"{heads}.zero_shot_ridge:build_zero_shot_ridge",
+            source="ridge regression beside zero-shot logits; after RAIL, arXiv 2406.18868",
+        ),
+        Component(
             "text_context",
             f"{heads}.text_context:build_text_context",
             source="CoOp, arXiv 2109.01134; a context an experience: PEGP, arXiv 2405.13383",

@@ -9,6 +9,7 @@ import tests.models.backbones.test_dual_encoder as dual_encoder
 import tests.models.backbones.test_open_clip as open_clip
 import tests.models.heads.test_text_context as text_context
 import tests.models.heads.test_zero_shot as zero_shot
+import tests.models.heads.test_zero_shot_ridge as zero_shot_ridge
 import tests.models.modules.test_attention_adapter as attention_adapter
 import tests.models.modules.test_injection as injection
 import tests.models.modules.test_linear_adapter as linear_adapter
@@ -68,6 +69,7 @@ KEPT = {
         "ridge": parts.TestRidge,
         "text_context": text_context.TestContract,
         "zero_shot": zero_shot.TestContract,
+        "zero_shot_ridge": zero_shot_ridge.TestContract,
     },
     "strategy": {
         "closed_form": methods.TestClosedForm,

@@ -115,7 +115,7 @@ class ZeroShotHead(Head):
     """
 
     named = True
-    row_tensors = ("rows",)
+    row_tensors: tuple[str, ...] = ("rows",)
     rows: Tensor
     scale: Tensor
 
@@ -133,8 +133,8 @@ class ZeroShotHead(Head):
         """
         if self.texts is None:
             raise ConfigError(
-                "a zero_shot head of an exported network knows the classes that it was made with; "
-                "for others build it with a backbone that has a text side"
+                f"a {type(self).__name__} of an exported network knows the classes that it was "
+                "made with; for others build it with a backbone that has a text side"
             )
         self.rows[len(self.rows) - len(names) :] = self.texts(names).to(self.rows)
 
