@@ -123,6 +123,17 @@ def run(
             "each in OUTPUT/floors.",
         ),
     ] = False,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Show the configuration with every default; no run."),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Build everything, show what would be done and how long it takes; no run.",
+        ),
+    ] = False,
 ) -> None:
     """Train and evaluate one configuration and write its record.
 
@@ -154,6 +165,9 @@ def run(
     environment variable AVALANCHE_PEFTCL_FEATURES=FOLDER the features of frozen
     networks stay there (up to 4 GiB), for closed_form and nearest_class_mean.
 
+    --dry-run builds the run, times a few minibatches that are thrown away, and
+    writes nothing.
+
     Exit status 1 if one of several seeds failed.
     """
     from avalanche_peftcl.sweeps.command import run_as_asked
@@ -168,6 +182,8 @@ def run(
         ray=ray,
         floors=floors,
         console=standard_console(),
+        print_config=print_config,
+        dry_run=dry_run,
     )
     if not succeeded:
         raise typer.Exit(1)

@@ -23,7 +23,7 @@ def config_from(asked: Asked, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: Settings that replace it, each ``"key=value"`` as on the command line.
 
     Raises:
-        ConfigError: As :func:`load_config`; also if it is none of these, or several seeds.
+        ConfigError: As :func:`load_config`; also if it is none of these.
 
     Example:
         >>> parts = {"backbone": "vit_glyph", "benchmark": "digits", "strategy": {"name": "pegp"}}
@@ -48,11 +48,6 @@ def config_from(asked: Asked, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(
             "a run is a RunConfig, a mapping, YAML as text or the path of a YAML file; got "
             f"{show(asked)}"
-        )
-    if config.seeds is not None:
-        raise ConfigError(
-            f"one run has one seed, and {show(config.seeds)} are given; say which (seed=0, "
-            "seeds=null), a run each, or take peftcl run --seeds"
         )
     return config
 

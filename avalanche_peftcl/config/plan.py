@@ -201,6 +201,28 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
     return plan
 
 
+def resolved_settings(config: RunConfig, registry: Registry) -> dict[str, Any]:
+    """Return a configuration as plain values with the defaults of all options.
+
+    Args:
+        config: A run, or several seeds of it; of these the benchmark keeps no seed of its own.
+        registry: Components to choose from.
+
+    Raises:
+        PEFTCLError: As :func:`make_plan`.
+    """
+    if config.seeds is None:
+        return make_plan(config, registry).settings
+    settings = make_plan(config.for_seed(config.seeds[0]), registry).settings
+    if "seed" not in config.benchmark.options:
+        settings["benchmark"].pop("seed", None)
+    settings["output"] = str(config.output)
+    return {
+        ("seeds" if k == "seed" else k): config.seeds if k == "seed" else v
+        for k, v in settings.items()
+    }
+
+
 def _check_strategy(plan: Plan) -> None:
     """Refuse what the strategy has no use for, and a strategy that cannot be measured."""
     (strategy,) = plan.of("strategy")

@@ -65,6 +65,8 @@ class Journal:
 
     Attributes:
         at: How far the run is.
+        stream: What there is to learn and to be tested on.
+        joint: Whether all experiences are trained on at once.
         total: Experiences of the run.
         visits: What is trained on, one after the other, see :func:`.visits`.
 
@@ -79,9 +81,9 @@ class Journal:
         strategy, config = method.strategy, plan.config
         self._plan, self._output = plan, config.output
         self._backbone, self._benchmark, self._method = backbone.network, benchmark, method
-        self._stream = describe_stream(benchmark, backbone.input_config)
+        self.stream = describe_stream(benchmark, backbone.input_config)
         self._components = describe_components(plan.entries)
-        self._joint = StrategyOffers.of(strategy).joint
+        self.joint = StrategyOffers.of(strategy).joint
         self.visits = visits(strategy, benchmark.train_stream)
         weights = weights_sha256(backbone.network)
         self._checkpoints = Checkpoints(
@@ -90,12 +92,12 @@ class Journal:
             backbone=backbone.network,
             visits=self.visits,
             tests=list(benchmark.test_stream),
-            identity=replace(identity, weights=weights, stream=self._stream.model_dump()),
+            identity=replace(identity, weights=weights, stream=self.stream.model_dump()),
             every=config.checkpoint_every,
         )
         self._strangers: list[str] = []
         self._written: Record | None = None
-        self.at, self.total = Standing(started_at=now()), len(self._stream.experiences)
+        self.at, self.total = Standing(started_at=now()), len(self.stream.experiences)
         self._matrix_file = MatrixFile(config.output, self.total)
         self._fixed: dict[str, Any] = {
             "format": FORMAT,
@@ -107,14 +109,14 @@ class Journal:
             "platform": describe_platform(torch.device(strategy.device)),
             "versions": describe_versions(plan.entries),
             "resume_obstacles": self._checkpoints.obstacles,
-            "joint": self._joint,
+            "joint": self.joint,
         }
 
     def headline(self, device: torch.device) -> str:
         """Return what is run, on what, in one line."""
         config = self._plan.config
         return (
-            f"{config.strategy.name} on {config.benchmark.name} ({self._stream.scenario}, "
+            f"{config.strategy.name} on {config.benchmark.name} ({self.stream.scenario}, "
             f"{self.total} experiences), backbone {config.backbone.name}, seed {config.seed}, "
             f"device {device}"
         )
@@ -122,7 +124,7 @@ class Journal:
     @property
     def next(self) -> int:
         """How many experiences will be finished after the next; joint training has all at once."""
-        return self.total if self._joint else self.at.finished + 1
+        return self.total if self.joint else self.at.finished + 1
 
     def take_folder(
         self, there: Stamp | None, *, overwrite: bool, resume: bool, until: ExitStack
@@ -246,11 +248,11 @@ class Journal:
             complete=at.finished == self.total,
             experiences=Progress(total=self.total, finished=at.finished),
             protocol=describe_protocol(
-                self._stream, method.strategy, self._benchmark, self._components
+                self.stream, method.strategy, self._benchmark, self._components
             ),
             trainable=[Parameter(name=name, shape=list(shape)) for name, shape in at.trainable],
             accuracy=accuracy,
-            per_domain=per_domain(self._stream, accuracy.per_task),
+            per_domain=per_domain(self.stream, accuracy.per_task),
             cost=Cost.model_validate(method.cost.summary()),
             further_metrics=at.further,
             metric_summaries=describe_metrics(method.metrics),

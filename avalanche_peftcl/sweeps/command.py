@@ -7,7 +7,9 @@ from rich.console import Console
 
 from avalanche_peftcl.config import load_config, parse_seeds
 from avalanche_peftcl.config.resources import check_home
+from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry import discover
 
 
 def run_as_asked(
@@ -21,6 +23,8 @@ def run_as_asked(
     ray: str | None,
     floors: bool,
     console: Console,
+    print_config: bool = False,
+    dry_run: bool = False,
 ) -> bool:
     """Run what the words of the command line ask for.
 
@@ -34,6 +38,8 @@ def run_as_asked(
         ray: Where Ray is, if the seeds run there.
         floors: Whether the floors of the run, or of every seed, are run too.
         console: Where progress and result are shown.
+        print_config: Whether the configuration is shown with every default, and nothing is run.
+        dry_run: Whether everything is built, and nothing is run.
 
     Returns:
         Whether all that was to run has succeeded.
@@ -45,6 +51,13 @@ def run_as_asked(
     if resume is not None and (seeds is not None or jobs != 1 or ray is not None):
         raise ConfigError(
             "--resume goes on with one run; several seeds go on by the command that began them"
+        )
+    if print_config and dry_run:
+        raise ConfigError("--print-config and --dry-run are two things; leave one out")
+    if resume is not None and (print_config or dry_run):
+        raise ConfigError(
+            f"a run that goes on keeps its settings: they are in {resume}/config.yaml; without "
+            "--resume --print-config and --dry-run take a YAML file"
         )
     check_home()
     if config is not None and "=" in config.name and not config.exists():
@@ -65,6 +78,16 @@ def run_as_asked(
         raise ConfigError("give a YAML file that describes the run, or --resume FOLDER")
     wanted = None if seeds is None else parse_seeds(seeds)
     settings = load_config(config, overrides, seeds=wanted)
+    if print_config:
+        from avalanche_peftcl.config.plan import resolved_settings
+
+        console.out(dump_settings(resolved_settings(settings, discover())), end="", highlight=False)
+        return True
+    if dry_run:
+        from avalanche_peftcl.runs.dry_run import dry_run as build_only
+
+        build_only(settings, console=console, overwrite=overwrite)
+        return True
     if settings.seeds is not None:
         from avalanche_peftcl.sweeps.sweep import run_sweep
 

@@ -32,8 +32,6 @@ def test_all_forms_say_the_same(tmp_path):
         ("output: [", "the configuration is not valid YAML"),
         ("just: one", "the configuration: the key 'output' is missing"),
         (7, "a RunConfig, a mapping, YAML as text or the path of a YAML file; got 7"),
-        (SETTINGS | {"seeds": [0, 1]}, "one run has one seed"),
-        (RunConfig.model_validate(SETTINGS | {"seeds": [0, 1]}), "one run has one seed"),
     ],
 )
 def test_what_is_no_run_is_told(asked, said):
