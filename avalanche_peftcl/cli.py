@@ -274,9 +274,12 @@ def plugins() -> None:
 @app.command("export")
 def export_network(
     folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="File to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")],
     with_backbone: Annotated[
         bool, typer.Option("--with-backbone", help="Put the frozen network's weights in too.")
+    ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write a graph of ONNX, backbone and all.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is there.")
@@ -292,12 +295,27 @@ def export_network(
     differs; a download or a file of weights is the caller's to allow. A network
     of your own exports if its class or builder is decorated with
     avalanche_peftcl.models.exportable.
+
+    --onnx writes a graph for programs without this package (extra "onnx"): any
+    number of prepared images to logits, in float32, compared with onnxruntime
+    to 1e-5 before it is written. Class names and what is expected of an image
+    stand in its metadata.
     """
     from avalanche_peftcl.config.resources import check_home
 
     check_home()  # the network may be one whose package imports Avalanche
-    from avalanche_peftcl.export.command import export_and_show
+    from avalanche_peftcl.export.command import export_and_show, onnx_and_show
 
+    if onnx:
+        onnx_and_show(
+            folder,
+            file,
+            overwrite=overwrite,
+            checkpoint=checkpoint,
+            pretrained=pretrained,
+            console=standard_console(),
+        )
+        return
     export_and_show(
         folder,
         file,

@@ -9,6 +9,7 @@ __all__ = [
     "ConfigWarning",
     "DataError",
     "DivergenceWarning",
+    "ExportError",
     "NotFiniteError",
     "PEFTCLError",
     "PluginLoadWarning",
@@ -46,6 +47,10 @@ class DataError(PEFTCLError, ValueError):
 
 class CheckpointError(PEFTCLError, RuntimeError):
     """Weights or a checkpoint that cannot be had or do not fit."""
+
+
+class ExportError(PEFTCLError, RuntimeError):
+    """A trained network that cannot be written in the form that was asked for."""
 
 
 class ProtocolError(PEFTCLError, ValueError):

@@ -8,8 +8,8 @@ from rich.console import Console
 from avalanche_peftcl.console import complain, plain
 from avalanche_peftcl.export.load import load
 from avalanche_peftcl.export.predict import find_images, predict, write_csv
-from avalanche_peftcl.export.write import export_run
-from avalanche_peftcl.files import check_writable
+from avalanche_peftcl.export.write import check_holds_network, export_run, refuse_present
+from avalanche_peftcl.files import check_writable, write_file
 from avalanche_peftcl.models.device import check_device
 
 
@@ -48,6 +48,45 @@ def export_and_show(
     say = f"{file}: {info.strategy['name']} after {info.finished} of {info.total} experiences, "
     whose = "with" if info.backbone_included else "without"
     console.print(plain(f"{say}{whose} the weights of {info.backbone.name}"), soft_wrap=True)
+
+
+def onnx_and_show(
+    source: Path,
+    file: Path,
+    *,
+    overwrite: bool,
+    checkpoint: Path | None,
+    pretrained: bool,
+    console: Console,
+) -> None:
+    """Write a trained network as a graph of ONNX, and say what it takes.
+
+    Args:
+        source: The run's folder, or a file of an export.
+        file: The new file.
+        overwrite: Whether a file that is there is replaced.
+        checkpoint: The backbone's weights, if they are not bundled.
+        pretrained: Whether they may be downloaded, instead.
+        console: Where to.
+
+    Raises:
+        PEFTCLError: As :func:`.load` and :func:`.onnx_bytes`.
+    """
+    from avalanche_peftcl.export.graph import onnx_bytes  # torch.export takes a while
+
+    check_writable(file)
+    refuse_present(file, overwrite)
+    if source.is_dir():
+        check_holds_network(source)
+    model = load(source, checkpoint=checkpoint, pretrained=pretrained)
+    write_file(file, onnx_bytes(model))
+    size = model.input_config.img_size
+    takes = f"images (B, 3, {size}, {size})" + (", task_labels (B,)" if model.task_labels else "")
+    whole = "" if model.info.mixed_precision == "no" else ", in float32 where the run had autocast"
+    console.print(
+        plain(f"{file}: {takes} to logits (B, {len(model.class_names)}), ONNX{whole}"),
+        soft_wrap=True,
+    )
 
 
 def predict_and_show(

@@ -128,11 +128,9 @@ def export_run(
         CheckpointError: As :func:`load`.
     """
     check_writable(path)
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path} is there already; name another file or add --overwrite")
+    refuse_present(path, overwrite)
+    check_holds_network(folder)
     source = folder / MODEL_FILE
-    if not source.is_file():
-        raise ConfigError(_why_missing(folder))
     info, trained, frozen = read_export(source)
     allowed = {"checkpoint": checkpoint, "pretrained": pretrained}
     given = with_backbone or checkpoint or pretrained or backbone is not None
@@ -146,6 +144,26 @@ def export_run(
         frozen = (backbone or build_backbone(source, info, {}, allowed)).state_dict()
     write_file(path, _encode(info, trained, frozen))
     return info
+
+
+def refuse_present(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file that nobody gave up.
+
+    Raises:
+        ConfigError: If it is there, and ``overwrite`` is false.
+    """
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} is there already; name another file or add --overwrite")
+
+
+def check_holds_network(folder: Path) -> None:
+    """Refuse a folder without a trained network.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    if not (folder / MODEL_FILE).is_file():
+        raise ConfigError(_why_missing(folder))
 
 
 def _encode(info: ExportInfo, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> bytes:

@@ -40,7 +40,7 @@ class Sketch(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the projection: ``(B, D)`` to ``(B, K)``."""
-        z = features.new_zeros(len(features), self.out_features)
+        z = features.new_zeros(features.shape[0], self.out_features)
         return z.index_add(1, self.buckets, features * self.signs.to(features))
 
 

@@ -78,7 +78,7 @@ def in_front(heads: Tensor, tokens: Tensor) -> Tensor:
     Returns:
         ``(B, H, P + N, D / H)``, in the dtype of ``tokens``.
     """
-    heads = heads.to(tokens.dtype).expand(len(tokens), -1, -1, -1)
+    heads = heads.to(tokens.dtype).expand(tokens.shape[0], -1, -1, -1)
     return torch.cat([heads, tokens], dim=2)
 
 

@@ -192,7 +192,7 @@ class GaussianHead(SolvedHead):
     def forward(self, features: Tensor) -> Tensor:
         """Return log probabilities: ``(B, D)`` to ``(B, R)``; -1000 for rows without an image."""
         z = features.float()
-        scores = z.new_zeros(len(z), len(self.counts))
+        scores = z.new_zeros(z.shape[0], len(self.counts))
         with torch.autocast(features.device.type, enabled=False):
             for row in range(len(self.counts)):
                 apart = (z - self.means[row]) @ self.whitening[row].T

@@ -99,6 +99,7 @@ class ClassRows(Growing):
         super().__init__()
         self.register_buffer("keys", torch.zeros(0, 2, dtype=torch.long))
         self.num_outputs = 0
+        self._labels: list[int] = []  # no graph of the network can read them from the tensor
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -125,11 +126,12 @@ class ClassRows(Growing):
                 f"{int(classes.max())}"
             )
         self.num_outputs = columns
+        self._remember()
 
     @property
     def task_labels(self) -> list[int]:
         """The task labels seen, sorted."""
-        return sorted(set(self.keys[:, 0].tolist()))
+        return list(self._labels)
 
     def add(self, pairs: Iterable[tuple[int, int]]) -> list[int]:
         """Give each new ``(task label, class)`` pair a row; return the rows of all ``pairs``."""
@@ -139,6 +141,7 @@ class ClassRows(Growing):
             rows.setdefault(pair, len(rows))
         self.keys = torch.tensor(list(rows), dtype=torch.long, device=self.keys.device)
         self.keys = self.keys.reshape(-1, 2)
+        self._remember()
         self.widen(max((c for _, c in rows), default=-1) + 1)
         return [rows[pair] for pair in pairs]
 
@@ -169,17 +172,20 @@ class ClassRows(Growing):
         Returns:
             ``(B, C)`` with ``C`` the largest class id plus 1; -1000 for classes without a row.
         """
-        tasks = self._tasks(task_labels, len(logits))
+        tasks = self._tasks(task_labels, logits.shape[0])
         allowed = tasks[:, None] == self.keys[None, :, 0]  # (B, R)
         values = logits.masked_fill(~allowed, MASK_VALUE)
-        out = logits.new_full((len(logits), self.num_outputs), MASK_VALUE)
-        columns = self.keys[:, 1].expand(len(logits), -1)
+        out = logits.new_full((logits.shape[0], self.num_outputs), MASK_VALUE)
+        columns = self.keys[:, 1].expand(logits.shape[0], -1)
         return out.scatter_reduce(1, columns, values, "amax")
+
+    def _remember(self) -> None:
+        self._labels = sorted(set(self.keys[:, 0].tolist()))
 
     def _tasks(self, task_labels: Tensor | None, batch: int) -> Tensor:
         if task_labels is not None:
             return task_labels.to(self.keys.device)  # the host leaves those of a memory behind
-        labels = self.task_labels or [0]
+        labels = self._labels or [0]
         if len(labels) > 1:
             raise ValueError(f"task_labels are needed: rows belong to task labels {labels}")
         return self.keys.new_full((batch,), labels[0])
