@@ -1,25 +1,33 @@
 """Any tuner of peft inside a frozen ViT: layers are replaced in a view, the original stays."""
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.errors import ConfigError, ExportError
+from avalanche_peftcl.files import write_file
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.backbones.vit import ViTBackbone, as_vit
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.modules.layer_names import layers_of_a_block
-from avalanche_peftcl.models.modules.tuner_sites import tuner_sites
+from avalanche_peftcl.models.modules.tuner_sites import ADAPTER, tuner_sites
 from avalanche_peftcl.models.projection.sites import ProjectionSite
+from avalanche_peftcl.registry.wording import join
 
 OTHER_TARGETS = ("target_parameters", "modules_to_save", "trainable_token_indices")
 """What some configurations of peft name beside whole layers."""
+
+PEFT_PREFIX = "base_model.model."
 
 
 def view_of(
@@ -88,6 +96,8 @@ class TunedBranch(Branch):
         'tuners.blocks_0_attn_proj.hada_w1_a.default'
         >>> len(branch.unprotected())
         4
+        >>> list(branch.adapter_state())[0]
+        'base_model.model.blocks.0.attn.proj.hada_w1_a'
     """
 
     _view: ViTBackbone
@@ -161,6 +171,51 @@ class TunedBranch(Branch):
         """Return the names of the parameters that train and have no site."""
         sited = {site.name for site in self.projection_sites()}
         return [n for n, p in self.named_parameters() if p.requires_grad and n not in sited]
+
+    @property
+    def _config(self) -> Any:
+        """The configuration as the tuner has completed it."""
+        return self._view.vit.peft_config[ADAPTER]
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Return what the tuner brought, under the names that peft reads.
+
+        Raises:
+            ExportError: If the tuner's initialisation has changed the layers' own weights (PiSSA).
+        """
+        parts = {name: dict(part.named_children()) for name, part in self.tuners.items()}
+        if changed := [name for name, part in parts.items() if "base_layer" in part]:
+            raise ExportError(
+                f"the initialisation of {type(self._config).__name__} has changed the weights of "
+                f"{join(changed, most=3)}, which peft's own format does not hold; take another"
+            )
+        told = get_peft_model_state_dict(
+            self._view.vit, adapter_name=ADAPTER, save_embedding_layers=False
+        )
+        return {f"{PEFT_PREFIX}{name}": tensor for name, tensor in told.items()}
+
+    def save_pretrained(self, folder: str | Path, *, base_model: str | None = None) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``, as peft does.
+
+        ``peft.PeftModel.from_pretrained(vit, folder)`` puts them into timm's ViT of the same
+        weights, made with ``num_classes=0``, which then returns what the branch pools. A head is
+        no part of it.
+
+        Args:
+            folder: Where to; it is made if it is not there.
+            base_model: Name of the network in timm, for whoever reads the file.
+
+        Raises:
+            ExportError: As :meth:`adapter_state`.
+            ConfigError: If a file cannot be written.
+        """
+        state = {n: t.detach().cpu().contiguous().clone() for n, t in self.adapter_state().items()}
+        told = self._config.to_dict() | {"inference_mode": True, "peft_version": peft.__version__}
+        told["base_model_name_or_path"] = base_model
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in told.items()}
+        config = json.dumps(plain, indent=2, sort_keys=True, default=str)
+        write_file(Path(folder) / "adapter_config.json", config.encode(), parents=True)
+        write_file(Path(folder) / "adapter_model.safetensors", save(state, {"format": "pt"}))
 
     def _check(self, config: Any, names: list[str]) -> None:
         kind = type(config).__name__

@@ -11,7 +11,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
-from avalanche_peftcl.models.modules.injection import TunedBranch
+from avalanche_peftcl.models.modules.injection import PEFT_PREFIX, TunedBranch
 from avalanche_peftcl.models.modules.layer_names import layer_names
 from avalanche_peftcl.models.modules.tuner_sites import ADAPTER
 from avalanche_peftcl.models.projection.sites import ProjectionSite, column
@@ -58,9 +58,19 @@ class LoRABranch(TunedBranch):
         if not learn_scale:
             return
         for (_, layer), brought in zip(self.tuned_layers(), self.tuners.values(), strict=True):
-            start = torch.full((1,), layer.scaling[ADAPTER]).to(layer.lora_A[ADAPTER].weight)
+            self.peft_scale = float(layer.scaling[ADAPTER])
+            start = torch.full((1,), self.peft_scale).to(layer.lora_A[ADAPTER].weight)
             layer.scaling = nn.ParameterDict({ADAPTER: start})  # in place of peft's plain dict
             brought.add_module("scaling", layer.scaling)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        r"""Return what peft reads; it knows no learnt :math:`s`, which goes into :math:`B`."""
+        state = super().adapter_state()
+        for name, layer in self.tuned_layers():
+            if isinstance(scale := layer.scaling[ADAPTER], nn.Parameter):
+                key = f"{PEFT_PREFIX}{name}.lora_B.weight"
+                state[key] = state[key] * (scale / self.peft_scale)
+        return state
 
     def sites_of(self, layer: Any) -> Iterator[ProjectionSite]:
         """Return the sites of a tuned layer, that of its scale included, without names."""
