@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from avalanche_peftcl import __version__
-from avalanche_peftcl.console import complain, standard_console
+from avalanche_peftcl.console import complain, plain, standard_console
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.packages import SWITCH
@@ -77,6 +77,31 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+@app.command()
+def init(
+    what: Annotated[
+        str, typer.Argument(metavar="FOLDER_OR_BENCHMARK", help="Folder of images, or a name.")
+    ],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="File to write; NAME.yaml by default.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
+) -> None:
+    """Write a first configuration with comments, for a folder of images or a benchmark.
+
+    Of a folder the classes, the domains and whether it has a test split are told
+    by the names of its folders: train and test, or domains that hold these, or
+    classes, or domains of classes. No image is read.
+    """
+    from avalanche_peftcl.config.starter import write_starter
+
+    written = write_starter(what, file, discover(), overwrite=overwrite)
+    console = standard_console()
+    console.print(plain(f"{written}: read it, then peftcl run {written} --dry-run"), soft_wrap=True)
 
 
 @app.command(cls=_WithRay)
