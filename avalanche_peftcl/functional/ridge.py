@@ -12,7 +12,6 @@ from torch import Tensor
 
 _DECADES, _STEPS = 8, 4  # of the grid: to each side of the mean squared length, and a decade
 _SPARE = 8  # random columns beyond the rank
-_LEAST = 1e-3  # weight of a prior, times the length of a feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +23,19 @@ class Spectrum:
         vectors: Their eigenvectors, ``(M, K)``.
         projected: ``P``, ``(K, R)``.
         n: Number of images.
-        squared: Sum of their squared targets; ``None`` where these are one-hot, then ``n``.
     """
 
     values: Tensor
     vectors: Tensor
     projected: Tensor
     n: int
-    squared: float | None = None
 
     def solve(self, penalty: Tensor) -> Tensor:
         """Return ``W``, ``(M, R)``."""
         return self.vectors @ (self.projected / (self.values + penalty)[:, None])
 
 
-def spectrum(gram: Tensor, targets: Tensor, *, n: int, squared: float | None = None) -> Spectrum:
+def spectrum(gram: Tensor, targets: Tensor, *, n: int) -> Spectrum:
     r"""Decompose ``G``.
 
     Its rank is at most ``n``. Where that is less than half its width, an orthonormal basis ``Q`` of
@@ -50,7 +47,6 @@ def spectrum(gram: Tensor, targets: Tensor, *, n: int, squared: float | None = N
         gram: ``G``, ``(M, M)``, in float64.
         targets: ``C``, ``(M, R)``.
         n: Number of images that were summed.
-        squared: Sum of their squared targets, where these are not one-hot.
 
     Source:
         Halko, Martinsson and Tropp, SIAM Review 2011, algorithms 4.1 and 5.3.
@@ -66,7 +62,7 @@ def spectrum(gram: Tensor, targets: Tensor, *, n: int, squared: float | None = N
     rank = min(int((values > noise).sum()), n)
     first = len(values) - rank
     vectors = vectors[:, first:] if basis is None else basis @ vectors[:, first:]
-    return Spectrum(values[first:], vectors, vectors.T @ targets, n, squared)
+    return Spectrum(values[first:], vectors, vectors.T @ targets, n)
 
 
 def kernel_spectrum(kernel: Tensor, targets: Tensor) -> Spectrum:
@@ -98,8 +94,7 @@ def generalised_cross_validation(spectrum: Spectrum, penalties: Tensor) -> Tenso
     .. math:: \mathrm{GCV}(\lambda) = \frac{\lVert Y - \hat Y_\lambda \rVert^2 / n}
         {\bigl(1 - \sum_k \frac{w_k}{w_k + \lambda} / n\bigr)^2}
 
-    The squared targets of ``n`` images with one class each sum to ``n``; others may have another
-    sum (:attr:`Spectrum.squared`). The parts of numerator and
+    The squared targets of ``n`` images with one class each sum to ``n``. The parts of numerator and
     denominator that no penalty fits stand apart from those that vanish with :math:`\lambda`, so
     that nothing cancels where the features fit every target.
 
@@ -176,20 +171,26 @@ def scale_free_cross_validation(spectrum: Spectrum, penalties: Tensor) -> Tensor
     return 1 - cosine.nan_to_num(0.0).clamp(-1, 1)
 
 
-def prior_weight(spectrum: Spectrum, prior: Tensor) -> Tensor:
-    r"""Return the least-squares weight for the targets of a prior ``T`` that is linear in ``h``.
+def prior_weight(spectrum: Spectrum, prior: Tensor, penalty: Tensor | None = None) -> Tensor:
+    r"""Return the weight with which a prior ``T``, linear in ``h``, leaves least of the targets.
 
-    .. math:: \beta = \frac{\langle Y, H T \rangle}{\lVert H T \rVert^2}
+    .. math:: b = \frac{\langle (I - H_\lambda) Y, (I - H_\lambda) H T \rangle}
+        {\lVert (I - H_\lambda) H T \rVert^2}
 
-    with the rows of ``H`` the features. It is at least a thousandth of the inverse of a feature's
-    length: a prior that says nothing, or the contrary, has no other.
+    with the rows of ``H`` the features and :math:`H_\lambda` the hat matrix of the ridge regression
+    of what is left, :math:`Y - b H T`; without a penalty there is none, and it is the least-squares
+    weight of the prior alone. A negative one is 0.
 
     Args:
-        spectrum: Of the statistics.
+        spectrum: Of the statistics; nothing of one-hot targets is used.
         prior: :math:`V^\top T`, ``(K, R)``.
+        penalty: :math:`\lambda`, ``()``.
 
     Returns:
         ``()``.
+
+    Source:
+        This package.
 
     Example:
         >>> h, y = torch.randn(9, 2).double(), torch.eye(2).double()[[0, 1, 0, 1, 0, 1, 0, 1, 0]]
@@ -198,49 +199,12 @@ def prior_weight(spectrum: Spectrum, prior: Tensor) -> Tensor:
         >>> round(float(prior_weight(there, there.vectors.T @ best / 3)), 6)
         3.0
     """
-    length = (prior.square() * spectrum.values[:, None]).sum()
-    weight = ((prior * spectrum.projected).sum() / length).nan_to_num(0.0, 0.0, 0.0)
-    return weight.clamp_min(_LEAST * (spectrum.n / spectrum.values.sum()).sqrt())
-
-
-def prior_cross_validation(
-    spectrum: Spectrum, prior: Tensor, penalties: Tensor, *, most: Tensor
-) -> tuple[Tensor, Tensor]:
-    r"""Return for each penalty the error to expect beside a prior, and the prior's best weight.
-
-    .. math:: \frac{\lVert (I - H_\lambda)(Y - b\,H T) \rVert^2 / n}
-        {\bigl(1 - \sum_k \frac{w_k}{w_k + \lambda} / n\bigr)^2}
-
-    is the error of :func:`generalised_cross_validation` where the regression is of what the prior
-    leaves, and it is least in ``b`` where its derivative is 0.
-
-    Args:
-        spectrum: Of the statistics.
-        prior: :math:`V^\top T`, ``(K, R)``.
-        penalties: ``(L,)``.
-        most: What no weight is above; none is below 0.
-
-    Returns:
-        Errors and weights ``b``, each ``(L,)``.
-
-    Source:
-        This package.
-
-    Example:
-        >>> h, y = torch.randn(9, 2).double(), torch.eye(2).double()[[0, 1, 0, 1, 0, 1, 0, 1, 0]]
-        >>> there, none = spectrum(h.T @ h, h.T @ y, n=9), torch.tensor(0.0)
-        >>> prior, grid = torch.eye(2).double(), torch.tensor([0.5, 2.0])
-        >>> errors, _ = prior_cross_validation(there, prior, grid, most=none)
-        >>> torch.allclose(errors, generalised_cross_validation(there, grid))
-        True
-    """
-    n, (_, squared, freedom) = spectrum.n, _unfitted(spectrum, penalties)
-    left = (penalties[:, None] / (spectrum.values + penalties[:, None])).square()  # (L, K)
-    inner = left @ (prior * spectrum.projected).sum(dim=1)
-    length = left @ (prior.square().sum(dim=1) * spectrum.values)
-    weight = (inner / length).nan_to_num(0.0, 0.0, 0.0).clamp_min(0).clamp_max(most)
-    error = (squared - 2 * weight * inner + weight.square() * length).clamp_min(0)
-    return n * error / freedom.square(), weight
+    left = torch.ones_like(spectrum.values)
+    if penalty is not None:
+        left = penalty / (spectrum.values + penalty)
+    inner = left.square() @ (prior * spectrum.projected).sum(dim=1)
+    length = left.square() @ (spectrum.values * prior.square().sum(dim=1))
+    return (inner / length).nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
 
 
 def _unfitted(spectrum: Spectrum, penalties: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,8 +212,7 @@ def _unfitted(spectrum: Spectrum, penalties: Tensor) -> tuple[Tensor, Tensor, Te
     w, n = spectrum.values, spectrum.n
     fitted = spectrum.projected.square().sum(dim=1) / w  # (K,) squared targets along each direction
     left = penalties[:, None] / (w + penalties[:, None])  # (L, K) share of them that is not fitted
-    total = n if spectrum.squared is None else spectrum.squared
-    rest = (total - fitted.sum()).clamp_min(0)
+    rest = (n - fitted.sum()).clamp_min(0)
     linear = rest + (fitted * left).sum(dim=1)
     squared = rest + (fitted * left.square()).sum(dim=1)
     return linear, squared, (n - len(w)) + left.sum(dim=1)

@@ -1,6 +1,5 @@
 """Ridge regression of one-hot targets, from sums over all images: what its heads share."""
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -20,18 +19,13 @@ from avalanche_peftcl.models.heads.rows import MASK_VALUE
 
 WIDEST = 16_384  # of a regression: its Gram takes 2 GiB
 Penalty = Literal["gcv", "scale_free"] | Annotated[float, Field(ge=1e-12, le=1e12)]
-PriorPenalty = Literal["gcv"] | Annotated[float, Field(ge=1e-12, le=1e12)]
 PenaltyFactor = Annotated[float, Field(ge=1e-6, le=1e6)]
-
-Criterion = Callable[[Spectrum, Tensor], Tensor]
 
 _ROUNDING = 1e-9  # of a criterion
 _CRITERIA = {"gcv": generalised_cross_validation, "scale_free": scale_free_cross_validation}
 
 
-def choose_penalty(
-    there: Spectrum, penalty: Penalty, factor: float = 1.0, *, criterion: Criterion | None = None
-) -> Tensor:
+def choose_penalty(there: Spectrum, penalty: Penalty, factor: float = 1.0) -> Tensor:
     """Return the penalty of a regression, ``()``.
 
     Of several on the grid that are equally good up to rounding, it is the one nearest to its
@@ -41,12 +35,11 @@ def choose_penalty(
         there: Its statistics.
         penalty: The criterion whose minimum on the grid is taken, or the number itself.
         factor: Multiplies what a criterion chose.
-        criterion: Stands for the one of that name.
     """
     if isinstance(penalty, float | int):
         return torch.as_tensor(float(penalty)).to(there.values)
     grid = penalties(there)
-    values = (criterion or _CRITERIA[penalty])(there, grid)
+    values = _CRITERIA[penalty](there, grid)
     # towards either end a criterion may be flat: rounding, and with it the order, must not choose
     equal = (values <= values.min() + _ROUNDING * values.min().abs()).nonzero()[:, 0]
     return grid[equal[(equal - len(grid) // 2).abs().argmin()]] * factor

@@ -6,16 +6,11 @@ import torch
 from torch import Tensor
 
 from avalanche_peftcl.functional.precision import in_double
-from avalanche_peftcl.functional.ridge import (
-    Spectrum,
-    prior_cross_validation,
-    prior_weight,
-    spectrum,
-)
+from avalanche_peftcl.functional.ridge import prior_weight, spectrum
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.heads.head import Head
-from avalanche_peftcl.models.heads.regression import PenaltyFactor, PriorPenalty, choose_penalty
+from avalanche_peftcl.models.heads.regression import Penalty, PenaltyFactor, choose_penalty
 from avalanche_peftcl.models.heads.ridge import RidgeHead
 from avalanche_peftcl.models.heads.zero_shot import (
     ClassTexts,
@@ -24,6 +19,7 @@ from avalanche_peftcl.models.heads.zero_shot import (
 )
 from avalanche_peftcl.registry.ranges import FeatureWidth
 
+_LEAST = 1e-3  # beta, times the length of a feature
 _STRAIGHT, _CURVED = 500.0, 400.0  # logits that stay, and how far others may go beyond
 
 
@@ -37,10 +33,10 @@ class ZeroShotRidgeHead(ZeroShotHead, RidgeHead):
     with :math:`w_r` the embedding of a class's name, :math:`\bar w` their mean over the classes
     with images, and :math:`\tau` the factor of the backbone. :math:`V` is the ridge regression of
     what the texts leave of the one-hot targets, both less their mean over these classes,
-    :math:`\bar Y - b\,Z \bar W^\top`. The weight :math:`b` of the texts and the penalty have the
-    least error of generalised cross-validation together (:func:`.prior_cross_validation`);
-    :math:`\beta` is the least-squares weight of the texts alone, which no ``b`` is above. So few
-    images correct the texts and many replace them.
+    :math:`\bar Y - b\,Z \bar W^\top`, by the penalty that :class:`RidgeHead` would have. The weight
+    :math:`b` of the texts is the one that leaves this regression the least error, and
+    :math:`\beta` the least-squares weight of the texts alone, which no ``b`` is above
+    (:func:`.prior_weight`). So few images correct the texts and many replace them.
 
     A class without an image has its zero-shot logit :math:`\tau \cos(z, w_r)`, to the bit, on the
     same scale. All follows from the sums of :class:`RidgeHead`: it is the same for every order of
@@ -50,8 +46,9 @@ class ZeroShotRidgeHead(ZeroShotHead, RidgeHead):
 
     Args:
         in_features: ``E``, width of the space of images and texts.
-        penalty: How :math:`\lambda` is chosen: ``"gcv"``, or a number.
-        penalty_factor: Multiplies what was chosen by the criterion.
+        penalty: How :math:`\lambda` is chosen, as of :class:`RidgeHead`. ``"gcv"``, since the scale
+            of its scores is not free beside texts.
+        penalty_factor: Multiplies what was chosen by a criterion.
 
     Attributes:
         weight: What is added to the texts, ``(R, E)``.
@@ -82,7 +79,7 @@ class ZeroShotRidgeHead(ZeroShotHead, RidgeHead):
     share: Tensor
 
     def __init__(
-        self, in_features: int, *, penalty: PriorPenalty = "gcv", penalty_factor: float = 1.0
+        self, in_features: int, *, penalty: Penalty = "gcv", penalty_factor: float = 1.0
     ) -> None:
         super().__init__(in_features)
         self.criterion, self.penalty_factor = penalty, penalty_factor
@@ -97,21 +94,17 @@ class ZeroShotRidgeHead(ZeroShotHead, RidgeHead):
             if not n:
                 self.gram.zero_()
             return
-        sums, rows = self.sums[known], in_double(self.rows[known])
-        texts, squared = rows - rows.mean(dim=0), n * (1 - 1 / len(rows))
-        there = spectrum(self.gram, (sums - sums.mean(dim=0)).T, n=n, squared=squared)
+        rows = in_double(self.rows[known])
+        texts = rows - rows.mean(dim=0)
+        there = spectrum(self.gram, self.sums[known].T, n=n)
+        self.penalty.copy_(choose_penalty(there, self.criterion, self.penalty_factor))
+        there = replace(there, projected=there.projected - there.projected.mean(1, keepdim=True))
         prior = there.vectors.T @ texts.T
-        beta = prior_weight(there, prior)
-
-        def error(_: Spectrum, grid: Tensor) -> Tensor:
-            return prior_cross_validation(there, prior, grid, most=beta)[0]
-
-        chosen = choose_penalty(there, self.criterion, self.penalty_factor, criterion=error)
-        b = prior_cross_validation(there, prior, chosen[None], most=beta)[1][0]
+        beta = prior_weight(there, prior).clamp_min(_LEAST * (n / there.values.sum()).sqrt())
+        b = torch.minimum(prior_weight(there, prior, self.penalty), beta)
         left = replace(there, projected=there.projected - b * there.values[:, None] * prior)
-        self.penalty.copy_(chosen)
         self.share.copy_(b / beta)
-        self.weight[known] = ((b * texts + left.solve(chosen).T) / beta - texts).float()
+        self.weight[known] = ((b * texts + left.solve(self.penalty).T) / beta - texts).float()
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, E)`` to ``(B, R)``; -1000 for rows that have no text yet."""
@@ -131,7 +124,7 @@ def build_zero_shot_ridge(
     backbone: Backbone,
     class_words: dict[str, str] | None = None,
     templates: list[str] | None = None,
-    penalty: PriorPenalty = "gcv",
+    penalty: Penalty = "gcv",
     penalty_factor: PenaltyFactor = 1.0,
 ) -> ZeroShotRidgeHead:
     """Build a :class:`ZeroShotRidgeHead`: ridge regression that begins from the names of classes.
@@ -141,8 +134,8 @@ def build_zero_shot_ridge(
         backbone: The frozen network, with a text side.
         class_words: What each class is called in the texts, see :func:`build_zero_shot`.
         templates: Sentences with ``{}`` where the word stands, as there.
-        penalty: ``gcv``, or the penalty itself.
-        penalty_factor: Multiplies what was chosen by the criterion.
+        penalty: ``gcv``, ``scale_free``, or the penalty itself.
+        penalty_factor: Multiplies what was chosen by a criterion.
 
     Raises:
         ConfigError: As :func:`build_zero_shot`.
