@@ -69,6 +69,15 @@ def test_what_the_record_says(settings):
     assert record.complete
 
 
+def test_metrics_of_the_joint_space_read_what_it_trains(settings, tmp_path):
+    images, metric = tmp_path / "images", {"name": "retrieval"}
+    metric |= {"root": str(images / "test"), "captions": str(images / "test.json")}
+    told = run(RunConfig.model_validate(settings | {"metrics": [metric]})).record
+    summary = told.metric_summaries["RetrievalMetric"]
+    gaps = [each["modality_gap"] for each in (summary["before"], *summary["after"])]
+    assert len(set(gaps)) == 3  # the frozen network's, and that of adapters that trained twice
+
+
 def test_goes_on_where_it_was_stopped(settings, tmp_path, monkeypatch):
     whole = run(RunConfig.model_validate(settings | {"output": tmp_path / "whole"})).record
     draw = Contrastive._draw

@@ -33,6 +33,11 @@ class ImageEncoder(nn.Module):
         self.branch = branch
 
     @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branch, under the name that all networks have for theirs."""
+        return (self.branch,)
+
+    @property
     def forward_passes(self) -> int:
         """Passes through the backbone that an image costs."""
         return self.branch.forward_passes
