@@ -306,6 +306,9 @@ def export_network(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write a graph of ONNX, backbone and all.")
     ] = False,
+    peft: Annotated[
+        bool, typer.Option("--peft", help="Write LoRA or another tuner as peft does, to a folder.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is there.")
     ] = False,
@@ -325,12 +328,21 @@ def export_network(
     number of prepared images to logits, in float32, compared with onnxruntime
     to 1e-5 before it is written. Class names and what is expected of an image
     stand in its metadata.
+
+    --peft writes adapter_config.json and adapter_model.safetensors into the
+    folder FILE, for peft.PeftModel.from_pretrained; the head is not in them.
     """
     from avalanche_peftcl.config.resources import check_home
 
     check_home()  # the network may be one whose package imports Avalanche
     from avalanche_peftcl.export.command import export_and_show, onnx_and_show
 
+    if peft:
+        from avalanche_peftcl.runs.hub import adapter_and_show
+
+        alone = not (onnx or with_backbone)
+        adapter_and_show(folder, file, alone=alone, overwrite=overwrite, console=standard_console())
+        return
     if onnx:
         onnx_and_show(
             folder,
@@ -432,6 +444,53 @@ def evaluate_network(
     )
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("push")
+def push_network(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub.")],
+    only_folder: Annotated[
+        Path | None,
+        typer.Option("--only-folder", metavar="FOLDER", help="Write it here; upload nothing."),
+    ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            "--overlap",
+            metavar="TEXT",
+            help="For the card: which classes the backbone knew from its pre-training.",
+        ),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    with_backbone: Annotated[
+        bool, typer.Option("--with-backbone", help="Put the frozen network's weights in too.")
+    ] = False,
+    checkpoint: _Checkpoint = None,
+    pretrained: _Pretrained = False,
+) -> None:
+    """Upload the trained network of a run to the Hugging Face Hub, with a model card.
+
+    The card is made from the run's record: method and settings, data and its
+    hashes, numbers of this seed and of others beside it, limits. LoRA and
+    other tuners of peft go along in peft's own format. No path of this machine
+    and no image does.
+    """
+    from avalanche_peftcl.config.resources import check_home
+
+    check_home()
+    from avalanche_peftcl.runs.hub import push_and_show
+
+    push_and_show(
+        folder,
+        repo,
+        only_folder=only_folder,
+        overlap=overlap,
+        with_backbone=with_backbone,
+        private=not public,
+        allowed={"checkpoint": checkpoint, "pretrained": pretrained},
+        console=standard_console(),
+    )
 
 
 def main() -> None:

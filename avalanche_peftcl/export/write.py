@@ -24,7 +24,7 @@ from avalanche_peftcl.export.file import (
     names_a_place,
     read_export,
 )
-from avalanche_peftcl.export.load import assemble, builders, load, trained_keys
+from avalanche_peftcl.export.load import ExportedModel, assemble, builders, load, trained_keys
 from avalanche_peftcl.files import check_writable, write_file
 from avalanche_peftcl.models.backbones.backbone import InputConfig
 from avalanche_peftcl.models.backbones.weights import weights_sha256
@@ -137,13 +137,24 @@ def export_run(
     if given or not needs_weights(info):  # refuses what cannot be loaded
         load(source, backbone=backbone, checkpoint=checkpoint, pretrained=pretrained)
     else:
-        with torch.random.fork_rng(devices=[]):  # all but the backbone's weights, not needed here
-            assemble(source, info, trained, build_backbone(source, info, frozen))
+        bare_network(folder)
     if with_backbone and not frozen:
         info = info.model_copy(update={"backbone_included": True})
         frozen = (backbone or build_backbone(source, info, {}, allowed)).state_dict()
     write_file(path, _encode(info, trained, frozen))
     return info
+
+
+def bare_network(folder: Path) -> ExportedModel:
+    """Return the network of a run; weights of a backbone that come from elsewhere are random.
+
+    Raises:
+        CheckpointError: As :func:`load`.
+    """
+    source = folder / MODEL_FILE
+    info, trained, frozen = read_export(source)
+    with torch.random.fork_rng(devices=[]):
+        return assemble(source, info, trained, build_backbone(source, info, frozen))
 
 
 def refuse_present(path: Path, overwrite: bool) -> None:

@@ -32,6 +32,7 @@ PAIRS = [  # each module and each head once; by its kind another head of kernel_
     ("prompt", {}, "kernel_ridge", {"n_features": 60}),
     ("adapter", {}, "kernel_ridge", {"exact": True}),
     ("frozen", {}, "text_context", {}),
+    ("lora", {}, "zero_shot_ridge", {}),
 ]
 
 
@@ -54,7 +55,7 @@ def pictures(n=5):
 def network(module="adapter", options=None, head="linear", head_options=None, tasks=False):
     """A network of random weights; heads that are fitted have seen features of noise."""
     registry = discover()
-    texts = head in ("zero_shot", "text_context")
+    texts = head in ("zero_shot", "text_context", "zero_shot_ridge")
     backbone = image_text() if texts or module == "linear_adapter" else toy_backbone()
     torch.manual_seed(0)
     branch = registry.build("module", module, options or {}, given={"backbone": backbone})

@@ -14,6 +14,7 @@ from avalanche_peftcl.models.passes import forward_branches
 from avalanche_peftcl.testing import toy_backbone
 from tests.models.modules.test_peft_tuner import NEEDED
 
+FEW = ("ia3", "ln_tuning", "oft")  # all take ten seconds
 TOY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
 
 
@@ -43,7 +44,10 @@ def check(backbone, branch, folder):
     assert (expected - backbone(images)).abs().max() > 1e-2  # there is something to load
 
 
-@pytest.mark.parametrize("tuner", sorted(_tuners()))
+@pytest.mark.parametrize(
+    "tuner",
+    [t if t in FEW else pytest.param(t, marks=pytest.mark.slow) for t in sorted(_tuners())],
+)
 def test_every_tuner_is_loaded_by_peft_alone(tuner, tmp_path):
     backbone = toy_backbone()
     torch.manual_seed(0)
