@@ -6,15 +6,20 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from avalanche_peftcl import Component
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import CheckpointError, ConfigError
 from avalanche_peftcl.export.load import load
 from avalanche_peftcl.export.predict import predict
 from avalanche_peftcl.export.write import export_run
 from avalanche_peftcl.models import create_dual_encoder
+from avalanche_peftcl.registry import Registry, discover
+from avalanche_peftcl.registry.packages import Entry, Provider
 from avalanche_peftcl.runs.run import run
 from tests.models.backbones.test_dual_encoder import WIDTH, open_clip, write
 
@@ -131,3 +136,81 @@ def test_contexts_of_texts_are_trained_and_exported_as_what_they_made_of_classes
     export_run(tmp_path / "run", file, with_backbone=True, backbone=backbone)
     told = [p.classes for p in predict(load(file), images)]
     assert told == [p.classes for p in predict(network, images)]
+
+
+class Stop(SupervisedPlugin, supports_distributed=False):
+    """Interrupts a run when an iteration of this number begins."""
+
+    at = None
+
+    def __init__(self):
+        super().__init__()
+        self.begun = 0
+
+    def before_training_iteration(self, strategy, **kwargs):
+        self.begun += 1
+        if self.begun == self.at:
+            raise KeyboardInterrupt
+
+
+TRAINED = {
+    "text_context": ("pegp", {"head_epochs": 0, "merge_epochs": 0}),
+    "zero_shot_ridge": ("naive", {}),
+    "zero_shot": ("pegp", {"merge_epochs": 1}),
+}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "text_context",
+        pytest.param("zero_shot_ridge", marks=pytest.mark.slow),
+        pytest.param("zero_shot", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_stopped_within_an_experience_goes_on_to_the_bit(
+    made, head, tmp_path, monkeypatch
+):
+    settings, options = made
+    stop = Entry("strategy_plugin", Component("stop", Stop, source="t"), Provider("test", "1"))
+    registry = Registry([*discover().entries(), stop])
+    strategy, more = TRAINED[head]
+    words = {"class_words": settings["head"]["class_words"]}
+    settings |= {
+        "module": {"name": "linear_adapter", "r": 2},
+        "head": {"name": head} | words | ({"n_context": 2} if head == "text_context" else {}),
+        "strategy": {
+            "name": strategy,
+            "train_epochs": 2,
+            "train_mb_size": 2,
+            "mixed_precision": "no",
+        }
+        | more,
+        "plugins": [{"name": "stop"}],
+        "checkpoint_every": 1,
+    }
+    whole, parts = (
+        RunConfig.model_validate(settings | {"output": tmp_path / name})
+        for name in ("whole", "parts")
+    )
+    there = run(whole, registry=registry).record
+    monkeypatch.setattr(Stop, "at", 7)  # in the second experience of four iterations
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, registry=registry)
+    monkeypatch.setattr(Stop, "at", None)
+    gone_on = run(parts, registry=registry, resume=True).record
+    assert len(gone_on.resumed_at) == 1
+    assert gone_on.accuracy_matrix == there.accuracy_matrix
+    kept = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
+    assert kept[0].keys() == kept[1].keys()
+    assert not [name for name in kept[0] if not torch.equal(kept[0][name], kept[1][name])]
+    backbone = create_dual_encoder(**options, resize_mode="squash")
+    network, images = (
+        load(tmp_path / "parts", backbone=backbone),
+        sorted(tmp_path.rglob("test/*/*")),
+    )
+    assert sorted(network.class_names) == NAMES
+    told = [each.classes for each in predict(network, images)]
+    assert told == [
+        each.classes for each in predict(load(tmp_path / "whole", backbone=backbone), images)
+    ]

@@ -5,13 +5,18 @@ from functools import partial
 import pytest
 import torch
 
-from avalanche_peftcl.models import NTKCLModel
+from avalanche_peftcl.models import NTKCLModel, build_zero_shot, build_zero_shot_ridge
 from avalanche_peftcl.models.branch import build_frozen
 from avalanche_peftcl.models.modules.attention_adapter import build_attention_adapters
 from avalanche_peftcl.models.modules.lora import build_lora
 from avalanche_peftcl.models.modules.prefix import build_prefix
 from avalanche_peftcl.models.modules.prompt import build_prompt
-from avalanche_peftcl.testing import StrategyContract, captioned_backbone, captioned_benchmark
+from avalanche_peftcl.testing import (
+    StrategyContract,
+    captioned_backbone,
+    captioned_benchmark,
+    learnable_benchmark,
+)
 from avalanche_peftcl.testing.probes import outputs, own_accuracy
 from avalanche_peftcl.training import NTKCL
 from avalanche_peftcl.training.closed_form import build_closed_form
@@ -188,3 +193,67 @@ class TestReleasedPEGP(TestPEGP):
 
 class TestReleasedPEGPLoRA(TestPEGPLoRA):
     recipe = "released"
+
+
+class OnTexts(StrategyContract):
+    """On a network of images and texts, by the names of classes."""
+
+    build_head = staticmethod(build_zero_shot)
+
+    def backbone(self):
+        return captioned_backbone(blind=self.adapts)
+
+    def benchmark(self, scenario):
+        return learnable_benchmark(
+            scenario,
+            per_class=8 if scenario == "domain" else 12,
+            class_names=["bee", "cat", "dog", "fox"],
+        )
+
+    def head(self, backbone):
+        return lambda width: self.build_head(in_features=width, backbone=backbone)
+
+
+@pytest.mark.slow  # the method above with another head
+class TestPEGPOnTexts(OnTexts):
+    scenarios = ("class",)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_pegp(
+            backbone=backbone,
+            head=self.head(backbone),
+            plugins=plugins,
+            evaluator=evaluator,
+            lr=0.03,
+            n_samples=8,
+            merge_epochs=1,
+            **QUICK,
+        )
+
+
+@pytest.mark.slow  # another head, which trains proxies
+class TestNaiveRidgeOnTexts(OnTexts):
+    scenarios = ("class", "task")
+    build_head = staticmethod(build_zero_shot_ridge)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_naive(
+            backbone=backbone,
+            head=self.head(backbone),
+            plugins=plugins,
+            evaluator=evaluator,
+            optimizer="adam",
+            lr=0.03,
+            **QUICK,
+        )
+
+
+class TestClosedFormOnTexts(OnTexts):
+    scenarios = ("class", "task")
+    adapts = False
+    build_head = staticmethod(build_zero_shot_ridge)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_closed_form(
+            backbone=backbone, head=self.head(backbone), plugins=plugins, evaluator=evaluator
+        )

@@ -10,6 +10,7 @@ from avalanche_peftcl.models import (
     InputConfig,
     TextTower,
     build_linear_adapter,
+    build_text_context,
     build_zero_shot,
 )
 from avalanche_peftcl.training.naive import build_naive
@@ -117,6 +118,34 @@ def test_old_logits_stay_with_pegp(joint, small_benchmark, kind):
     assert moved(logits(strategy, second), new) > 5e-4
     sites = strategy.projection.summary()["experiences"][-1]
     assert any(site["size"] < site["dim"] for site in sites)
+
+
+@pytest.mark.parametrize("kind", ["linear", "prompt"])
+def test_old_logits_stay_while_contexts_of_texts_train_too(joint, small_benchmark, kind):
+    """Of each experience its own: nothing of old ones trains, and images stay by projection."""
+    torch.manual_seed(0)
+    strategy = build_pegp(
+        backbone=joint,
+        module=KINDS[kind](joint),
+        head=lambda width: build_text_context(in_features=width, backbone=joint, n_context=3),
+        threshold=1.0,
+        where="step",
+        n_samples=None,
+        lr=0.1,
+        train_epochs=3,
+        train_mb_size=2,
+        head_epochs=0,
+        merge_epochs=0,
+    )
+    first, second, _ = small_benchmark(class_names=NAMES).train_stream
+    strategy.train(first)
+    old = logits(strategy, first)
+    before = strategy.model.branch.state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    strategy.train(second)
+    assert moved(logits(strategy, first), old) < 2e-5
+    after = strategy.model.branch.state_dict()
+    assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
 @every_kind
