@@ -1,6 +1,7 @@
 """The plots of accuracies: interactive figures, each with its numbers in words and as a table."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from avalanche_peftcl.compare.comparison import Comparison
@@ -18,9 +19,13 @@ from avalanche_peftcl.compare.plots import (
 )
 from avalanche_peftcl.compare.sheets import Scale, cell, scale_of
 from avalanche_peftcl.compare.statistics import Estimate
+from avalanche_peftcl.compare.summaries import experience_names
+from avalanche_peftcl.runs.names import domain_names
 from avalanche_peftcl.runs.picture import matrix_picture
+from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.tables import Sheet, matrix_sheet
 
+_PAGE = 10_000  # letters of a table's line on the page, which scrolls
 _FAR = 30.0  # largest over smallest from where an axis is logarithmic
 _LAST = next(quantity for quantity in QUANTITIES if quantity.key == "last_accuracy")
 
@@ -40,6 +45,7 @@ def curve_plot(comparison: Comparison) -> Plot:
         f"Accuracy on all test images seen so far: {'; '.join(words)}.",
         curves,
         ("experiences trained", "accuracy on all seen (%)"),
+        names=experience_names(comparison.runs),
     )
 
 
@@ -48,14 +54,19 @@ def forgetting_plot(comparison: Comparison) -> Plot | None:
     drops = {method: method.forgetting_by_experience() for method in comparison.methods}
     if not any(estimate for values in drops.values() for estimate in values):
         return None
+    domains = _domains(comparison.runs)
     return over_experiences(
         comparison,
         "Forgetting of each experience",
         "Best earlier accuracy on an experience minus the accuracy on it at the end, in points: "
-        + "; ".join(f"{method.label}{_extremes(values)}" for method, values in drops.items())
+        + "; ".join(
+            f"{method.label}{_extremes(values, domains=domains)}"
+            for method, values in drops.items()
+        )
         + ".",
         drops,
         ("experience", "forgetting (points)"),
+        names=experience_names(comparison.runs),
     )
 
 
@@ -63,14 +74,21 @@ def matrix_plot(method: Method) -> Plot:
     """Draw the accuracy matrix of a method, the mean over its seeds."""
     matrix = method.matrix()
     means = [list(map(mean_of, row)) for row in matrix]
+    names = experience_names(method.runs)
+    domains = _domains(method.runs)
     return Plot(
         f"Accuracy matrix: {method.label}",
         f"Accuracy on each experience (column) after training up to each (row), mean over "
-        f"{seeds(len(method.runs))}. At the end {method.label} has{_extremes(matrix[-1], ' %')}.",
+        f"{seeds(len(method.runs))}. At the end {method.label} has"
+        f"{_extremes(matrix[-1], ' %', domains)}.",
         matrix_sheet(
-            [[cell(e, PERCENT) for e in row] for row in matrix], range(1, len(matrix) + 1)
+            [[cell(e, PERCENT) for e in row] for row in matrix],
+            range(1, len(matrix) + 1),
+            names=[name.partition(" (")[2].removesuffix(")") for name in names],
+            domains=domains,
+            width=_PAGE,
         ),
-        picture=matrix_picture(means, list(map(mean_of, method.curve()))),
+        picture=matrix_picture(means, list(map(mean_of, method.curve())), domains=domains),
     )
 
 
@@ -93,7 +111,7 @@ def trade_off_plot(comparison: Comparison, key: str) -> Plot:
             x=[scale.factor * x.mean],
             y=[100 * y.mean],
             error_x=_error(x, scale) if scale.unit else None,
-            error_y=_error(y, PERCENT),
+            error_y=_error(y, PERCENT) | _within(y),
             mode="markers",
             cliponaxis=False,
             hovertemplate=f"{label_of(method)}<br>%{{x:,}}, %{{y:.1f}} %<extra></extra>",
@@ -112,9 +130,25 @@ def trade_off_plot(comparison: Comparison, key: str) -> Plot:
     )
 
 
+def _domains(runs: Sequence[RunRecord]) -> list[str]:
+    """Return the domain of each experience; none where they are none, or not the same."""
+    found = [domain_names(run.record.protocol) for run in runs]
+    return found[0] if all(names == found[0] for names in found) else []
+
+
 def _error(estimate: Estimate, scale: Scale) -> dict[str, Any]:
     half = estimate.half_width
     return {"array": [scale.factor * (half or 0.0)], "visible": bool(half), "thickness": 1}
+
+
+def _within(estimate: Estimate) -> dict[str, Any]:
+    """Return an interval of percent that ends at 0 and 100."""
+    half, mean = 100 * (estimate.half_width or 0.0), 100 * estimate.mean
+    return {
+        "array": [min(half, 100 - mean)],
+        "arrayminus": [min(half, mean)],
+        "symmetric": False,
+    }
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -128,15 +162,16 @@ def _words(estimate: Estimate | None) -> str:
     return "an unknown value" if estimate is None else f"{PERCENT.number(estimate.mean)} %"
 
 
-def _extremes(values: Estimates, unit: str = "") -> str:
+def _extremes(values: Estimates, unit: str = "", domains: Sequence[str] = ()) -> str:
     """Say the smallest and largest value and whose they are."""
+    called = dict(enumerate(domains, start=1))
     defined = [(e.mean, i) for i, e in enumerate(values, start=1) if e is not None]
     if not defined:
         return " without a value"
     (low, i), (high, j) = min(defined), max(defined)
     if len(defined) == 1:
-        return f" {PERCENT.number(low)}{unit} (experience {i})"
+        return f" {PERCENT.number(low)}{unit} ({called.get(i, f'experience {i}')})"
     return (
-        f" between {PERCENT.number(low)}{unit} (experience {i}) and "
-        f"{PERCENT.number(high)}{unit} (experience {j})"
+        f" between {PERCENT.number(low)}{unit} ({called.get(i, f'experience {i}')}) and "
+        f"{PERCENT.number(high)}{unit} ({called.get(j, f'experience {j}')})"
     )

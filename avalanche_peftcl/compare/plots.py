@@ -107,6 +107,9 @@ def add_lines(
     figure: go.Figure, comparison: Comparison, lines: Mapping[Method, Line], scale: Scale
 ) -> None:
     """Draw a line a method with its confidence band, in the method's own style."""
+    percent = scale == PERCENT
+    low = lowest(e for each in lines.values() for e in each.y) if percent else -math.inf
+    high = 100.0 if percent else math.inf
     for method, drawn in lines.items():
         series = comparison.methods.index(method)
         style = style_of(series)
@@ -119,8 +122,8 @@ def add_lines(
         if band:
             figure.add_scatter(
                 x=[x for x, _, _ in (*band, *band[::-1])],
-                y=[round(y + half, scale.digits + 2) for _, y, half in band]
-                + [round(y - half, scale.digits + 2) for _, y, half in band[::-1]],
+                y=[round(min(y + half, high), scale.digits + 2) for _, y, half in band]
+                + [round(max(y - half, low), scale.digits + 2) for _, y, half in band[::-1]],
                 mode="lines",
                 line={"width": 0, "color": style["line"]["color"]},
                 fill="toself",
@@ -210,6 +213,12 @@ def style_of(series: int, size: int = 7) -> dict[str, Any]:
     }
 
 
+def lowest(estimates: Iterable[Estimate | None]) -> float:
+    """Return where percent values can begin: at 0, or at -100 where one is below 0."""
+    means = [e.mean for e in estimates if e is not None]
+    return 0.0 if min(means, default=0.0) >= 0 else -100.0
+
+
 def percent_range(estimates: Estimates) -> list[float]:
     """Return where percent values and their intervals lie, within [-100, 100], and a margin."""
     defined = [e for e in estimates if e is not None]
@@ -217,8 +226,7 @@ def percent_range(estimates: Estimates) -> list[float]:
         return [0.0, 100.0]
     low = min(100 * (e.mean - (e.half_width or 0.0)) for e in defined)
     high = max(100 * (e.mean + (e.half_width or 0.0)) for e in defined)
-    floor = 0.0 if min(e.mean for e in defined) >= 0 else -100.0
-    low, high = max(floor, low), min(100.0, high)
+    low, high = max(lowest(defined), low), min(100.0, high)
     margin = 0.04 * (high - low) + 0.5
     return [round(low - margin, 2), round(high + margin, 2)]
 

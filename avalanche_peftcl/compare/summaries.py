@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import Method
-from avalanche_peftcl.runs.names import full_names
+from avalanche_peftcl.runs.names import full_names, numbered
 from avalanche_peftcl.runs.reading import problem
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.schema import Count, Fraction
@@ -174,9 +174,7 @@ def experience_names(runs: Sequence[RunRecord], *, longest: int = 14) -> list[st
     size = max(map(len, streams))
     if any(names != streams[0] for names in streams):
         return [str(number) for number in range(1, size + 1)]
-    short = [name if len(name) <= longest else f"{name[: longest - 1]}…" for name in streams[0]]
-    numbered = enumerate(short, start=1)
-    return [f"{number} ({name})" if name else str(number) for number, name in numbered]
+    return numbered(streams[0], longest=longest)
 
 
 def _read(run: RunRecord, metric: str, kind: type[S]) -> S:

@@ -35,7 +35,8 @@ def check_output(folder: Path, *, overwrite: bool = False, resume: bool = False)
     """Refuse an output folder that can be none, or in which something would be lost.
 
     What a record of ours lists in its ``files`` is ours. A link or a folder in the place of one
-    of these files is not, nor is a file in the folder of checkpoints that no run wrote.
+    of these files is not, nor is a file in the folder of checkpoints that no run wrote. A run of
+    which nothing was kept, no experience and no checkpoint, is replaced unasked.
 
     Args:
         folder: The run's output folder.
@@ -57,7 +58,7 @@ def check_output(folder: Path, *, overwrite: bool = False, resume: bool = False)
     if not names:
         _check_can_be_made(folder)
     listed = listed_files(folder)
-    if listed and not (overwrite or resume):
+    if listed and not (overwrite or resume or _nothing_yet(folder)):
         raise ConfigError(
             f"the output folder {folder} already holds a run; choose another (output=...) or "
             "replace it (--overwrite; in Python, overwrite=True)" + _way_on(folder)
@@ -150,6 +151,19 @@ def _mistaken(folder: Path, name: str, listed: Collection[str]) -> str | None:
     if name in (CHECKPOINTS, FLOORS, *LOGGERS):
         return None if stat.S_ISDIR(mode) else "no folder"
     return None
+
+
+def _nothing_yet(folder: Path) -> bool:
+    """Whether the run in a folder was begun, and nothing that it did was kept."""
+    claim = read_claim(folder)
+    if claim is None or claim.complete or claim.experiences.get("finished") != 0:
+        return False
+    try:
+        return not os.listdir(folder / CHECKPOINTS)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _is_plain(path: Path) -> bool:

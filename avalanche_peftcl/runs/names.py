@@ -14,6 +14,12 @@ def full_names(stream: Stream) -> list[str]:
     return [", ".join(experience.class_names) for experience in stream.experiences]
 
 
+def domain_names(stream: Stream) -> list[str]:
+    """Return of each experience its domain; none where experiences are no domains."""
+    own = stream.domains is not None and len(stream.domains) == len(stream.experiences)
+    return full_names(stream) if own else []
+
+
 def experience_names(stream: Stream) -> list[str]:
     """Return a short name of each experience, no two the same; numbers where names are not so.
 
@@ -32,16 +38,16 @@ def experience_names(stream: Stream) -> list[str]:
 
 
 def numbered(names: Sequence[str], *, longest: int = _LONGEST) -> list[str]:
-    """Return number and name, cut where it is long; the number alone of what has no name.
+    """Return number and name, cut where it is long; numbers alone where no name tells them apart.
 
     Example:
-        >>> numbered(["photo", "art painting", "2", "3", ""], longest=8)
-        ['1 photo', '2 art pai…', '3 2', '4 3', '5']
-        >>> numbered(["1", "2"])
+        >>> numbered(["photo", "art painting", "7", ""], longest=8)
+        ['1 (photo)', '2 (art pai…)', '3 (7)', '4']
+        >>> numbered(["cat", "cat"])
         ['1', '2']
     """
     plain = [str(number) for number in range(1, len(names) + 1)]
-    if list(names) == plain:
+    if len(set(names)) < len(names) or list(names) == plain:
         return plain
     short = [name if len(name) <= longest else f"{name[: longest - 1]}…" for name in names]
-    return [f"{number} {name}".rstrip() for number, name in zip(plain, short, strict=True)]
+    return [f"{n} ({name})" if name else n for n, name in zip(plain, short, strict=True)]

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from avalanche_peftcl.console import plain
 from avalanche_peftcl.registry.offers import ExperienceOffers
+from avalanche_peftcl.runs.names import domain_names
 from avalanche_peftcl.runs.schema import Record
 
 _REFRESH = 0.2  # seconds between two readings of the loss, each of which waits for the device
@@ -85,6 +86,7 @@ class RunProgress(BaseLogger):
         seen: float | None,
         row: Sequence[float | None],
         notes: Sequence[str] = (),
+        name: str = "",
         together: bool = False,
     ) -> None:
         """Replace the bar by the line of a finished experience.
@@ -97,16 +99,17 @@ class RunProgress(BaseLogger):
             seen: Accuracy over all test images seen so far, a fraction.
             row: Accuracy on each test experience seen so far, fractions.
             notes: Further lines.
+            name: Of the experience, where it has one: then its classes are not listed.
             together: Whether all experiences were trained on at once.
         """
         if self._bars is not None and self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = None
-        several = "classes" if len(classes) > 1 else "class"
+        called = f"{'classes' if len(classes) > 1 else 'class'} {_listed(classes)}"
         what = "all experiences" if together else f"experience {finished}/{total}"
         each = f"  [{' '.join(map(_percent, row))}]" if len(row) <= _MOST else ""
         self.say(
-            f"{what}  {several} {_listed(classes)}  trained {seconds:.1f} s"
+            f"{what}  {name or called}  trained {seconds:.1f} s"
             f"  accuracy on seen {_percent(seen)} %{each}"
         )
         for note in notes:
@@ -115,11 +118,13 @@ class RunProgress(BaseLogger):
     def tell(self, record: Record) -> None:
         """Show the experience that was finished last, see :meth:`end`."""
         finished = record.experiences.finished
+        domains = [] if record.joint else domain_names(record.protocol)
         trained = record.protocol.experiences[0 if record.joint else finished - 1 : finished]
         self.end(
             finished,
             record.experiences.total,
             classes=list(dict.fromkeys(name for each in trained for name in each.class_names)),
+            name=domains[finished - 1] if domains else "",
             together=record.joint,
             seconds=record.cost.training_seconds[-1],
             seen=record.accuracy.accuracy_curve[-1],

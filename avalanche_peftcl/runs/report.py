@@ -11,10 +11,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from avalanche_peftcl.console import markdown, plain
-from avalanche_peftcl.runs.schema import Protocol, Record
-from avalanche_peftcl.runs.tables import Sheet, markdown_table, matrix_sheet, terminal_table
+from avalanche_peftcl.runs.names import domain_names, full_names, numbered
+from avalanche_peftcl.runs.schema import Cost, Protocol, Record
+from avalanche_peftcl.runs.tables import (
+    WIDTH,
+    Sheet,
+    markdown_table,
+    matrix_sheet,
+    terminal_table,
+)
+from avalanche_peftcl.runs.units import duration
+from avalanche_peftcl.runs.units import size as size_of
 
 PICTURE = "accuracy_matrix.svg"
+_PAGE = 160  # letters of a line of the summary's matrix, which a viewer lays out
 _INDEPENDENCE: dict[str | None, str] = {
     "tested": "independent of its minibatch (tested in avalanche-peftcl, which all parts are from)",
     "stated": "independent of its minibatch (the strategy says so)",
@@ -28,6 +38,7 @@ _JOINT = (
 _FLOOR = "This run is a floor that other methods are held against."
 _MOST = 20  # experiences whose matrix is printed cell by cell
 _FEW = 10  # of more experiences, how many are printed
+_COLUMN, _HEAD = 7, 5  # letters of a column, and of the first with both edges
 
 
 def percent(value: float | None, *, sign: str = " %") -> str:
@@ -56,19 +67,20 @@ def title(record: Record) -> str:
     return f"{_name(record)}, seed {record.seed}{so_far}"
 
 
-def terminal_report(record: Record, folder: str) -> RenderableType:
+def terminal_report(record: Record, folder: str, *, width: int = WIDTH) -> RenderableType:
     """Return what a run shows at its end, for a rich console.
 
     Args:
         record: The run's record.
         folder: Where it is.
+        width: Of the console, in letters.
     """
     numbers = Table.grid(padding=(0, 2))
     for name, value in headlines(record):
         numbers.add_row(plain(name), plain(value, justify="right"))
     parts: list[RenderableType] = [plain(""), numbers, plain(""), plain(f"run record: {folder}")]
     if len(record.accuracy_matrix) <= _MOST:
-        sheet = _matrix(record)
+        sheet = _matrix(record, width=width)
         parts[1:1] = [plain(sheet.title), terminal_table(sheet, title=False)]
     return Group(*parts)
 
@@ -80,6 +92,7 @@ def markdown_report(record: Record) -> str:
         record: The run's record.
     """
     protocol, count, size = record.protocol, record.experiences, len(record.accuracy_matrix)
+    called = _called(record)
     state = "" if record.complete else f" ({count.finished} of {count.total} experiences)"
     part = f" Here are {_FEW} of {size} experiences; accuracy_matrix.csv has all."
     lines = [
@@ -97,7 +110,7 @@ def markdown_report(record: Record) -> str:
         "In percent; rows: after training on that experience, columns: on the test images of it."
         + (part if size > _MOST else ""),
         "",
-        *markdown_table(_matrix(record)),
+        *markdown_table(_matrix(record, width=_PAGE)),
         "",
         *([f"![accuracy matrix]({PICTURE})", ""] if count.finished else []),
         *_further(record),
@@ -113,8 +126,8 @@ def markdown_report(record: Record) -> str:
         *_table(
             ("experience", "classes", "train images", "test images"),
             [
-                (str(e), _words(each.class_names), str(each.train_images), str(each.test_images))
-                for e, each in enumerate(protocol.experiences, start=1)
+                (e, _words(each.class_names), f"{each.train_images:,}", f"{each.test_images:,}")
+                for e, each in zip(called, protocol.experiences, strict=True)
             ],
             words=True,
         ),
@@ -131,7 +144,7 @@ def markdown_report(record: Record) -> str:
         *_notes(record),
         "## Cost",
         "",
-        *(f"- {name}: {markdown(_value(value))}" for name, value in _spaced(dict(record.cost))),
+        *(f"- {name}: {markdown(value)}" for name, value in cost_lines(record.cost)),
         f"- device: {markdown(_pairs(record.platform))}",
         f"- versions: {markdown(_pairs(record.versions))}",
         "",
@@ -178,13 +191,21 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _matrix(record: Record) -> Sheet:
+def _matrix(record: Record, *, width: int = WIDTH) -> Sheet:
     """Return the accuracy matrix; of a large one some experiences, of joint training its row."""
     size = len(record.accuracy_matrix)
-    shown = spread(size, _FEW if size > _MOST else _MOST)
+    most = min(_MOST, max(_FEW, (width - _HEAD) // _COLUMN))
+    shown = spread(size, _FEW if size > most else most)
     rows = shown[-1:] if record.joint else shown
     cells = [[percent(record.accuracy_matrix[t][i], sign="") for i in shown] for t in rows]
-    return matrix_sheet(cells, [t + 1 for t in shown], rows=[t + 1 for t in rows])
+    return matrix_sheet(
+        cells,
+        [t + 1 for t in shown],
+        rows=[t + 1 for t in rows],
+        names=full_names(record.protocol),
+        domains=domain_names(record.protocol),
+        width=width,
+    )
 
 
 def _further(record: Record) -> list[str]:
@@ -203,11 +224,48 @@ def _further(record: Record) -> list[str]:
 def _notes(record: Record) -> list[str]:
     """Return the section with what plugins said after each experience, if they said anything."""
     lines = [
-        f"- experience {t}: {markdown(line)}"
-        for t, said in enumerate(record.notes, start=1)
+        f"- experience {markdown(called)}: {markdown(line)}"
+        for called, said in zip(_called(record), record.notes, strict=False)
         for line in said
     ]
     return ["## Notes", "", *lines, ""] if lines else []
+
+
+def _called(record: Record) -> list[str]:
+    """Return the number of each experience, and its domain where it has one."""
+    domains = domain_names(record.protocol)
+    count = max(len(record.protocol.experiences), len(record.notes))
+    return numbered(domains) if domains else [str(t + 1) for t in range(count)]
+
+
+def cost_lines(cost: Cost) -> list[tuple[str, str]]:
+    """Return what a run cost in units that people use, name and value.
+
+    Example:
+        >>> cost_lines(Cost(trainable_parameters=1200, training_seconds=[61.0, 4.0]))
+        [('trainable parameters', '1,200'), ('training', '1 min 5 s (1 min 1 s, 4.0 s)')]
+    """
+    trained = f"{cost.trainable_parameters:,}"
+    if cost.total_parameters is not None:
+        trained += f" of {cost.total_parameters:,}"
+    if cost.trainable_share is not None:
+        trained += f" ({100 * cost.trainable_share:.2g} %)"
+    lines = [("trainable parameters", trained)]
+    if cost.stored_floats is not None:
+        lines.append(("numbers stored beside the network", f"{cost.stored_floats:,}"))
+    if cost.forward_passes is not None:
+        lines.append(("passes of the backbone for a test image", str(cost.forward_passes)))
+    lines += [("training", _seconds(cost.training_seconds))]
+    if cost.evaluation_seconds:
+        lines.append(("evaluation", _seconds(cost.evaluation_seconds)))
+    if cost.peak_memory_bytes is not None:
+        lines.append(("most memory", size_of(cost.peak_memory_bytes)))
+    return lines
+
+
+def _seconds(values: Sequence[float]) -> str:
+    each = f" ({', '.join(map(duration, values))})" if 1 < len(values) <= _MOST else ""
+    return duration(sum(values)) + each
 
 
 def _name(record: Record) -> str:

@@ -160,5 +160,7 @@ def _run(
             strategy.eval(seen, num_workers=workers)
             reporter.tell(journal.finish_experience())
         result = journal.result()
-        reporter.console.print(terminal_report(result.record, str(output)))
+        reporter.console.print(
+            terminal_report(result.record, str(output), width=reporter.console.width)
+        )
     return result

@@ -7,6 +7,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from avalanche_peftcl.console import markdown_row, plain
+from avalanche_peftcl.runs.names import numbered
+
+WIDTH = 80  # letters of a line, where nothing says how wide it may be
+_GAP = 2  # between two columns
+_EDGES = 2
+_SHORTEST = 6  # letters of a name that is worth showing
 
 
 @dataclass(frozen=True)
@@ -33,23 +39,52 @@ class Sheet:
 
 
 def matrix_sheet(
-    cells: Sequence[Sequence[str]], numbers: Sequence[int], *, rows: Sequence[int] | None = None
+    cells: Sequence[Sequence[str]],
+    numbers: Sequence[int],
+    *,
+    rows: Sequence[int] | None = None,
+    names: Sequence[str] = (),
+    domains: Sequence[str] = (),
+    width: int = WIDTH,
 ) -> Sheet:
     """Return the table of an accuracy matrix.
+
+    Columns are called by domain where that leaves the table narrow enough, else by number; rows
+    have their names as far as there is room.
 
     Args:
         cells: Row by row, what is shown.
         numbers: The experiences that they are of, counted from 1.
         rows: Those of the rows, if not all are shown.
+        names: Of all experiences.
+        domains: Of all experiences; none where these are no domains.
+        width: Letters that a line of the table has at most, if names can help it.
 
     Example:
+        >>> sheet = matrix_sheet(
+        ...     [["90.0", "-"], ["80.0", "95.0"]], [1, 2], names=["one", "art"], domains=["a", "b"]
+        ... )
+        >>> sheet.columns, sheet.rows[1]
+        (('', 'a', 'b'), ('2 (art)', '80.0', '95.0'))
         >>> matrix_sheet([["90.0", "-"], ["80.0", "95.0"]], [1, 2]).rows
         (('1', '90.0', '-'), ('2', '80.0', '95.0'))
     """
-    names = tuple(map(str, numbers))
-    heads = names if rows is None else map(str, rows)
+    longest = max((len(cell) for row in cells for cell in row), default=1)
+    columns = [str(number) for number in numbers]
+    room = width - _EDGES - sum(max(len(column), longest) + _GAP for column in columns)
+    heads = columns if rows is None else [str(row) for row in rows]
+    least = room - max(map(len, heads), default=0) - len(" ()")
+    if len(names) >= max(numbers, default=1) and least >= _SHORTEST:
+        named = numbered(names, longest=least)
+        heads = [named[int(head) - 1] for head in heads]
+    if len(domains) >= max(numbers, default=1):
+        called = [domains[number - 1] for number in numbers]
+        wide = (
+            sum(max(len(each), longest) + _GAP for each in called) + max(map(len, heads)) + _EDGES
+        )
+        columns = called if wide <= width else columns
     lines = tuple((head, *row) for head, row in zip(heads, cells, strict=True))
-    return Sheet("accuracy in %; row: trained up to, column: tested on", ("", *names), lines)
+    return Sheet("accuracy in %; row: trained up to, column: tested on", ("", *columns), lines)
 
 
 def markdown_table(sheet: Sheet) -> list[str]:
@@ -80,6 +115,7 @@ def terminal_table(sheet: Sheet, *, title: bool = True) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     for i, column in enumerate(sheet.columns):
         right = i > 0 and not sheet.words

@@ -23,6 +23,7 @@ from avalanche_peftcl.runs.folder import (
 )
 from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.progress import RunProgress
+from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.run import run
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
@@ -265,3 +266,27 @@ def test_a_run_that_another_process_finished_meanwhile_is_kept(
     assert len(kept["resumed_at"]) == begun
     kept["accuracy_matrix"] = read_matrix(config.output, 2)
     assert run(config, registry=registry, resume=True).metrics == kept
+
+
+def test_a_start_that_failed_is_in_nobodys_way(tmp_path, registry):
+    class Fails(RunProgress):
+        def before_training_exp(self, *more):
+            raise KeyboardInterrupt
+
+    config = tiny(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, registry=registry, reporter=Fails())
+    assert json.loads((config.output / "metrics.json").read_text())["experiences"]["finished"] == 0
+    assert run(config, registry=registry).record.complete
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(config, registry=registry)
+
+
+def test_a_run_with_a_checkpoint_is_no_failed_start(tmp_path, record_of):
+    RunRecord(tmp_path, record_of(2, 0)).write()
+    assert check_output(tmp_path) is not None
+    (tmp_path / "checkpoint").mkdir()
+    assert check_output(tmp_path) is not None
+    (tmp_path / "checkpoint" / "000001.checkpoint").touch()
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
+        check_output(tmp_path)

@@ -50,3 +50,15 @@ def test_in_a_page_it_names_no_address_and_has_no_title():
     text = matrix_picture([[0.5, None], [0.25, 1.0]], [0.5, 0.6])
     assert "http" not in text
     assert re.findall(r">(\d+\.\d)<", text) == ["50.0", "50.0", "25.0", "100.0", "60.0"]
+
+
+def test_domains_stand_beside_the_cells_and_inside_the_picture(record_of):
+    names = ["art_painting", "a <name> that is much too long", "photo"]
+    text = matrix_picture([[0.5] * 3] * 3, [0.5] * 3, domains=names)
+    assert text.count(">art_painting<") == 2
+    assert text.count("a &lt;name&gt; that i…<") == 2
+    assert "trained up to 3 (photo), tested on experience 1 (art_painting): 50.0" in text
+    left = float(re.search(r'viewBox="-(\d+)', text)[1])
+    assert left > 16 * 5.5
+    by_number = matrix_picture([[0.5] * 3] * 3, [0.5] * 3, domains=names[:2])  # not of these
+    assert by_number == matrix_picture([[0.5] * 3] * 3, [0.5] * 3)

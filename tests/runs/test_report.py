@@ -1,6 +1,7 @@
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from avalanche_peftcl.runs.matrix_file import MatrixFile
@@ -109,3 +110,62 @@ def test_the_csv_leaves_empty_what_was_not_evaluated(tmp_path):
     assert path.read_text() == "trained_up_to\n"
     MatrixFile(tmp_path, 2).write([[0.1, None], [None, None]], 2)
     assert path.read_text().splitlines()[1:] == ["1,0.1,", "2,,"]
+
+
+def domain_record(record_of, names, *, count=None):
+    count = len(names) if count is None else count
+    record = record_of(count, count)
+    protocol = record.protocol.model_copy(update={"scenario": "domain", "domains": names})
+    return record.model_copy(update={"protocol": protocol, "notes": [["all is well"]] * count})
+
+
+PACS = ["art_painting", "cartoon", "photo", "sketch"]
+
+
+def test_domains_are_called_by_name(record_of):
+    record = domain_record(record_of, PACS)
+    text = markdown_report(record)
+    assert "|  | art_painting | cartoon | photo | sketch |" in text
+    assert "| 3 (photo) | 98.0 | 99.0 | 100.0 | - |" in text
+    assert "| 2 (cartoon) | a\\|b, c | 8 | 4 |" in text
+    assert "- experience 4 (sketch): all is well" in text
+    console = Console(file=io.StringIO(), width=80)
+    console.print(terminal_report(record, "runs/a", width=80))
+    shown = console.file.getvalue()
+    assert "art_painting  cartoon  photo  sketch" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("size", [4, 10, 11, 20])
+def test_the_matrix_holds_at_eighty_columns(record_of, size):
+    record = domain_record(record_of, [f"a domain of a long name, {i}" for i in range(size)])
+    console = Console(file=io.StringIO(), width=80)
+    console.print(terminal_report(record, "runs/a", width=80))
+    lines = console.file.getvalue().splitlines()
+    table = [line for line in lines if re.search(r"\d\.\d", line) and "accuracy" not in line]
+    assert len(table) == min(size, 10)
+    assert all("100.0" in line for line in table)  # no number is broken in two
+    assert max(map(len, lines)) <= 80
+
+
+def test_costs_have_units_that_people_use(record_of):
+    cost = {
+        "trainable_parameters": 58777,
+        "total_parameters": 771601,
+        "trainable_share": 0.0762,
+        "stored_floats": 48804427,
+        "forward_passes": 2,
+        "training_seconds": [200.0, 3600.0],
+        "evaluation_seconds": [1.5, 2.5],
+        "peak_memory_bytes": 5_250_000_000,
+    }
+    text = markdown_report(record_of(2, 2, cost=cost))
+    for line in (
+        "- trainable parameters: 58,777 of 771,601 (7.6 %)",
+        "- numbers stored beside the network: 48,804,427",
+        "- passes of the backbone for a test image: 2",
+        "- training: 1 h 3 min (3 min 20 s, 1 h)",
+        "- evaluation: 4.0 s (1.5 s, 2.5 s)",
+        "- most memory: 5.25 GB",
+    ):
+        assert f"{line}\n" in text
