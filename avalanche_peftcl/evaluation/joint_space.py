@@ -25,7 +25,7 @@ Values = dict[str, float | None]
 
 
 class JointSpace:
-    """The image side of a network as it is, and the text side of its backbone.
+    """Both sides of a network as they are.
 
     An image's embedding is what the network's adapted pass pools, before any head; in eval mode and
     in float32, whatever the run trains in.
@@ -93,12 +93,25 @@ class JointSpace:
         check_finite([found], f"embeddings of images that metric {self.metric!r} reads")
         return found
 
-    def texts(self, texts: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+    @torch.no_grad()
+    def texts(
+        self,
+        texts: Sequence[str],
+        templates: Sequence[str] | None = None,
+        *,
+        adapted: bool = True,
+    ) -> Tensor:
         """Return embeddings of texts, each on unit norm: ``(C, E)``, float64, on the CPU.
 
         A text side computes each text once, see :class:`.TextTower`.
+
+        Args:
+            texts: ``C`` texts.
+            templates: As of :meth:`.TextSide.encode_text`.
+            adapted: ``False``: those of the frozen backbone, where a module trains its text side.
         """
-        found: Tensor = self.backbone.encode_text(texts, templates).cpu().double()
+        side = self.branch.text_side(self.backbone) if adapted else self.backbone
+        found: Tensor = side.encode_text(texts, templates).cpu().double()
         check_finite([found], f"embeddings of texts that metric {self.metric!r} reads")
         return found
 

@@ -91,7 +91,7 @@ class RetrievalMetric(StandingMetric):
         paths, captions, owners = self.images
         batches = read_batches(paths, space.backbone.input_config, self.chunk_size)
         images = space.images(batches, adapted=adapted)
-        texts = space.texts(captions)
+        texts = space.texts(captions, adapted=adapted)
         own = torch.tensor(owners)
         there, back = torch.arange(len(paths)), own
         found: Values = {}

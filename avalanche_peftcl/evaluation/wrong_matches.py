@@ -32,11 +32,13 @@ class _Texts(NamedTuple):
 
     Attributes:
         embeddings: ``(W, E)``.
+        frozen: Those of the frozen backbone, ``(W, E)``.
         of_class: Which of them is a class's.
         since: With which experience, counted in the order of training, each came, ``(W,)``.
     """
 
     embeddings: Tensor
+    frozen: Tensor
     of_class: dict[int, int]
     since: Tensor
 
@@ -205,8 +207,11 @@ class WrongMatchesMetric(PluginMetric[Summary]):
             batches = self._batches(tested, chosen, strategy.device)
             self._frozen[number] = space.images(batches, adapted=False)
         adapted = space.images(self._batches(tested, chosen, strategy.device))
-        for prefix, images in (("", adapted), ("frozen_", self._frozen[number])):
-            scores = images @ texts.embeddings.T
+        for prefix, images, embeddings in (
+            ("", adapted, texts.embeddings),
+            ("frozen_", self._frozen[number], texts.frozen),
+        ):
+            scores = images @ embeddings.T
             rate = wrong_match_rate(scores, later) if later.any() else None
             rows[f"{prefix}rate"].append(rate)
             matches = own[:, None] == torch.arange(len(texts.embeddings))
@@ -223,7 +228,8 @@ class WrongMatchesMetric(PluginMetric[Summary]):
         since = [
             min(self._since[c] for c, i in of_class.items() if i == n) for n in range(len(each))
         ]
-        return _Texts(space.texts(each, self.templates), of_class, torch.tensor(since))
+        frozen = space.texts(each, self.templates, adapted=False)
+        return _Texts(space.texts(each, self.templates), frozen, of_class, torch.tensor(since))
 
     def _names(self, strategy: Any) -> Sequence[str]:
         names = class_names(strategy.experience)

@@ -94,7 +94,7 @@ class ZeroShotRetentionMetric(StandingMetric):
         for name, (paths, labels, words) in self.sets.items():
             batches = read_batches(paths, space.backbone.input_config, self.chunk_size)
             images = space.images(batches, adapted=adapted)
-            scores = images @ space.texts(words, self.templates).T
+            scores = images @ space.texts(words, self.templates, adapted=adapted).T
             own = torch.tensor(labels)[:, None] == torch.arange(len(words))
             found[name] = retrieval_recall(scores, own, k=1)
         return found

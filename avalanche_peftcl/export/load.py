@@ -19,7 +19,7 @@ from avalanche_peftcl.export.file import MODEL_FILE, ExportInfo, is_spec, read_e
 from avalanche_peftcl.functional.finite import not_finite
 from avalanche_peftcl.models.backbones.images import eval_transform
 from avalanche_peftcl.models.backbones.weights import weights_sha256
-from avalanche_peftcl.models.exportable import is_exportable, takes_backbone
+from avalanche_peftcl.models.exportable import OnlyLearns, is_exportable, takes_backbone
 from avalanche_peftcl.models.heads.head import Head
 from avalanche_peftcl.models.heads.rows import MASK_VALUE, Growing
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
@@ -266,9 +266,11 @@ def trained_keys(model: nn.Module, backbone: nn.Module) -> list[str]:
 
 def learning_keys(model: nn.Module) -> set[str]:
     """Return the names in the model's state dict that prediction does not need."""
-    return {
+    modules = dict(model.named_modules(remove_duplicate=False))
+    learners = tuple(f"{path}." for path, m in modules.items() if isinstance(m, OnlyLearns))
+    return {k for k in model.state_dict() if k.startswith(learners)} | {
         f"{path}.{name}".removeprefix(".")
-        for path, module in model.named_modules(remove_duplicate=False)
+        for path, module in modules.items()
         if isinstance(module, Growing)
         for name in module.statistics
     }

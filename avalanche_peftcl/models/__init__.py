@@ -54,6 +54,7 @@ from avalanche_peftcl.models.modules.patch_prompt import (
 from avalanche_peftcl.models.modules.peft_tuner import build_peft_tuner
 from avalanche_peftcl.models.modules.prefix import PrefixBranch, PrefixTokens, build_prefix
 from avalanche_peftcl.models.modules.prompt import PromptBranch, PromptTokens, build_prompt
+from avalanche_peftcl.models.modules.tuned_text import TunedText
 from avalanche_peftcl.models.networks.dynamic import DynamicModel
 from avalanche_peftcl.models.networks.image_encoder import ImageEncoder
 from avalanche_peftcl.models.networks.ntk_cl import (
@@ -121,6 +122,7 @@ __all__ = [
     "TextSide",
     "TextTower",
     "TunedBranch",
+    "TunedText",
     "ViTBackbone",
     "Views",
     "ZeroShotHead",

@@ -29,6 +29,7 @@ class Branch(nn.Module):
         adapts_pooled: Whether :meth:`pool` adapts what is pooled, of which tokens say nothing.
         terms: What the last pass adds to the loss by name, weighted; empty again before the next,
             and in copies.
+        text: What it has put into the text side, a :class:`.TunedText`; ``None`` for nothing.
 
     Example:
         A prompt an image, chosen by what the frozen network sees in it, as in L2P (Wang et al.,
@@ -77,6 +78,7 @@ class Branch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.terms: dict[str, Tensor] = {}
+        self.text: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"terms": {}}  # a graph of a pass can be neither copied nor pickled
@@ -169,6 +171,10 @@ class Branch(nn.Module):
     def out_features(self, backbone: Backbone) -> int:
         """Return the width of the feature."""
         return out_features(backbone)
+
+    def text_side(self, backbone: Backbone) -> Any:
+        """Return what encodes texts beside this pass: :attr:`text`, or ``backbone`` itself."""
+        return backbone if self.text is None else self.text
 
     def losses(self) -> dict[str, Tensor]:
         """Return by name what the last pass adds to the loss, weighted."""

@@ -76,6 +76,10 @@ class Exportable(Protocol):
     export_spec: BuildSpec
 
 
+class OnlyLearns(nn.Module):
+    """A module that no prediction of an exported network needs: its file leaves it out."""
+
+
 def exportable(build: _Build) -> _Build:
     """Let what ``build`` makes remember how it is built again, so that a run can be exported.
 

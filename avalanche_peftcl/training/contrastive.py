@@ -1,4 +1,4 @@
-"""Images and texts: a module of the image tower trained by the contrastive loss."""
+"""Images and texts: a module of either tower trained by the contrastive loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,8 @@ class Contrastive(PEFTTemplate):
 
     The loss is :func:`~avalanche_peftcl.functional.contrastive_loss` with the backbone's logit
     scale. Of each image one caption is drawn each time, by the global generator; the frozen text
-    tower encodes it, once. Images of one caption, and one image twice, are no negatives.
+    tower encodes it, once, and one that a module trains each time. Images of one caption, and one
+    image twice, are no negatives.
 
     It is a strategy and no plugin or criterion: a criterion sees outputs and targets and not the
     texts, a plugin can add to a loss of classes but there is none, and evaluation needs candidates.
@@ -58,7 +59,7 @@ class Contrastive(PEFTTemplate):
             not of captioned images.
 
     Source:
-        Radford et al., CLIP, arXiv 2103.00020. Differs: the text tower and the logit scale stay as
+        Radford et al., CLIP, arXiv 2103.00020. Differs: the towers and the logit scale stay as
         they are; the minibatch has no equal texts for negatives.
 
     Example:
@@ -88,7 +89,7 @@ class Contrastive(PEFTTemplate):
                 f"a {type(side).__name__} has no text side, which captions are encoded by; take "
                 "backbone 'open_clip' or 'dual_encoder'"
             )
-        self._side: Any = side
+        self._side: Any = self.network.branch.text_side(side)
         self._mb_texts: Tensor | None = None
         self._mb_same: Tensor | None = None
         self._candidates: dict[int, tuple[Tensor, Tensor]] = {}
@@ -114,9 +115,14 @@ class Contrastive(PEFTTemplate):
         return told
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return embeddings of texts, ``(n, E)``, on unit norm; each is computed once."""
+        """Return embeddings of texts, ``(n, E)``, on unit norm; without gradient each once."""
         embeddings: Tensor = self._side.encode_text(texts)
         return embeddings.to(self.device)
+
+    def read_texts(self, targets: Tensor) -> None:
+        """Run all captions of some targets through the text side, where a module trains it."""
+        if self.network.branch.text is not None:
+            self.encode([text for y in targets.tolist() for text in self.captions[y]])
 
     def model_adaptation(self, model: Any = None) -> nn.Module:
         """Adapt as :class:`.PEFTTemplate` does, to a stream with captions."""
@@ -143,7 +149,7 @@ class Contrastive(PEFTTemplate):
         numbers = torch.tensor([place[text] for text in drawn], device=targets.device)
         self._mb_texts = self.encode(drawn)
         self._mb_same = (numbers[:, None] == numbers) | (targets[:, None] == targets)
-        return self._by_image(embeddings.detach(), self._mb_texts, targets)
+        return self._by_image(embeddings.detach(), self._mb_texts.detach(), targets)
 
     def criterion(self) -> Tensor:
         """Return the contrastive loss; in evaluation cross-entropy over the candidates."""
@@ -224,7 +230,7 @@ def build_contrastive(
     anneal: bool | None = None,
     options: ContrastiveOptions,
 ) -> Contrastive:
-    """Build :class:`Contrastive`: a module of the image tower trained on captioned images.
+    """Build :class:`Contrastive`: a module of either tower trained on captioned images.
 
     Accuracies are image-to-text R@1 within the test images of an experience; text to image stands
     under ``plugins`` in the record. Benchmark ``image_text`` has such streams. A minibatch is what
@@ -232,7 +238,7 @@ def build_contrastive(
 
     Args:
         backbone: The frozen network, with a text side.
-        module: What trains in the image tower, or behind it; adapters by default.
+        module: What trains in a tower, or behind that of images; adapters in it by default.
         optimizer: Which one.
         anneal: Let the learning rate fall as a cosine; ``None``: unless a plugin schedules it.
         options: The others.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_peftcl.models import DynamicModel
 from avalanche_peftcl.models.rng import random_state, set_random_state
-from avalanche_peftcl.training.joints import Embeds, Features, Tuning
+from avalanche_peftcl.training.joints import Embeds, Features, ReadsTexts, Tuning
 from avalanche_peftcl.training.streams import whole_experience
 
 
@@ -36,7 +36,7 @@ def feature_pass(
             hooks on modules see all there is to see.
         dataset: An Avalanche dataset; the images of the current experience by default.
         classify: Let the head of a ``DynamicModel`` see the features too; any other network runs as
-            a whole.
+            a whole. Texts that a strategy trains on are read too.
         full_precision: Compute in float32 instead of the strategy's precision.
         num_workers: Processes that load images.
 
@@ -75,6 +75,8 @@ def feature_pass(
                 task_labels = batch[-1].to(device) if len(batch) > 2 else None
                 with _precision(strategy, full=full_precision):
                     features = _features(network, embed, images, task_labels, classify=classify)
+                    if classify and isinstance(strategy, ReadsTexts):
+                        strategy.read_texts(targets)
                 if consume is not None:
                     classes = network.classes if isinstance(network, DynamicModel) else None
                     consume(Features(features, targets, task_labels, classes))

@@ -110,6 +110,14 @@ class Embeds(Protocol):
 
 
 @runtime_checkable
+class ReadsTexts(Protocol):
+    """A strategy that trains on texts beside images, such as :class:`.Contrastive`."""
+
+    def read_texts(self, targets: Tensor) -> None:
+        """Run the texts of some targets through what trains of the text side, if anything does."""
+
+
+@runtime_checkable
 class MovesHeads(Protocol):
     """A plugin that moves what fitted heads hold when features have moved.
 

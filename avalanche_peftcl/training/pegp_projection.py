@@ -48,6 +48,11 @@ def make_projection(
             f"out rule={rule!r}, centred={centred} and strength={strength}, or take "
             'recipe="corrected"'
         )
+    if recipe == "released" and projection and model.branch.text is not None:
+        raise ConfigError(
+            'recipe="released" projects what is in the image tower, and the module is in the text '
+            'tower too; take recipe="corrected", or tower: image'
+        )
     if watch and not projection:
         raise ConfigError(
             f"watch={watch} measures beside the projection, which is switched off; for none "

@@ -121,7 +121,7 @@ def test_images_come_in_batches_and_texts_are_encoded_once(places, monkeypatch):
     method.train(benchmark().train_stream[1])
     assert max(sizes) == 3
     assert sum(size == 3 for size in sizes) == 3 * 6  # of 20 images, before and twice after
-    assert encoded == [1] * 4
+    assert encoded == [8] * 3  # four words, of three lengths
 
 
 def test_a_choice_of_images_is_seeded_and_stays(places):

@@ -158,12 +158,14 @@ TRAINED = {
     "zero_shot_ridge": ("naive", {}),
     "zero_shot": ("pegp", {"merge_epochs": 1}),
 }
+MODULES = {"text_tower": {"name": "lora", "r": 2, "tower": "both"}}
 
 
 @pytest.mark.parametrize(
     "head",
     [
         "text_context",
+        pytest.param("text_tower", marks=pytest.mark.slow),
         pytest.param("zero_shot_ridge", marks=pytest.mark.slow),
         pytest.param("zero_shot", marks=pytest.mark.slow),
     ],
@@ -174,10 +176,12 @@ def test_a_run_that_was_stopped_within_an_experience_goes_on_to_the_bit(
     settings, options = made
     stop = Entry("strategy_plugin", Component("stop", Stop, source="t"), Provider("test", "1"))
     registry = Registry([*discover().entries(), stop])
+    module = MODULES.get(head, {"name": "linear_adapter", "r": 2})
+    head = "zero_shot" if head == "text_tower" else head
     strategy, more = TRAINED[head]
     words = {"class_words": settings["head"]["class_words"]}
     settings |= {
-        "module": {"name": "linear_adapter", "r": 2},
+        "module": module,
         "head": {"name": head} | words | ({"n_context": 2} if head == "text_context" else {}),
         "strategy": {
             "name": strategy,
@@ -214,3 +218,37 @@ def test_a_run_that_was_stopped_within_an_experience_goes_on_to_the_bit(
     assert told == [
         each.classes for each in predict(load(tmp_path / "whole", backbone=backbone), images)
     ]
+
+
+@pytest.mark.parametrize("module", ["adapter", pytest.param("lora", marks=pytest.mark.slow)])
+def test_a_text_tower_that_was_trained_stays_behind(made, tmp_path, module):
+    """What became of the texts is in the file, and nothing that made it."""
+    settings, options = made
+    settings["module"] = {"name": module, "r": 2, "tower": "text"}
+    settings["strategy"] = {
+        "name": "naive",
+        "train_epochs": 2,
+        "lr": 0.5,
+        "train_mb_size": 4,
+        "mixed_precision": "no",
+    }
+    settings["plugins"] = [{"name": "gradient_projection"}]
+    assert run(RunConfig.model_validate(settings)).record.not_exported is None
+    backbone = create_dual_encoder(**options, resize_mode="squash")
+    network = load(tmp_path / "run", backbone=backbone)
+    held = dict(network.named_buffers())
+    words = [network.class_names[c][3:] for c in held["model.classes.keys"][:, 1].tolist()]
+    frozen = backbone.encode_text(words, ["a {}", "photo {}"])
+    assert (held["model.head.rows"] - frozen).abs().max() > 1e-6
+    file, images = tmp_path / "network.safetensors", sorted(tmp_path.rglob("test/*/*.png"))
+    export_run(tmp_path / "run", file, with_backbone=True, backbone=backbone)
+    with safe_open(file, "pt") as kept:
+        learnt = [k for k in kept.keys() if k.startswith("model.")]  # noqa: SIM118
+    assert sorted(learnt) == [
+        "model.classes._extra_state",
+        "model.classes.keys",
+        "model.head.rows",
+        "model.head.scale",
+    ]
+    told = [p.classes for p in predict(load(file), images)]
+    assert told == [p.classes for p in predict(network, images)]

@@ -86,6 +86,8 @@ RECORDED = {
         ("dropout", "float (>= 0, < 1)", "0.0"),
         ("init", "'kaiming' | 'gaussian'", "'kaiming'"),
         ("learn_scale", "bool", "True"),
+        ("tower", "'image' | 'text' | 'both'", "'image'"),
+        ("text_modules", "tuple[str, ...] | None", "None"),
     ],
     ("strategy_plugin", "lwf"): [
         ("alpha", "float (>= 0, <= 1e+09) | list[float (>= 0, <= 1e+09)]", "1.0"),

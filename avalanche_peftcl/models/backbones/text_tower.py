@@ -95,6 +95,23 @@ class TextTower:
                 self._known[name, templates] = F.normalize(own.mean(dim=0), dim=0)
         return torch.stack([self._known[name, templates] for name in names])
 
+    def compute(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Return what :meth:`encode` returns, computed now and with gradient; nothing is kept.
+
+        Texts of one length go through the network together, without copies that fill up.
+
+        Args:
+            names: As there.
+            templates: As there.
+        """
+        templates = check_templates(templates)
+        check_names(names)
+        place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        sentences = [t.replace("{}", name) for name in place for t in templates]
+        texts = self._embed(sentences, fill_up=False).view(len(place), len(templates), -1)
+        rows = F.normalize(texts.mean(dim=1), dim=1)  # (C, E)
+        return rows[[place[name] for name in names]]
+
     @property
     def width(self) -> int:
         """Width ``D`` of a token's vector, as the network's first embedding has it; 0 without."""
@@ -166,7 +183,7 @@ class TextTower:
     def _table(self) -> nn.Embedding | None:
         return next((m for m in self.module.modules() if isinstance(m, nn.Embedding)), None)
 
-    def _embed(self, texts: Sequence[str]) -> Tensor:
+    def _embed(self, texts: Sequence[str], *, fill_up: bool = True) -> Tensor:
         """Return the embedding of each text, ``(n, E)``, on unit norm."""
         fill, device = self._fill(), self.tokens(_PROBES[:1]).device
         by_length: dict[int, list[tuple[int, Tensor]]] = {}
@@ -177,9 +194,10 @@ class TextTower:
             by_length.setdefault(len(ids), []).append((i, ids))
         found: dict[int, Tensor] = {}
         for rows in by_length.values():
-            for start in range(0, len(rows), _ROWS):
-                some = rows[start : start + _ROWS]
-                filled = [ids for _, ids in some] + [some[-1][1]] * (_ROWS - len(some))
+            size = _ROWS if fill_up else len(rows)
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
+                filled = [ids for _, ids in some] + [some[-1][1]] * (size - len(some))
                 with torch.autocast(device.type, enabled=False):
                     made = F.normalize(self.module(torch.stack(filled).to(device)).float(), dim=1)
                 found |= zip((i for i, _ in some), made[: len(some)], strict=True)

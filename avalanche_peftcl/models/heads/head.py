@@ -1,6 +1,7 @@
 """What a head is: features to a logit a row, trained by gradients or fitted after an experience."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -168,6 +169,17 @@ class Head(Growing):
         They are no ``projection_sites()``: a head whose rows are of one experience each needs none.
         """
         yield from ()
+
+    def read_texts(self, side: Any) -> bool:
+        """Take the text side of a module that trains it, before any row; say whether it is read.
+
+        Args:
+            side: A :class:`.TextSide`, see :meth:`.Branch.text_side`.
+        """
+        return False
+
+    def learn_rows(self, rows: Sequence[int]) -> None:
+        """Hear which rows' classes are in the experience that begins, after :meth:`grow`."""
 
     def start(self, names: Sequence[str]) -> None:
         """Begin the last rows, one a name, from the names of their classes, after :meth:`grow`.

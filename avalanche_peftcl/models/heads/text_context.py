@@ -86,6 +86,10 @@ class TextContextHead(ZeroShotHead):
         self.register_buffer("words", torch.zeros(0, dtype=torch.uint8))  # of its rows, as UTF-8
         self._names: tuple[str, ...] = ()
 
+    def read_texts(self, side: Any) -> bool:
+        """Read no text side that trains: its contexts stand in front of the frozen one."""
+        return self.texts is None
+
     def grow(self, n_rows: int) -> None:
         """Lengthen to ``n_rows``; old rows stay, with what their context has learnt."""
         self.refresh()

@@ -81,19 +81,29 @@ each class, or leave class_words out where the names are words
 
     def __call__(self, names: Sequence[str]) -> Tensor:
         """Return the embeddings of classes by their names, ``(C, E)``, on unit norm."""
-        embeddings: Tensor = self.side.encode_text(self.words(names), self._templates)
+        return self.of_words(self.words(names))
+
+    def of_words(self, words: Sequence[str]) -> Tensor:
+        """Return the embeddings of classes by what they are called, ``(C, E)``, on unit norm."""
+        embeddings: Tensor = self.side.encode_text(words, self._templates)
         return embeddings
 
 
 @exportable
 class ZeroShotHead(Head):
-    r"""Logits from the texts of class names, which nothing changes once a class is known.
+    r"""Logits from the texts of class names.
 
     .. math:: \tau \cos(z, w_r)
 
     with :math:`\tau` the factor of the backbone and :math:`w_r` the embedding of a class's name in
     all templates. What trains in front of it trains by these logits. Embeddings are computed when
     a class comes and are kept in buffers: an exported network needs no text side.
+
+    **Where a module trains the text side** (:meth:`read_texts`) the texts move with it, those of
+    old classes too. With gradient the classes of the experience go through the text side in each
+    step; all others are held as they were when it began. Without gradient, and in what is saved,
+    all are as the text side is now: old classes are known by texts that have moved, unless a
+    projection keeps them.
 
     Args:
         in_features: ``E``, width of the space of images and texts.
@@ -118,13 +128,48 @@ class ZeroShotHead(Head):
     row_tensors: tuple[str, ...] = ("rows",)
     rows: Tensor
     scale: Tensor
+    held: Tensor
+    at_hand: Tensor
+    called: Tensor
 
     def __init__(self, in_features: int) -> None:
         super().__init__(in_features)
         self.texts: Any = None
         self.register_buffer("rows", torch.zeros(0, in_features))
         self.register_buffer("scale", torch.ones(()))
+        self._side: Any = None  # of texts that move
+        self._words: list[str] = []  # of each row, where they do
 
+    def read_texts(self, side: Any) -> bool:
+        """Take the text side of a module that trains it; a network that learns no more needs none.
+
+        Args:
+            side: As of :meth:`.Head.read_texts`.
+        """
+        if self.texts is None or self._side is not None:
+            return True
+        self._side = self.texts.side = side
+        self.register_buffer("held", torch.zeros_like(self.rows))  # as the experience began
+        self.register_buffer("at_hand", torch.zeros(0, dtype=torch.long))  # its rows
+        self.register_buffer("called", torch.zeros(0, dtype=torch.uint8))  # the words, as UTF-8
+        self.row_tensors = ("rows", "held")
+        self.free_tensors = ("at_hand", "called")
+        self.statistics = ("held", "at_hand", "called")
+        return True
+
+    def grow(self, n_rows: int) -> None:
+        """Lengthen to ``n_rows``; old rows stay, as their texts are now."""
+        self.refresh()
+        super().grow(n_rows)
+        if self._side is not None:
+            self.held = self.rows.clone()
+
+    def learn_rows(self, rows: Sequence[int]) -> None:
+        """Hear which rows' classes are in the experience that begins."""
+        if self._side is not None:
+            self.at_hand = torch.tensor(rows, dtype=torch.long, device=self.rows.device)
+
+    @torch.no_grad()
     def start(self, names: Sequence[str]) -> None:
         """Begin the last rows with the texts of their classes.
 
@@ -137,10 +182,40 @@ class ZeroShotHead(Head):
                 "made with; for others build it with a backbone that has a text side"
             )
         self.rows[len(self.rows) - len(names) :] = self.texts(names).to(self.rows)
+        if self._side is not None:
+            self.held = self.rows.clone()
+            self._words += self.texts.words(names)
+            letters = list("\0".join(self._words).encode())
+            self.called = torch.tensor(letters, dtype=torch.uint8, device=self.rows.device)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, E)`` to ``(B, R)``; -1000 for rows that have no text yet."""
+        if self._side is None:
+            return self._cosines(features, self.rows)
+        if torch.is_grad_enabled() and self._side.trains:
+            words = [self._words[row] for row in self.at_hand.tolist()]
+            texts = self.texts.of_words(words).to(self.held)
+            return self._cosines(features, self.held.index_copy(0, self.at_hand, texts))
+        self.refresh()
         return self._cosines(features, self.rows)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Let all rows be as the text side is now, where it may have moved."""
+        if self._side is not None and self._words and len(self._words) == len(self.rows):
+            self.rows = self.texts.of_words(self._words).to(self.rows)
+
+    # --- what is kept --------------------------------------------------------------------------
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.refresh()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self._side is not None:
+            text = bytes(self.called.tolist()).decode(errors="replace")
+            self._words = text.split("\0") if text else []
 
     def _cosines(self, features: Tensor, rows: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):

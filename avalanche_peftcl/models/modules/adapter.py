@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
+from avalanche_peftcl.models.modules.text_blocks import put_adapters
+from avalanche_peftcl.models.modules.tuned_text import Tower, tune_text
 from avalanche_peftcl.models.projection.sites import ProjectionSite, linear_sites
 from avalanche_peftcl.registry.ranges import Dropout, Scale, Width
 
@@ -107,6 +109,30 @@ def build_adapters(
     r: Width = 16,
     scale: Scale = 0.1,
     dropout: Dropout = 0.1,
-) -> AdapterBranch:
-    """Build an :class:`AdapterBranch` that fits ``backbone``."""
-    return AdapterBranch(backbone.embed_dim, backbone.depth, r=r, scale=scale, dropout=dropout)
+    tower: Tower = "image",
+) -> Branch:
+    """Build an :class:`AdapterBranch` that fits ``backbone``, or adapters in its text tower.
+
+    Args:
+        backbone: The frozen network.
+        r: Width of the bottleneck.
+        scale: Factor of the adapter's output.
+        dropout: Probability of the dropout, in training.
+        tower: Where: ``"text"``, beside the MLP of every block of the text tower, see
+            :class:`.TunedText`, or ``"both"``.
+
+    Raises:
+        ConfigError: If there is no text tower, or not of a kind that is known.
+    """
+    branch = Branch()
+    if tower != "text":
+        branch = AdapterBranch(
+            backbone.embed_dim, backbone.depth, r=r, scale=scale, dropout=dropout
+        )
+    if tower == "image":
+        return branch
+
+    def make(width: int) -> Adapter:
+        return Adapter(width, r=r, scale=scale, dropout=dropout)
+
+    return tune_text(branch, backbone, lambda view: put_adapters(view, make))

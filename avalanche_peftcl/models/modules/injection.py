@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import peft
 import torch
@@ -50,17 +50,32 @@ def view_of(
         >>> view.vit is backbone.vit, view.vit.pos_embed is backbone.vit.pos_embed
         (False, True)
     """
+    return shared_copy(backbone, None if change is None else lambda view: change(view.vit)).train(
+        False
+    )
+
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
+
+
+def shared_copy(module: _Kind, change: Callable[[_Kind], object] | None = None) -> _Kind:
+    """Return a copy of a frozen network that shares its parameters and buffers.
+
+    Args:
+        module: The network; it is not changed.
+        change: As of :func:`view_of`, called with the copy.
+    """
     memo: dict[int, Any] = {}
-    view = copy.deepcopy(backbone, memo)
+    view = copy.deepcopy(module, memo)
     if change is not None:
-        change(view.vit)
-    for module in backbone.modules():
-        twin = memo[id(module)]
-        if module._parameters and _same(module._parameters, twin._parameters):
-            twin._parameters = module._parameters  # the dictionary, so that what is put in it ...
-        if module._buffers:
-            twin._buffers = module._buffers  # ... by .to() is in both
-    return view.train(False)
+        change(view)
+    for each in module.modules():
+        twin = memo[id(each)]
+        if each._parameters and _same(each._parameters, twin._parameters):
+            twin._parameters = each._parameters  # the dictionary, so that what is put in it ...
+        if each._buffers:
+            twin._buffers = each._buffers  # ... by .to() is in both
+    return view
 
 
 class TunedBranch(Branch):
@@ -124,7 +139,7 @@ class TunedBranch(Branch):
                     part.requires_grad_(False)
         shared = {id(module._parameters) for module in backbone.modules()}
         self.tuners = nn.ModuleDict(
-            {_key(name): _brought(layer, shared) for name, layer in self.tuned_layers()}
+            {key_of(name): brought_by(layer, shared) for name, layer in self.tuned_layers()}
         )
         names = [name for name, _ in self.tuned_layers()]
         self._check(config, names)
@@ -181,8 +196,14 @@ class TunedBranch(Branch):
         """Return what the tuner brought, under the names that peft reads.
 
         Raises:
-            ExportError: If the tuner's initialisation has changed the layers' own weights (PiSSA).
+            ExportError: If the tuner's initialisation has changed the layers' own weights (PiSSA),
+                or the text tower is tuned too.
         """
+        if self.text is not None:
+            raise ExportError(
+                "the module is in the text tower too, of which peft's own format of an image tower "
+                "holds nothing; take tower: image, or an export of the whole network"
+            )
         parts = {name: dict(part.named_children()) for name, part in self.tuners.items()}
         if changed := [name for name, part in parts.items() if "base_layer" in part]:
             raise ExportError(
@@ -242,7 +263,7 @@ class TunedBranch(Branch):
             )
 
 
-def _brought(layer: Any, shared: set[int]) -> nn.ModuleDict:
+def brought_by(layer: Any, shared: set[int]) -> nn.ModuleDict:
     """Return what the tuner brought to ``layer``: all but the parameters that are ``shared``."""
     brought = nn.ModuleDict(
         {
@@ -264,5 +285,6 @@ def _same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     )
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """Return a name in a network as the name of a child."""
     return name.replace(".", "_")

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 from avalanche_peftcl.models.modules.injection import PEFT_PREFIX, TunedBranch
 from avalanche_peftcl.models.modules.layer_names import layer_names
+from avalanche_peftcl.models.modules.tuned_text import Tower, tune_text, with_peft
 from avalanche_peftcl.models.modules.tuner_sites import ADAPTER
 from avalanche_peftcl.models.projection.sites import ProjectionSite, column
 from avalanche_peftcl.registry.ranges import Dropout, Scale, Width
@@ -98,7 +100,9 @@ def build_lora(
     dropout: Dropout = 0.0,
     init: Literal["kaiming", "gaussian"] = "kaiming",
     learn_scale: bool = True,
-) -> LoRABranch:
+    tower: Tower = "image",
+    text_modules: tuple[str, ...] | None = None,
+) -> Branch:
     """Build a :class:`LoRABranch`; the defaults are PEGP's: q, k and v share one ``A``.
 
     Args:
@@ -109,19 +113,31 @@ def build_lora(
         blocks: Which blocks, from 0; ``None`` takes the first five.
         dropout: Probability of the dropout in front of ``A``, in training.
         init: Of ``A``: Kaiming-uniform, or normal with deviation ``1 / r``. ``B`` starts at zero.
-        learn_scale: Whether the scale trains.
+        learn_scale: Whether the scale trains; that in a text tower never does.
+        tower: Where: ``"text"``, in the text tower, see :class:`.TunedText`, or ``"both"``.
+        text_modules: Linear layers to tune in each chosen block of the text tower; ``None``: those
+            of its MLP.
 
     Raises:
         ConfigError: If a layer or block is not there, or a value out of range.
     """
     if init not in ("kaiming", "gaussian"):
         raise ConfigError(f"init must be kaiming or gaussian, not {init!r}")
-    chosen = choose_blocks(blocks, backbone.depth, default=5)
-    config = peft.LoraConfig(
-        r=r,
-        lora_alpha=r if alpha is None else alpha,
-        lora_dropout=dropout,
-        init_lora_weights=True if init == "kaiming" else init,
-        target_modules=layer_names(backbone, target_modules, chosen),
-    )
-    return LoRABranch(backbone, config, learn_scale=learn_scale)
+
+    def config(layers: list[str]) -> peft.LoraConfig:
+        return peft.LoraConfig(
+            r=r,
+            lora_alpha=r if alpha is None else alpha,
+            lora_dropout=dropout,
+            init_lora_weights=True if init == "kaiming" else init,
+            target_modules=layers,
+        )
+
+    branch = Branch()
+    if tower != "text":
+        chosen = choose_blocks(blocks, backbone.depth, default=5)
+        layers = layer_names(backbone, target_modules, chosen)
+        branch = LoRABranch(backbone, config(layers), learn_scale=learn_scale)
+    if tower == "image":
+        return branch
+    return tune_text(branch, backbone, with_peft(config, text_modules=text_modules, blocks=blocks))

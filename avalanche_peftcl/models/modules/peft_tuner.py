@@ -8,10 +8,12 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 from avalanche_peftcl.models.modules.injection import OTHER_TARGETS, TunedBranch
 from avalanche_peftcl.models.modules.layer_names import layer_names
+from avalanche_peftcl.models.modules.tuned_text import Tower, tune_text, with_peft
 from avalanche_peftcl.registry.wording import did_you_mean
 
 # options of peft's that import a module by its name or read a file
@@ -26,8 +28,10 @@ def build_peft_tuner(
     tuner: str,
     target_modules: tuple[str, ...] = ("qkv",),
     blocks: list[int] | None = None,
+    tower: Tower = "image",
+    text_modules: tuple[str, ...] | None = None,
     **options: Any,
-) -> TunedBranch:
+) -> Branch:
     """Build a :class:`TunedBranch` with any tuner of peft.
 
     Args:
@@ -36,6 +40,9 @@ def build_peft_tuner(
             ``"ia3"``, ``"loha"``, ``"oft"``, ...
         target_modules: Layers to tune in each chosen block, by the end of their names.
         blocks: Which blocks, from 0; ``None`` takes the first five.
+        tower: Where: ``"text"``, in the text tower, see :class:`.TunedText`, or ``"both"``.
+        text_modules: Linear layers to tune in each chosen block of the text tower; ``None``: those
+            of its MLP.
         **options: Further fields of peft's configuration of this tuner.
 
     Raises:
@@ -78,17 +85,33 @@ def build_peft_tuner(
             f"tuner {tuner!r} has no option {', '.join(map(repr, wrong))}"
             f"{did_you_mean(wrong[0], allowed)}. There are {', '.join(allowed)}"
         )
-    chosen = choose_blocks(blocks, backbone.depth, default=5)
-    options["target_modules"] = layer_names(backbone, target_modules, chosen)
-    if options.get("feedforward_modules"):  # of IA3: those of the target modules to scale before
-        options["feedforward_modules"] = layer_names(
-            backbone, options["feedforward_modules"], chosen
-        )
-    try:
-        config = config_class(**options)
-    except Exception as error:  # each configuration raises its own kind
-        raise ConfigError(f"peft refuses the options of tuner {tuner!r}: {error}") from error
-    return TunedBranch(backbone, config)
+    feedforward = options.pop("feedforward_modules", None)  # of IA3: which to scale before
+
+    def config(layers: list[str]) -> Any:
+        given: dict[str, list[str]] = {} if feedforward is None else {"feedforward_modules": []}
+        for end in feedforward or ():
+            fitting = [name for name in layers if f".{name}".endswith(f".{end}")]
+            if not fitting:
+                raise ConfigError(
+                    f"feedforward_modules names {end!r}, which none of the tuned layers is: "
+                    f"{', '.join(layers)}"
+                )
+            given["feedforward_modules"] += fitting
+        try:
+            return config_class(**options, **given, target_modules=layers)
+        except Exception as error:  # each configuration raises its own kind
+            raise ConfigError(f"peft refuses the options of tuner {tuner!r}: {error}") from error
+
+    branch = Branch()
+    if tower != "text":
+        chosen = choose_blocks(blocks, backbone.depth, default=5)
+        layers = layer_names(backbone, target_modules, chosen)
+        if feedforward:
+            layer_names(backbone, feedforward, chosen)  # refuses those that are not there
+        branch = TunedBranch(backbone, config(layers))
+    if tower == "image":
+        return branch
+    return tune_text(branch, backbone, with_peft(config, text_modules=text_modules, blocks=blocks))
 
 
 def _tuners() -> dict[str, Any]:

@@ -39,7 +39,8 @@ class PEFTModel(DynamicModel):
 
     Raises:
         ConfigError: If there are proxies for a head that trains, blocks are read that the network
-            has not, a head is of another width than what it reads, or the backbone is none.
+            has not, a head is of another width than what it reads, or the backbone is none; or if
+            the branch trains the text side and no head reads it.
 
     Example:
         >>> import torch
@@ -84,6 +85,13 @@ class PEFTModel(DynamicModel):
                     f"a {type(self.proxies).__name__} as proxies of a {type(self.head).__name__}: "
                     "proxies are trained for a head that is fitted; leave them out"
                 )
+        side = branch.text_side(backbone)
+        read = [side is backbone or head.read_texts(side) for head in self.heads]
+        if not any(read):
+            raise ConfigError(
+                f"the module trains the text side, which a {type(self.head).__name__} does not "
+                "read; take head 'zero_shot', or tower: image"
+            )
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -102,9 +110,10 @@ class PEFTModel(DynamicModel):
 
     def start_experience(self, pairs: Iterable[tuple[int, int]], *, fresh: bool = True) -> None:
         """Make room for the ``(task label, class)`` pairs of an experience; old rows stay."""
-        self.classes.add(pairs)
+        rows = self.classes.add(pairs)
         for head in self.heads:
             head.grow(len(self.classes))
+            head.learn_rows(rows)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return what is classified: ``(B, 3, H, W)`` to ``(B, D)``.
