@@ -91,6 +91,7 @@ from avalanche_peftcl.functional.ntk import (
 from avalanche_peftcl.functional.precision import in_double
 from avalanche_peftcl.functional.ratio_directions import complement, ratio_directions
 from avalanche_peftcl.functional.released_accuracy import released_accuracy
+from avalanche_peftcl.functional.released_clip import released_basis, released_prompt_matrix
 from avalanche_peftcl.functional.released_projection import (
     coordinate_basis,
     released_mask,
@@ -179,10 +180,12 @@ __all__ = [
     "ratio_directions",
     "relative_movement",
     "released_accuracy",
+    "released_basis",
     "released_copy",
     "released_direction",
     "released_mask",
     "released_orthogonality",
+    "released_prompt_matrix",
     "released_spectrum",
     "remove_component",
     "retrieval_recall",

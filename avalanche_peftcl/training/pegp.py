@@ -66,7 +66,9 @@ class PEGP(PEFTTemplate):
         optimizer: Over the model's trainable parameters; its state is new in each experience, of
             recipe ``"corrected"`` in each stage.
         recipe: ``"corrected"``: the project page's conditions on the features;
-            ``"released"``: the mask that the released code computes, for adapters and LoRA.
+            ``"released"``: what the released code computes, a mask for adapters and LoRA; as it
+            has it on CLIP for prompts and for adapters behind the network, see
+            :class:`.ReleasedProjectionPlugin`.
         projection: Whether updates are projected.
         threshold: Share of the old features' energy that is protected.
         rule: ``"energy"``, or ``"ratio"``, see :class:`.GradientProjectionPlugin`; as the three

@@ -39,7 +39,7 @@ def make_projection(
         raise ConfigError(f"recipe must be corrected or released, not {recipe!r}")
     if recipe == "released" and (where == "step" or project_head):
         raise ConfigError(
-            'recipe="released" projects the gradients of adapters and LoRA; leave out '
+            'recipe="released" projects gradients, and of modules alone; leave out '
             'where="step" and project_head=True, or take recipe="corrected"'
         )
     if recipe == "released" and (rule != "energy" or centred or strength != 1):

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.functional import released_basis
 from avalanche_peftcl.models import (
     ImageTextBackbone,
     InputConfig,
     TextTower,
     build_linear_adapter,
+    build_prompt,
     build_text_context,
     build_zero_shot,
 )
@@ -167,7 +169,89 @@ def test_what_pegp_does_by_itself_runs_with_a_head_that_does_not_train(
         assert all(p.grad is None for p in joint.text.module.parameters())
 
 
-def test_the_mask_of_the_release_is_not_for_what_stands_behind_the_network(joint):
-    module = KINDS["linear"](joint)
-    with pytest.raises(ConfigError, match="projects an adapter behind the network in the space of"):
-        build_pegp(backbone=joint, module=module, head=zero_shot(joint), recipe="released")
+SITES = {"linear": "down.weight", "prompt": "extensions.0.tokens"}
+RELEASED = {
+    "linear": lambda b: build_linear_adapter(backbone=b, r=5, start="released"),
+    "prompt": lambda b: build_prompt(backbone=b, length=10, init_bound=1.0),
+    "adapter": KINDS["adapter"],
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["linear", "prompt", pytest.param("adapter", marks=pytest.mark.slow)]
+)
+def test_the_recipe_of_the_release_projects_what_it_has_on_clip(joint, small_benchmark, kind):
+    """With its merging: epochs, then as many without projection, and the mean of both."""
+    torch.manual_seed(0)
+    strategy = build_pegp(
+        backbone=joint,
+        module=RELEASED[kind](joint),
+        head=lambda width: build_text_context(in_features=width, backbone=joint, n_context=3),
+        recipe="released",
+        threshold=0.9,
+        n_samples=None,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.9,
+        anneal=True,
+        train_epochs=2,
+        train_mb_size=4,
+        head_epochs=0,
+        merge_epochs=2,
+        merge_share=0.5,
+        near="features",
+    )
+    stream = small_benchmark(class_names=NAMES, per_class=6).train_stream
+    for experience in stream:
+        strategy.train(experience)
+    reports = strategy.projection.summary()["experiences"]
+    assert strategy.projection.where == "gradient"
+    assert [len(sites) for sites in reports] == [len(reports[0])] * 3
+    assert all(site["removed_share"] == 0 for site in reports[0])
+    assert any(0 < site["removed_share"] < 1 for site in reports[2])
+    assert all(0 < sites[0]["size"] < sites[0]["dim"] for sites in reports[1:])
+
+
+@pytest.mark.parametrize("kind", ["linear", "prompt"])
+def test_its_gradients_are_projected_in_the_spaces_that_the_release_takes(
+    joint, small_benchmark, kind
+):
+    torch.manual_seed(0)
+    branch = RELEASED[kind](joint)
+    strategy = build_pegp(
+        backbone=joint,
+        module=branch,
+        head=zero_shot(joint),
+        recipe="released",
+        threshold=1 - 1e-6,  # of fourth powers; less is held by the mean alone
+        n_samples=None,
+        optimizer="sgd",
+        lr=0.1,
+        train_epochs=1,
+        head_epochs=0,
+        merge_epochs=0,
+    )
+    first, second, _ = small_benchmark(class_names=NAMES, per_class=6).train_stream
+    strategy.train(first)
+    basis = strategy.projection.bases[f"branch.{SITES[kind]}"][0]
+    if kind == "linear":
+        images = torch.stack([x for x, *_ in first.dataset.eval()])
+        z = joint(images).double()
+        expected = released_basis(None, z.T @ z, threshold=1 - 1e-6)
+        torch.testing.assert_close(
+            basis @ basis.T, (expected @ expected.T).float(), atol=1e-4, rtol=0
+        )
+    parameter = branch.get_parameter(SITES[kind])
+    before = parameter.detach().clone()
+    strategy.train(second)
+    moved = parameter.detach() - before
+    assert basis.shape[1]
+    assert moved.abs().max() > 1e-4
+    assert (moved @ basis).abs().max() < 1e-5 * moved.abs().max() * len(basis)
+
+
+def test_prefixes_were_not_released(joint):
+    with pytest.raises(ConfigError, match="is for adapters, LoRA and prompts against inputs"):
+        build_pegp(
+            backbone=joint, module=KINDS["prefix"](joint), head=zero_shot(joint), recipe="released"
+        )

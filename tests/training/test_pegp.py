@@ -226,8 +226,10 @@ def test_recipes_choose_the_projection(sharp, make_pegp):
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_nothing_was_released_for_prefix_and_prompt(sharp, make_pegp, kind):
-    words = r"for adapters and LoRA only, not for branch\.extensions.*; take recipe=\"corrected\""
+def test_nothing_was_released_for_prefix_and_prompts_of_other_conditions(sharp, make_pegp, kind):
+    words = (
+        r"adapters, LoRA and prompts .*, not for branch\.extensions.*; take recipe=\"corrected\""
+    )
     with pytest.raises(ConfigError, match=words):
         make_pegp(sharp, kind, recipe="released")
 
@@ -237,7 +239,7 @@ def test_nothing_was_released_for_prefix_and_prompt(sharp, make_pegp, kind):
     [
         (
             {"recipe": "released", "where": "step"},
-            'projects the gradients of adapters and LoRA; leave out where="step"',
+            'projects gradients, and of modules alone; leave out where="step"',
         ),
         ({"head_epochs": 4}, "head_epochs=4 must be from 0 to train_epochs=3"),
         ({"head_epochs": -1}, "head_epochs=-1 must be from 0 to train_epochs=3"),

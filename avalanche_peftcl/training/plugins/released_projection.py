@@ -1,4 +1,4 @@
-"""The projection of the released PEGP code: a mask of the first coordinates."""
+"""The projection of the released PEGP code: on a ViT a mask of the first coordinates."""
 
 from collections import defaultdict
 from typing import Any
@@ -8,13 +8,20 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.functional.finite import check_finite
+from avalanche_peftcl.functional.released_clip import released_basis, released_prompt_matrix
 from avalanche_peftcl.functional.released_projection import (
     coordinate_basis,
     released_mask,
     released_spectrum,
 )
-from avalanche_peftcl.models import Branch
-from avalanche_peftcl.models.projection.sites import ProjectionSite, column, projection_sites, rows
+from avalanche_peftcl.models.modules.prompt import PromptTokens
+from avalanche_peftcl.models.projection.sites import (
+    Probe,
+    ProjectionSite,
+    column,
+    projection_sites,
+    rows,
+)
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
 from avalanche_peftcl.training.streams import number_of
 
@@ -27,21 +34,31 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
     the first coordinates, whatever the features were. Their number follows from the fourth power
     of the singular values.
 
-    Only the two weights of adapters and LoRA are projected, by their gradient; scales are not.
+    Of adapters and LoRA the two weights are projected, by their gradient; scales are not.
+
+    On CLIP the release has two modules more. The weights of an adapter behind the network are
+    projected in the space of its features; prompts against a matrix in which image numbers stand
+    for dimensions, see :func:`~avalanche_peftcl.functional.released_prompt_matrix`. Energies are
+    the same fourth powers.
 
     Args:
-        threshold: Share of the energy :math:`\sigma^4`; 0.999 for adapters, 0.99 for LoRA.
-        n_samples: Images read after an experience.
+        threshold: Share of the energy :math:`\sigma^4`; 0.999 for adapters, 0.99 for LoRA and for
+            adapters behind the network, 0.9 for prompts.
+        n_samples: Images read after an experience; on CLIP 512, for prompts 768.
         watch: Images an experience to measure drift with, see :class:`.GradientProjectionPlugin`.
         seed: Of the draw.
 
     Raises:
-        ConfigError: While training, if the model has other weights than those of adapters and
-            LoRA, for which nothing was released.
+        ConfigError: While training, if the model has other weights than those of adapters, LoRA
+            and prompts, for which nothing was released.
 
     Source:
-        Released code JingyangQiao/PEGP f6515bf (PEGP-ViT). Differs: any embedding width, and fewer
-        images than it gives as many components as images; images are drawn without augmentation.
+        Released code JingyangQiao/PEGP f6515bf (PEGP-ViT); on CLIP 842bc7e and 4662b80. Differs:
+        any embedding width, and fewer images than it gives as many components as images; images
+        are drawn without augmentation. Of prompts the tokens are those that they stand before,
+        behind the first norm, and in every block that has some; and the merged prompt is taken,
+        where the release takes what its second stage ended with, and after the first task what
+        the prompt began with.
 
     Example:
         >>> ReleasedProjectionPlugin(0.999).where
@@ -84,8 +101,15 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
 
     def extend(self, site: ProjectionSite) -> dict[str, Any]:
         """Lengthen one site's mask; return what is reported of it."""
-        features = torch.cat(self._features.pop(site.name))  # (B, N, D)
+        features = torch.cat(self._features.pop(site.name))  # (B, N, D), behind the network (B, D)
         dim = features.shape[-1]
+        if features.ndim == 2:
+            z = features.double()
+            return self._in_space(site, z.T @ z)
+        if isinstance(site.place, Probe):
+            prompts = site.parameter.detach().cpu()
+            tokens = features[:, len(prompts) :]  # the first are the prompts
+            return self._in_space(site, released_prompt_matrix(tokens, prompts))
         spectrum = released_spectrum(features, components=dim)
         old = self.bases[site.name][0].shape[1] if site.name in self.bases else None
         size = released_mask(old, spectrum, threshold=self.threshold)
@@ -95,25 +119,34 @@ class ReleasedProjectionPlugin(GradientProjectionPlugin):
         captured = float(energy[:size].sum()) / total if total else 1.0
         return {"size": size, "dim": dim, "captured_energy": captured}
 
+    def _in_space(self, site: ProjectionSite, matrix: Tensor) -> dict[str, Any]:
+        """Extend the basis of a site that is projected in a space, not by a mask."""
+        old = self.bases[site.name][0].cpu() if site.name in self.bases else None
+        basis = released_basis(old, matrix, threshold=self.threshold)
+        self.bases[site.name] = [basis.to(site.parameter.device, torch.float32)]
+        total = float(matrix.square().sum())
+        captured = float((basis.T @ matrix).square().sum()) / total if total else 1.0
+        return {"size": basis.shape[1], "dim": len(matrix), "captured_energy": captured}
+
 
 def released_sites(model: nn.Module) -> list[ProjectionSite]:
     """Return the sites of ``model`` that the release projects.
 
     Raises:
-        ConfigError: If there is one of another kind than adapters and LoRA.
+        ConfigError: If there is one of another kind than adapters, LoRA and prompts.
     """
-    if any(isinstance(m, Branch) and m.adapts_pooled for m in model.modules()):
-        raise ConfigError(
-            "the released code projects an adapter behind the network in the space of its "
-            'features, as recipe="corrected" does with where="gradient"; take that'
-        )
+    prompts = {
+        id(m.tokens)
+        for m in model.modules()
+        if isinstance(m, PromptTokens) and m.against == "inputs" and not m.project_values
+    }
     sites = []
     for site in projection_sites(model):
-        if site.view is rows and site.name.endswith(".weight"):
+        if site.view is rows and (site.name.endswith(".weight") or id(site.parameter) in prompts):
             sites.append(site)
         elif site.view is not column:  # scales and biases are left alone
             raise ConfigError(
-                f"the released projection is for adapters and LoRA only, not for {site.name}; "
-                'take recipe="corrected"'
+                "the released projection is for adapters, LoRA and prompts against inputs without "
+                f'project_values, not for {site.name}; take recipe="corrected"'
             )
     return sites

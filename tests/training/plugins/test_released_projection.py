@@ -166,12 +166,13 @@ def test_the_first_coordinates_of_the_gradient_are_zeroed_and_nothing_else(small
     [
         (lambda b: build_prefix(backbone=b), "branch.extensions.0.keys"),
         (lambda b: build_prefix(backbone=b, against="inputs"), "branch.extensions.0.keys"),
-        (lambda b: build_prompt(backbone=b), "branch.extensions.0.tokens"),
+        (lambda b: build_prompt(backbone=b, against="queries"), "branch.extensions.0.tokens"),
+        (lambda b: build_prompt(backbone=b, project_values=True), "branch.extensions.0.tokens"),
     ],
 )
-def test_nothing_was_released_for_prefix_and_prompt(small, branch, site):
+def test_nothing_was_released_for_prefix_and_prompts_of_other_conditions(small, branch, site):
     strategy = make(small, branch, [ReleasedProjectionPlugin()])
-    words = rf'for adapters and LoRA only, not for {site}; take recipe="corrected"'
+    words = rf'for adapters, LoRA and prompts .*, not for {site}; take recipe="corrected"'
     with pytest.raises(ConfigError, match=words):
         strategy.train(stream(1)[0])
 
