@@ -80,7 +80,9 @@ def matrix_sheet(
     if len(domains) >= max(numbers, default=1):
         called = [domains[number - 1] for number in numbers]
         wide = (
-            sum(max(len(each), longest) + _GAP for each in called) + max(map(len, heads)) + _EDGES
+            sum(max(len(each), longest) + _GAP for each in called)
+            + max(map(len, heads), default=0)
+            + _EDGES
         )
         columns = called if wide <= width else columns
     lines = tuple((head, *row) for head, row in zip(heads, cells, strict=True))

@@ -129,6 +129,8 @@ def test_domains_are_called_by_name(record_of):
     assert "| 3 (photo) | 98.0 | 99.0 | 100.0 | - |" in text
     assert "| 2 (cartoon) | a\\|b, c | 8 | 4 |" in text
     assert "- experience 4 (sketch): all is well" in text
+    begun = record.model_copy(update={"accuracy_matrix": []})  # a matrix without rows
+    assert "(photo)" in markdown_report(begun)
     console = Console(file=io.StringIO(), width=80)
     console.print(terminal_report(record, "runs/a", width=80))
     shown = console.file.getvalue()
