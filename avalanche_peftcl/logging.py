@@ -1,7 +1,8 @@
 """Avalanche's loggers by name, in the folder of the run; a run that goes on writes on."""
 
+import re
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,33 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import make_folder, replace_file
 from avalanche_peftcl.registry.offers import LoggerOffers
 
-__all__ = ["WandBLogger", "tensorboard", "wandb"]
+__all__ = ["NamedTensorboardLogger", "WandBLogger", "tensorboard", "wandb"]
 
+_EXPERIENCE = re.compile(r"/Exp(\d+)")
+_UNUSUAL = re.compile(r"[^\w.-]+")
 _EVENTS = "events.out.tfevents.*"  # TensorBoard's files
+
+
+class NamedTensorboardLogger(TensorboardLogger):
+    """Avalanche's logger for TensorBoard, in which experiences have names.
+
+    Avalanche ends what is measured of one experience with ``Exp003``; here its name follows.
+
+    Attributes:
+        experience_names: Of the experiences, in their order; none leaves the numbers alone.
+    """
+
+    experience_names: Sequence[str] = ()
+
+    def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
+        """Log a value under a name that a person reads."""
+        super().log_single_metric(_EXPERIENCE.sub(self._called, name), value, x_plot)
+
+    def _called(self, found: re.Match[str]) -> str:
+        number = int(found[1])
+        if number >= len(self.experience_names):
+            return found[0]
+        return f"{found[0]}_{_UNUSUAL.sub('_', self.experience_names[number])}"
 
 
 class WandBLogger(_WandBLogger):
@@ -60,7 +85,7 @@ class _Renamed:
         return getattr(self._module, name)
 
 
-def tensorboard(*, output: Path, resume: bool, listed: Collection[str]) -> TensorboardLogger:
+def tensorboard(*, output: Path, resume: bool, listed: Collection[str]) -> NamedTensorboardLogger:
     """Log every metric for TensorBoard, into the folder ``tensorboard`` of the run.
 
     ``tensorboard --logdir runs`` shows all runs below that folder. The x-axis counts training
@@ -83,7 +108,7 @@ def tensorboard(*, output: Path, resume: bool, listed: Collection[str]) -> Tenso
     if not resume and folder.name in listed:
         for path in folder.glob(_EVENTS):
             path.unlink()
-    return TensorboardLogger(folder)
+    return NamedTensorboardLogger(folder)
 
 
 def wandb(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +272,14 @@ def test_metrics_that_emit_nothing_are_refused(build):
         build(**none)
     for name in none:
         assert len(build(**none | {name: True})) == 1
+
+
+def test_tensorboard_calls_experiences_by_their_domain(tmp_path, registry):
+    benchmark = {"name": "digits", "scenario": "domain", "n_experiences": 2, "train_per_class": 2}
+    metrics = [{"name": "accuracy", "experience": True}]
+    config = tiny(tmp_path, loggers=[TENSORBOARD], metrics=metrics, benchmark=benchmark)
+    domains = run(config, registry=registry).record.protocol.domains
+    called = [tag.rpartition("/")[2] for tag in scalars(tmp_path / "tensorboard") if "/Exp" in tag]
+    wanted = [re.sub(r"[^\w.-]+", "_", domain) for domain in domains]
+    assert sorted(called) == [f"Exp00{i}_{name}" for i, name in enumerate(wanted)]
+    assert len(set(wanted)) == 2

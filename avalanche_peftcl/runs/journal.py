@@ -11,6 +11,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.evaluation.running_matrix import MatrixRows
 from avalanche_peftcl.export.write import not_exported, write_model
 from avalanche_peftcl.files import held
+from avalanche_peftcl.logging import NamedTensorboardLogger
 from avalanche_peftcl.models.backbones.weights import weights_sha256
 from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.registry.offers import BackboneOffers, StrategyOffers
@@ -38,6 +39,7 @@ from avalanche_peftcl.runs.folder import (
 )
 from avalanche_peftcl.runs.identity import Identity
 from avalanche_peftcl.runs.matrix_file import MatrixFile
+from avalanche_peftcl.runs.names import domain_names
 from avalanche_peftcl.runs.protocol import describe_protocol, describe_stream, per_domain
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.saved import SavedRun, kept_rows
@@ -126,6 +128,11 @@ class Journal:
         """How many experiences will be finished after the next; joint training has all at once."""
         return self.total if self.joint else self.at.finished + 1
 
+    @property
+    def later(self) -> int:
+        """Training images of the experiences behind the next one."""
+        return sum(part.train_images for part in self.stream.experiences[self.next :])
+
     def take_folder(
         self, there: Stamp | None, *, overwrite: bool, resume: bool, until: ExitStack
     ) -> None:
@@ -163,6 +170,9 @@ class Journal:
         for part in self._plan.of("logger"):
             given = {"output": self._output, "resume": resume, "settings": settings}
             loggers.append(part.build(**given, listed=listed))
+        for logger in loggers:
+            if isinstance(logger, NamedTensorboardLogger):
+                logger.experience_names = domain_names(self.stream)
         self._method.evaluator.loggers.extend(loggers)
         set_random_state(undisturbed, device)
 

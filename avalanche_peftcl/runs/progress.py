@@ -1,5 +1,6 @@
 """What a run shows while it runs: a bar on a terminal, and one line per finished experience."""
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -8,14 +9,16 @@ from typing import Any
 
 from avalanche.logging import BaseLogger
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from avalanche_peftcl.console import plain
 from avalanche_peftcl.registry.offers import ExperienceOffers
 from avalanche_peftcl.runs.names import domain_names
+from avalanche_peftcl.runs.pace import Pace
 from avalanche_peftcl.runs.schema import Record
 
 _REFRESH = 0.2  # seconds between two readings of the loss, each of which waits for the device
+_BAR = 6  # letters of the bar, so that 80 hold all that stands beside it
 _MOST = 12  # names and numbers that one line lists
 
 
@@ -41,15 +44,16 @@ class RunProgress(BaseLogger):
         self._bars: Progress | None = None
         self._bar: TaskID | None = None
         self._loss_read = 0.0
+        self._experience, self._later = "", 0
+        self._pace = Pace()
         self._said_trainable = False
 
     def __enter__(self) -> "RunProgress":
         if self.console.is_terminal and not self.console.quiet:
             self._bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[loss]}"),
-                TimeRemainingColumn(),
+                BarColumn(bar_width=_BAR),
+                TextColumn("{task.fields[pace]}"),
                 console=self.console,
                 transient=True,
             )
@@ -70,11 +74,17 @@ class RunProgress(BaseLogger):
         """Print one plain line."""
         self.console.print(plain(text), soft_wrap=True)
 
-    def begin(self, index: int, total: int) -> None:
-        """Start the bar of experience ``index``, counted from 0, of ``total``."""
+    def begin(self, index: int, total: int, *, later: int = 0) -> None:
+        """Start the bar of an experience.
+
+        Args:
+            index: Its number, counted from 0.
+            total: Experiences of the run.
+            later: Training images of all experiences behind it.
+        """
+        self._experience, self._later = f"experience {index + 1}/{total}", later
         if self._bars is not None:
-            name = f"experience {index + 1}/{total}"
-            self._bar = self._bars.add_task(name, total=None, loss="")
+            self._bar = self._bars.add_task(self._experience, total=None, pace="")
 
     def end(
         self,
@@ -141,21 +151,34 @@ class RunProgress(BaseLogger):
             # an online stream comes in chunks, and nobody says how many follow
             online = ExperienceOffers.of(strategy.experience).is_last_subexp is not None
             self._bars.update(self._bar, total=None if online else steps)
+            later = strategy.train_epochs * math.ceil(self._later / strategy.train_mb_size)
+            self._pace.begin(here=None if online else steps, later=later)
 
     def after_training_iteration(self, strategy: Any, *args: Any) -> None:
         """Advance the bar; read the loss a few times a second only."""
         if self._bars is None or self._bar is None:
             return
         self._bars.advance(self._bar)
+        self._pace.count(len(strategy.mb_x))
         if time.monotonic() - self._loss_read > _REFRESH:
-            self._bars.update(self._bar, loss=f"loss {float(strategy.loss.detach()):.3f}")
+            groups = [] if strategy.optimizer is None else strategy.optimizer.param_groups
+            epoch = min(strategy.clock.train_exp_epochs + 1, strategy.train_epochs)
+            self._bars.update(
+                self._bar,
+                description=f"{self._experience} epoch {epoch}/{strategy.train_epochs}",
+                pace=self._pace.text(
+                    loss=float(strategy.loss.detach()), lr=groups[0]["lr"] if groups else None
+                ),
+            )
             self._loss_read = time.monotonic()
 
     def before_eval_exp(self, strategy: Any, *args: Any) -> None:
         """Say which test experience is evaluated."""
         if self._bars is not None and self._bar is not None:
             number = strategy.experience.current_experience + 1
-            self._bars.update(self._bar, loss=f"evaluating on {number}")
+            self._bars.update(
+                self._bar, description=self._experience, pace=f"evaluating on {number}"
+            )
 
     def _say_trainable(self, model: Any) -> None:
         self._said_trainable = True

@@ -1,7 +1,12 @@
 import io
+import re
+from types import SimpleNamespace
 
+import torch
 from rich.console import Console
 
+from avalanche_peftcl.runs import progress
+from avalanche_peftcl.runs.pace import Pace
 from avalanche_peftcl.runs.progress import RunProgress
 
 
@@ -20,3 +25,32 @@ def test_an_experience_has_its_domain_or_its_classes(record_of):
     assert told(by_domain).startswith("experience 2/2  art  trained 1.0 s  accuracy on seen")
     joint = by_domain.model_copy(update={"joint": True})
     assert told(joint).startswith("all experiences  classes a|b, c  trained")
+
+
+class Slowly:
+    """A strategy as a logger sees it."""
+
+    train_epochs, train_mb_size, dataloader = 2, 16, range(5)
+    model, experience = torch.nn.Linear(2, 2), SimpleNamespace(current_experience=0)
+    clock = SimpleNamespace(train_exp_epochs=1)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.03}])
+    loss, mb_x = torch.tensor(0.25), torch.zeros(16, 2)
+
+
+def test_the_bar_tells_epoch_loss_rate_speed_and_time_left(monkeypatch):
+    monkeypatch.setattr(progress, "_REFRESH", -1.0)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    times = iter([0.0, 0.05])
+    with RunProgress(console) as shown:
+        shown._pace = Pace(now=lambda: next(times))
+        shown.begin(0, 3, later=100)
+        shown.before_training_exp(Slowly())
+        shown.after_training_iteration(Slowly())
+        (task,) = shown._bars.tasks
+        assert (task.completed, task.total) == (1, 10)
+        assert task.description == "experience 1/3 epoch 2/2"
+        told = task.fields["pace"]
+        assert re.fullmatch(r"loss 0\.250 lr 0\.03 320 img/s, 0 s of 1 s left", told)
+        assert len(f"{task.description} {'━' * progress._BAR} {told}") <= 80
+        shown.before_eval_exp(Slowly())
+        assert task.fields["pace"] == "evaluating on 1"
