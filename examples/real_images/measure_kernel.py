@@ -54,7 +54,7 @@ FACTORS: dict[str, dict[str, list[str]]] = {
 KERNEL = ("inter_task", "drift_within", "drift_across_switch", "drift_from_first")
 
 
-def run(path: Path, stream: str, overrides: list[str], seed: int, probe: int) -> None:
+def run(path: Path, stream: str, overrides: list[str], seed: int, metrics: str) -> None:
     """Run one configuration unless its record is complete."""
     if read(path):
         return
@@ -62,7 +62,6 @@ def run(path: Path, stream: str, overrides: list[str], seed: int, probe: int) ->
         each.replace("MB", str(MINIBATCH[stream])).replace("LR", str(RATE[stream]))
         for each in overrides
     ]
-    metrics = f"metrics=[{{name: ntk, probe_images: {probe}}}, {{name: any_time, every: 5}}]"
     settings = [f"output={path}", f"seed={seed}", "num_threads=1", "device=cpu", metrics]
     run_from_file(FILES[stream], [*settings, *chosen], True, Console())
 
@@ -123,18 +122,21 @@ def main() -> None:
     parser.add_argument("--factors", nargs="+", default=list(FACTORS), choices=[*FACTORS, "none"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--probe-images", type=int, default=32)
+    parser.add_argument("--every", type=int, default=5, help="iterations between accuracies")
     parser.add_argument("--set", nargs="*", default=[], help="further overrides")
     parser.add_argument("--output", type=Path, default=Path("runs/kernel"))
     parser.add_argument("--table", action="store_true", help="only write the page and the tables")
     arguments = parser.parse_args()
     output, seeds = arguments.output, arguments.seeds
     varied = {k: v for name in arguments.factors for k, v in FACTORS.get(name, {}).items()}
-    every = {name: METHODS[name] for name in arguments.methods} | varied
+    chosen = {name: METHODS[name] for name in arguments.methods} | varied
+    ntk = f"{{name: ntk, probe_images: {arguments.probe_images}}}"
+    metrics = f"metrics=[{ntk}, {{name: any_time, every: {arguments.every}}}]"
     for seed in () if arguments.table else seeds:
         for stream in arguments.streams:
-            for method, overrides in every.items():
+            for method, overrides in chosen.items():
                 path = folder(output, stream, method, seed)
-                run(path, stream, [*overrides, *arguments.set], seed, arguments.probe_images)
+                run(path, stream, [*overrides, *arguments.set], seed, metrics)
     for stream in arguments.streams:
         there = [folder(output, stream, name, s) for name in arguments.methods for s in seeds]
         shown, page = [path for path in there if read(path)], output / f"{stream}.html"
