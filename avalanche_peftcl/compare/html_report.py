@@ -23,6 +23,7 @@ from avalanche_peftcl.compare.figures import (
     matrix_plot,
     trade_off_plot,
 )
+from avalanche_peftcl.compare.image_text_figures import image_text_sections
 from avalanche_peftcl.compare.kernel_figures import kernel_sections
 from avalanche_peftcl.compare.plots import SERIES, SIGNS, Section, sign_of
 from avalanche_peftcl.compare.sheets import (
@@ -50,7 +51,11 @@ def html_report(comparison: Comparison) -> str:
     plots = [plot for plot in (curve_plot(comparison), forgetting_plot(comparison)) if plot]
     plots += [trade_off_plot(comparison, k) for k in ("trainable_parameters", "training_seconds")]
     matrices = [matrix_plot(method) for method in comparison.methods]
-    sections = [*any_time_sections(comparison), *kernel_sections(comparison)]
+    sections = [
+        *any_time_sections(comparison),
+        *image_text_sections(comparison),
+        *kernel_sections(comparison),
+    ]
     every = [*plots, *matrices, *(plot for section in sections for plot in section.plots)]
     library = gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
     values = {
