@@ -1,5 +1,6 @@
 """The command ``peftcl``: run an experiment, compare runs, list what is installed."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,11 +9,19 @@ import typer
 from typer.core import TyperCommand
 
 from avalanche_peftcl import __version__
-from avalanche_peftcl.console import complain, plain, standard_console
+from avalanche_peftcl.console import complain, plain, print_json, standard_console
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.packages import SWITCH
-from avalanche_peftcl.registry.tables import component_page, component_table, package_table
+from avalanche_peftcl.registry.tables import (
+    broken_builders,
+    component_json,
+    component_page,
+    component_table,
+    components_json,
+    package_table,
+    packages_json,
+)
 from avalanche_peftcl.runs.messages import PlainEnds
 
 __all__ = ["app", "main"]
@@ -31,6 +40,7 @@ _Checkpoint = Annotated[
 _Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="Let the frozen network's weights be downloaded.")
 ]
+_Json = Annotated[bool, typer.Option("--json", help="Write JSON in the place of tables.")]
 _Export = Annotated[
     Path, typer.Argument(metavar="EXPORT", help="File of peftcl export, or a run's folder.")
 ]
@@ -38,7 +48,7 @@ _Task = Annotated[
     int | None,
     typer.Option("--task", metavar="N", help="Task label, for a network that needs one."),
 ]
-_Device = Annotated[str, typer.Option("--device", help="Where to compute.")]
+_Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, auto, ...")]
 
 
 class _WithRay(TyperCommand):
@@ -54,7 +64,6 @@ class _WithRay(TyperCommand):
 
 app = typer.Typer(
     cls=PlainEnds,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Parameter-efficient continual learning for Avalanche.",
@@ -230,6 +239,7 @@ def compare(
     force: Annotated[
         bool, typer.Option("--force", help="Compare runs that do not share one protocol.")
     ] = False,
+    as_json: _Json = False,
 ) -> None:
     """Compare runs: mean and spread over the seeds, and tests between methods.
 
@@ -244,7 +254,12 @@ def compare(
 
     files = {"markdown": markdown, "latex": latex, "csv": csv, "html": html}
     comparison = compare_and_show(
-        folders, files, force=force, published=published, console=standard_console()
+        folders,
+        files,
+        force=force,
+        published=published,
+        as_json=as_json,
+        console=standard_console(),
     )
     if count := len(comparison.unreadable):
         complain("error", f"{count} of the records could not be read, see above", "red")
@@ -274,15 +289,41 @@ def manifest(
     manifest_from_file(config, file, overrides or [], overwrite, standard_console())
 
 
+def _kinds(incomplete: str) -> list[str]:
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def _names(ctx: typer.Context, incomplete: str) -> list[str]:
+    kind = ctx.params.get("kind")
+    names = discover().names(kind) if kind else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @app.command("list")
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help="Only this kind: " + ", ".join(KINDS))] = None,
-    name: Annotated[
-        str | None, typer.Argument(help="Show the options of this component of that kind.")
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="Only this kind: " + ", ".join(KINDS), autocompletion=_kinds),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Show the options of this component of that kind.", autocompletion=_names
+        ),
+    ] = None,
+    as_json: _Json = False,
 ) -> None:
-    """List the components on offer, or the options of one."""
+    """List the components on offer, or the options of one: type, range, default and meaning."""
     registry, console = discover(), standard_console()
+    if as_json:
+        one = kind is not None and name is not None
+        print_json(
+            console,
+            component_json(registry, str(kind), str(name))
+            if one
+            else components_json(registry, kind),
+        )
+        return
     if kind is None or name is None:
         console.print(component_table(registry, kind))
         return
@@ -291,9 +332,53 @@ def list_components(
 
 
 @app.command()
-def plugins() -> None:
-    """List every plugin package, loaded or left out, and why."""
-    standard_console().print(package_table(discover()))
+def plugins(
+    check: Annotated[
+        bool, typer.Option("--check", help="Import every builder and read its options too.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """List every plugin package, loaded or left out, and why.
+
+    With --check exit status 1 if a package was left out, or a builder cannot
+    be imported or read.
+    """
+    registry, console = discover(), standard_console()
+    broken = broken_builders(registry) if check else []
+    if as_json:
+        told = packages_json(registry)
+        problems = [{"component": title, "problem": problem} for title, problem in broken]
+        print_json(console, {"packages": told, "broken": problems} if check else told)
+    else:
+        console.print(package_table(registry))
+    for title, problem in broken:
+        complain(title, problem, "red")
+    if check and not as_json:
+        count = len(registry.entries())
+        console.print(plain(f"{count - len(broken)} of {count} components can be built"))
+    if broken or (check and not all(record.loaded for record in registry.plugins)):
+        raise typer.Exit(1)
+
+
+@app.command("schema")
+def write_schema(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="File to write; else it is shown.")
+    ] = None,
+) -> None:
+    """Write the JSON schema of a run's YAML, with every installed component, for editors.
+
+    Editors with yaml-language-server read it from the first line of a YAML:
+    # yaml-language-server: $schema=FILE
+    """
+    from avalanche_peftcl.config.json_schema import json_schema
+    from avalanche_peftcl.files import write_file
+
+    told = json_schema(discover())
+    if file is None:
+        print_json(standard_console(), told)
+    else:
+        write_file(file, (json.dumps(told, indent=1) + "\n").encode())
 
 
 @app.command("export")
@@ -414,9 +499,7 @@ def evaluate_network(
         Path,
         typer.Argument(metavar="FOLDER", help="Images in folders called like classes."),
     ],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write JSON in the place of tables.")
-    ] = False,
+    as_json: _Json = False,
     task: _Task = None,
     device: _Device = "cpu",
     checkpoint: _Checkpoint = None,

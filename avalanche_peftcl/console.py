@@ -5,6 +5,7 @@ spreadsheet have one function each; LaTeX and HTML have theirs where they are wr
 :func:`visible`.
 """
 
+import json
 import re
 import sys
 from collections.abc import Iterable
@@ -138,6 +139,12 @@ def standard_console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; wide enough for any table when piped."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else 200)
+
+
+def print_json(console: Console, told: Any) -> None:
+    """Write JSON, given as text or as plain values, and nothing of rich's."""
+    text = told if isinstance(told, str) else json.dumps(told, indent=2)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(head: str, text: str, style: str) -> None:

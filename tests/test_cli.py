@@ -74,7 +74,7 @@ def test_list_one_component_shows_its_options(peftcl):
     result = peftcl("list", "strategy_plugin", "lwf")
     assert result.exit_code == 0, result.stderr
     rows = [[c.strip() for c in r.split("│")[1:-1]] for r in result.stdout.splitlines() if "│" in r]
-    assert ["temperature", "float (>= 0.001, <= 1000)", "2.0"] in rows
+    assert ["temperature", "float (>= 0.001, <= 1000)", "2.0"] in [row[:3] for row in rows]
     assert result.stdout.splitlines()[:2] == [
         f"strategy_plugin lwf of avalanche-peftcl {__version__}: arXiv 1606.09282; Avalanche "
         "LwFPlugin",
@@ -239,3 +239,61 @@ def test_start_up_imports_neither_torch_nor_avalanche(words):
     )
     assert result.stdout
     assert json.loads(result.stderr) == []
+
+
+def test_list_says_what_an_option_is_and_knows_kinds_in_the_plural(peftcl):
+    result = peftcl("list", "strategy-plugins", "lwf")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("strategy_plugin lwf of ")
+    assert "istillation" in result.stdout
+    assert peftcl("list", "plugins").stdout == peftcl("list", "strategy_plugin").stdout
+
+
+def test_lists_for_programs(peftcl):
+    told = json.loads(peftcl("list", "--json").stdout)
+    assert {each["kind"] for each in told} == set(KINDS)
+    told = json.loads(peftcl("list", "strategies", "ntk_cl", "--json").stdout)
+    (rate,) = [option for option in told["options"] if option["name"] == "lr"]
+    assert rate["schema"]["exclusiveMinimum"] == 0
+    assert rate["text"]
+    package, *_ = json.loads(peftcl("plugins", "--json").stdout)
+    assert "strategy ntk_cl" in package["components"]
+
+
+def test_plugins_check_fails_where_a_builder_cannot_be_imported(peftcl, tmp_path, monkeypatch):
+    info = tmp_path / "odd-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[avalanche_peftcl]\nodd = odd_offer\n")
+    (tmp_path / "odd_offer.py").write_text(
+        "from avalanche_peftcl import Component, hookimpl\n"
+        "@hookimpl\n"
+        "def peftcl_heads():\n"
+        "    yield Component('odd', 'nowhere_at_all:build', source='test')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(SWITCH, "odd")
+    assert peftcl("plugins").exit_code == 0
+    result = peftcl("plugins", "--check")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("head odd/odd: head 'odd' of odd 1.0 cannot be loaded")
+    told = json.loads(peftcl("plugins", "--check", "--json").stdout)
+    assert [each["component"] for each in told["broken"]] == ["head odd/odd"]
+
+
+def test_the_schema_is_written_to_a_file_or_shown(peftcl, tmp_path):
+    file = tmp_path / "run.json"
+    assert peftcl("schema", str(file)).exit_code == 0
+    written = json.loads(file.read_text())
+    assert written == json.loads(peftcl("schema").stdout)
+    assert set(written["properties"]) >= {"backbone", "plugins", "seeds"}
+
+
+def test_shells_complete_kinds_and_names(monkeypatch):
+    monkeypatch.setenv(SWITCH, "")
+    ask = {"_PEFTCL_COMPLETE": "complete_bash", "COMP_WORDS": "peftcl list str", "COMP_CWORD": "2"}
+    result = CliRunner().invoke(cli.app, [], env=ask, prog_name="peftcl")
+    assert result.stdout.split() == ["strategy", "strategy_plugin"]
+    ask |= {"COMP_WORDS": "peftcl list strategy nt", "COMP_CWORD": "3"}
+    result = CliRunner().invoke(cli.app, [], env=ask, prog_name="peftcl")
+    assert result.stdout.split() == ["ntk_cl"]

@@ -8,11 +8,12 @@ from rich.console import Console
 from avalanche_peftcl.compare.comparison import Comparison, compare_runs
 from avalanche_peftcl.compare.render import (
     csv_table,
+    json_tables,
     latex_tables,
     markdown_tables,
     terminal_tables,
 )
-from avalanche_peftcl.console import plain
+from avalanche_peftcl.console import plain, print_json
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import write_file
 
@@ -37,6 +38,7 @@ def compare_and_show(
     *,
     force: bool,
     published: bool,
+    as_json: bool = False,
     console: Console,
 ) -> Comparison:
     """Compare the runs in ``folders``, show the tables and write them to files.
@@ -47,6 +49,7 @@ def compare_and_show(
             ``None`` writes none. A file that is there is replaced in one step.
         force: Compare runs that do not share one protocol.
         published: Set published numbers of the same protocol beside them.
+        as_json: Show JSON in the place of tables.
         console: Where the tables are shown.
 
     Returns:
@@ -63,10 +66,14 @@ def compare_and_show(
         if places.count(path.resolve()) > 1:
             raise ConfigError(f"--{name} {path} is also the file of another format; give each one")
     comparison = compare_runs(folders, force=force, published=published)
-    console.print(terminal_tables(comparison))
+    if as_json:
+        print_json(console, json_tables(comparison))
+    else:
+        console.print(terminal_tables(comparison))
     for name, path in wanted.items():
         _replace(path, WRITERS[name](comparison))
-        console.print(plain(f"{name}: {path}"))
+        if not as_json:
+            console.print(plain(f"{name}: {path}"))
     return comparison
 
 

@@ -2,8 +2,9 @@
 
 import csv
 import io
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -112,18 +113,30 @@ def csv_table(comparison: Comparison) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-
-    def write(cells: Sequence[Any]) -> None:
+    for cells in (_COLUMNS, *_rows(comparison)):
         writer.writerow(csv_row(cells))
+    return text.getvalue()
 
-    write(_COLUMNS)
+
+def json_tables(comparison: Comparison) -> str:
+    """Return as JSON what :func:`csv_table` writes, what was left out, and how protocols differ."""
+    told = {
+        "numbers": [dict(zip(_COLUMNS, row, strict=True)) for row in _rows(comparison)],
+        "left_out": left_out_lines(comparison),
+        "differences": list(comparison.differences),
+    }
+    return json.dumps(told, indent=2)
+
+
+def _rows(comparison: Comparison) -> Iterator[list[Any]]:
+    """Yield the rows of :func:`csv_table`."""
     note = "; ".join(f"protocols differ in {difference}" for difference in comparison.differences)
     for method in comparison.methods:
         seeds = " ".join(map(str, method.seeds))
         for quantity in (*QUANTITIES, *comparison.further):
             numbers = _numbers(method.estimate(quantity))
             row = ["own", method.label, quantity.key, quantity.unit, seeds, len(method.runs)]
-            write([*row, *numbers, None, None, None, note])
+            yield [*row, *numbers, None, None, None, note]
     for test in comparison.tests:
         result, quantity = test.result, test.quantity
         both = test.first.by_seed(quantity).keys() & test.second.by_seed(quantity).keys()
@@ -132,15 +145,14 @@ def csv_table(comparison: Comparison) -> str:
         row = ["paired test", pair, quantity.key, quantity.unit, seeds, found.count if found else 0]
         row += _numbers(found)
         why = "; ".join(filter(None, [result.reason, note]))
-        write([*row, result.statistic, result.p_value, test.corrected, why])
+        yield [*row, result.statistic, result.p_value, test.corrected, why]
     for one in comparison.quoted or ():
         for key, (value, spread) in one.values.items():
             said = [one.definitions[key].definition, one.table.spread or "", one.table.note or ""]
             row = [one.table.source, one.method, key, "fraction", None, None, f"{value:.4f}"]
             deviation = None if spread is None else f"{spread:.4f}"
             told = "; ".join(filter(None, ["quoted", one.stream.title, *said]))
-            write([*row, deviation, *[None] * 4, told])
-    return text.getvalue()
+            yield [*row, deviation, *[None] * 4, told]
 
 
 def _numbers(estimate: Estimate | None) -> list[float | None]:

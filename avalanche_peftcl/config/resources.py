@@ -119,7 +119,7 @@ def ways_out(what: str, settings: Mapping[str, Any]) -> str:
     if strategy.get("accumulation_steps") is not None and lower:
         steps = strategy["accumulation_steps"]
         other.append(f"raise strategy.accumulation_steps ({steps}) to see as many images an update")
-    on_gpu = not str(settings.get("device", "cpu")).startswith("cpu")
+    on_gpu = not str(settings.get("device", "cpu")).startswith(("cpu", "auto"))
     if on_gpu and strategy.get("mixed_precision") not in (None, "bf16", "fp16"):
         other.append("choose strategy.mixed_precision=bf16")
     if workers:

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from avalanche_peftcl.console import add_row, complain, plain, plain_table
+from avalanche_peftcl.console import add_row, complain, plain, plain_table, print_json
 from avalanche_peftcl.export.evaluate import Evaluation, evaluate
 from avalanche_peftcl.export.load import load
 from avalanche_peftcl.models.device import check_device
@@ -54,7 +54,7 @@ def evaluate_and_show(
         names = ", ".join(told.untrained[:5]) + (", ..." if len(told.untrained) > 5 else "")
         complain("warning", f"the network was never trained on {names}", "yellow")
     if as_json:
-        console.print(told.to_json(), markup=False, highlight=False, soft_wrap=True)
+        print_json(console, told.to_json())
     elif told.images:
         console.print(confusion_table(told), width=_WIDTH)
         share = f"accuracy {100 * (told.accuracy or 0.0):.1f} %"

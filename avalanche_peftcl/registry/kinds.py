@@ -128,17 +128,25 @@ KINDS: dict[str, Kind] = {
 }
 
 
+_SPELLINGS = {name: name for name in KINDS}
+_SPELLINGS |= {kind.hook.removeprefix("peftcl_"): name for name, kind in KINDS.items()}
+_SPELLINGS |= {"plugin": "strategy_plugin", "plugins": "strategy_plugin"}  # as configurations say
+
+
 def kind_of(name: str) -> Kind:
-    """Return the kind of that name.
+    """Return the kind of that name, in the singular or plural, or as configurations call it.
 
     Raises:
         ConfigError: If there is none.
 
     Example:
-        >>> kind_of("strategies")
+        >>> kind_of("strategies").name, kind_of("plugins").name
+        ('strategy', 'strategy_plugin')
+        >>> kind_of("strategie")
         Traceback (most recent call last):
-        avalanche_peftcl.errors.ConfigError: unknown kind 'strategies' (did you mean 'strategy'?)...
+        avalanche_peftcl.errors.ConfigError: unknown kind 'strategie' (did you mean 'strategy'?)...
     """
+    name = _SPELLINGS.get(name.replace("-", "_"), name)
     if name not in KINDS:
         raise ConfigError(
             f"unknown kind {name!r}{did_you_mean(name, KINDS)}; the kinds are {join(KINDS)}"

@@ -1,6 +1,7 @@
 """A builder's signature as the schema of its options."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,33 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from avalanche_peftcl.errors import ConfigError, PEFTCLError
 from avalanche_peftcl.registry.annotations import resolved, say_type, takes_path
+from avalanche_peftcl.registry.described import descriptions
 from avalanche_peftcl.registry.isolation import ForeignError, isolated
 from avalanche_peftcl.registry.wording import clip, did_you_mean, say, show
 
 _MOST = 20  # problems that one message lists
 _LONGEST = 4096  # letters of a text; no path may be longer either
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a builder, in words and as a schema of JSON.
+
+    Args:
+        name: Its name; ``"**name"`` stands for further ones.
+        type: Its type with its range, as one says it.
+        default: As Python writes it; empty if it is required.
+        required: Whether it has none.
+        text: What the docstring says of it; may be empty.
+        schema: What JSON may stand for it; empty where anything may.
+    """
+
+    name: str
+    type: str
+    default: str
+    required: bool
+    text: str
+    schema: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +103,22 @@ class Schema:
             for name, p in self.options.items()
         ]
         return rows + ([(f"**{self.further}", "further options", "")] if self.further else [])
+
+    def told(self) -> list[Option]:
+        """Return every option with what is known of it."""
+        texts = descriptions(self.builder)
+        told = [
+            Option(
+                name=name,
+                type=kind,
+                default=default,
+                required=name in self.options and not default,
+                text=texts.get(name, ""),
+                schema={} if name not in self.options else _json_schema(self.options[name]),
+            )
+            for name, kind, default in self.describe()
+        ]
+        return told
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``values`` converted to the annotations.
@@ -192,6 +231,34 @@ class Schema:
         if name in self.reserved:
             return f"{name!r} is handed in by the run and is not an option"
         return f"unknown option {show(name)}{did_you_mean(name, self.options)}"
+
+
+def _json_schema(option: inspect.Parameter) -> dict[str, Any]:
+    """Return what JSON may stand for an option, with its default where JSON has it."""
+    if option.annotation is option.empty:
+        found: dict[str, Any] = {}
+    else:
+        try:
+            with isolated(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a type that pydantic cannot say
+                config = ConfigDict(arbitrary_types_allowed=True)
+                model = create_model("Option", __config__=config, value=(option.annotation, ...))
+                whole = model.model_json_schema()
+                found = whole["properties"]["value"] | {k: whole[k] for k in whole if k == "$defs"}
+        except ForeignError:  # a type that JSON does not have
+            found = {}
+        found.pop("title", None)
+    if option.default is not option.empty and _in_json(option.default):
+        found["default"] = option.default
+    return found
+
+
+def _in_json(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_in_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _in_json(v) for k, v in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _holds_long_text(value: Any) -> bool:

@@ -24,7 +24,7 @@ def takes(shared: type[Any]) -> Callable[[Callable[..., _Built]], Callable[..., 
 
     Args:
         shared: A dataclass, without slots, whose fields are annotated as options are and described
-            under ``Args`` of its docstring or a parent's.
+            under ``Args`` or ``Attributes`` of its docstring or a parent's.
 
     Returns:
         A decorator for a builder. It raises a :class:`ConfigError` where the builder has no
@@ -123,20 +123,23 @@ def _document(build: Callable[..., Any], shared: type[Any], names: list[str]) ->
     """Return the builder's docstring, what it does not say of ``names`` added to its ``Args``."""
     text = build.__doc__
     margin, own = _entries(text)
-    if text is None or not own:
+    if text is None:
         return text
     described: dict[str, str] = {}
     for each in reversed(shared.__mro__):
         theirs, entries = _entries(each.__doc__)
-        described |= {k: entry.replace(theirs, margin) for k, entry in entries.items()}
+        described |= {k: entry.replace(theirs, margin or theirs) for k, entry in entries.items()}
     shown = {name: entry for name, entry in own.items() if name != _NAME}
     shown |= {name: described[name] for name in names if name in described and name not in own}
-    return text.replace("".join(own.values()), "".join(shown.values()))
+    if own:
+        return text.replace("".join(own.values()), "".join(shown.values()))
+    told = inspect.cleandoc("\n" + "".join(shown.values())).replace("\n", "\n    ")
+    return f"{inspect.cleandoc(text)}\n\nArgs:\n    {told}\n" if shown else text
 
 
 def _entries(text: str | None) -> tuple[str, dict[str, str]]:
-    """Return the entries under ``Args`` of a docstring by name, and the margin they stand at."""
-    head = re.search(r"^( *)Args:\n", text or "", re.MULTILINE)
+    """Return the entries under ``Args`` (``Attributes``) by name, and the margin they stand at."""
+    head = re.search(r"^( *)(?:Args|Attributes):\n", text or "", re.MULTILINE)
     if text is None or head is None:
         return "", {}
     margin, found, at = head[1] + "    ", dict[str, str](), head.end()

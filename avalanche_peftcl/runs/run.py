@@ -13,7 +13,7 @@ from avalanche_peftcl.config.resources import (
 )
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.logging import closing
-from avalanche_peftcl.models.device import check_device
+from avalanche_peftcl.models.device import check_device, warn_of_idle_gpu
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.offers import ExperienceOffers
 from avalanche_peftcl.runs.build import build_backbone, build_method
@@ -108,6 +108,7 @@ def _run(
 ) -> RunRecord:
     """Do what :func:`run` says; ``there`` is what it found in the output folder."""
     device, output = check_device(config.device), config.output
+    warn_of_idle_gpu(device)
     plan = settle_precision(make_plan(config, registry), device=device, resume=resume)
     identity, workers = Identity.of(plan), config.num_workers
     if resume and (done := finished_run(output, identity)) is not None:

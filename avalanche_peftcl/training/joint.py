@@ -74,6 +74,14 @@ def build_joint(
 
     The options are those of ``naive``, an epoch is one of all images of the stream.
 
+    Args:
+        backbone: The frozen network.
+        module: What trains in it.
+        head: The classifier.
+        optimizer: Of module and head.
+        anneal: Whether the learning rate falls as a cosine; ``None``: unless a plugin schedules it.
+        options: What a strategy that trains takes.
+
     Source:
         ``avalanche.training.JointTraining``; see :class:`Joint` for what differs.
     """

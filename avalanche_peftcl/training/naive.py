@@ -33,8 +33,15 @@ def build_naive(
 
     The loss is cross-entropy over all classes seen so far (of the image's task label), as
     in ``avalanche.training.Naive`` with a growing head; with ``loss="local"`` over those of the
-    experience. ``anneal=None`` lets the learning rate fall as a cosine unless a plugin schedules
-    it.
+    experience.
+
+    Args:
+        backbone: The frozen network.
+        module: What trains in it.
+        head: The classifier.
+        optimizer: Of module and head.
+        anneal: Whether the learning rate falls as a cosine; ``None``: unless a plugin schedules it.
+        options: What a strategy that trains takes.
     """
     return tune(
         PEFTTemplate,

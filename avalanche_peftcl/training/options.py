@@ -27,9 +27,10 @@ class StrategyOptions:
         device: Where to compute; of the run.
         plugins: The user's Avalanche plugins; of the run.
         evaluator: Avalanche's evaluation plugin; of the run.
-        plugin_order: As of :class:`.PEFTTemplate`.
+        plugin_order: Whether ``plugins`` act ``"before"`` the strategy's own or ``"after"`` them.
         eval_mb_size: Images a test minibatch.
-        mixed_precision: As of :class:`.PEFTTemplate`.
+        mixed_precision: ``"no"``: float32; ``"bf16"``, ``"fp16"``: autocast; ``"auto"``: bf16 where
+            the device has units for it.
     """
 
     device: str = "cpu"
@@ -101,14 +102,14 @@ class TrainingOptions(StrategyOptions):
             return Mine(model=model, optimizer=optimizer, alpha=alpha, **options.template())
 
     Attributes:
-        loss: Classes that the loss compares, as of :class:`.PEFTTemplate`.
+        loss: Classes that the loss compares: all ``"seen"``, or ``"local"`` to the experience.
         lr: Learning rate.
         momentum: Of SGD; of Adam the first beta.
         weight_decay: Added to the gradient, or taken off the weights.
         train_mb_size: Images a training minibatch.
         train_epochs: Epochs an experience.
-        max_grad_norm: As of :class:`.PEFTTemplate`.
-        accumulation_steps: As of :class:`.PEFTTemplate`.
+        max_grad_norm: Clip the gradient's norm to this before each step.
+        accumulation_steps: Minibatches whose gradients are averaged for one step.
     """
 
     loss: LossOver = "seen"

@@ -278,7 +278,7 @@ class _Options(TrainingOptions, FeatureOptions):
 
 
 @takes(_Options)
-def build_pegp(
+def build_pegp(  # noqa: D417 (the others are described at PEGP, and read there)
     *,
     backbone: Backbone,
     module: Branch | None = None,
@@ -309,9 +309,19 @@ def build_pegp(
 ) -> PEGP:
     """Build :class:`PEGP` for one of four PEFT modules, or for a ``module`` with own options.
 
-    ``blocks=None`` gives the first five blocks a module, with prompts the first one. With
-    ``anneal`` the learning rate falls as a cosine over the epochs of an experience, and rises again
-    in the second stage, as the release has it on CLIP.
+    What is not said here is said at :class:`PEGP`.
+
+    Args:
+        backbone: The frozen network.
+        module: What trains in it; ``peft``, ``r``, ``length`` and ``blocks`` then say nothing.
+        head: The classifier.
+        peft: Which of the four, where no module is given.
+        r: Rank of LoRA, width of adapters.
+        length: Prompt or prefix tokens a block.
+        blocks: Which blocks, from 0; ``None`` takes the first five, with prompts the first one.
+        anneal: Whether the learning rate falls as a cosine over the epochs of an experience, and
+            rises again in the second stage, as the release has it on CLIP.
+        options: What a strategy that trains takes.
     """
     if module is None:
         module = build_module(peft, backbone, r=r, length=length, blocks=blocks)

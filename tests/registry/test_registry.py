@@ -154,9 +154,9 @@ def test_wrong_package_in_front_of_a_name(install):
 
 def test_unknown_kind(install):
     with pytest.raises(ConfigError) as raised:
-        discover().entries("strategies")
+        discover().entries("strategie")
     assert str(raised.value) == (
-        "unknown kind 'strategies' (did you mean 'strategy'?); the kinds are backbone, module, "
+        "unknown kind 'strategie' (did you mean 'strategy'?); the kinds are backbone, module, "
         "head, benchmark, strategy, strategy_plugin, metric, logger"
     )
 

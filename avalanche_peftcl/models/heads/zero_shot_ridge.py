@@ -111,9 +111,6 @@ class ZeroShotRidgeHead(ZeroShotHead, RidgeHead):
         self.share.copy_(b / beta)
         self.weight[known] = ((b * texts + left.solve(self.penalty).T) / beta - texts).float()
 
-    score_name = "probability"  # on the scale of zero-shot logits
-    scores = Head.scores
-
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, E)`` to ``(B, R)``; -1000 for rows that have no text yet."""
         logits = self._cosines(features, self.rows + self.weight)

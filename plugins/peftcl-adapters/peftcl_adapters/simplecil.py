@@ -26,6 +26,12 @@ def build_simplecil(
     ``features="blocks"`` reads every block, see :func:`~avalanche_peftcl.models.block_features`.
     Another ``head`` than the class means is one that is fitted, such as ``random_ridge``.
 
+    Args:
+        backbone: The frozen network.
+        head: A head that is fitted.
+        features: What it reads: ``"pooled"``, ``"blocks"``, or block numbers from 0.
+        options: What a strategy takes of which nothing trains.
+
     Source:
         Zhou et al., IJCV 2024, arXiv 2303.07338; released code a2e6b71.
         Differs: with ``features="pooled"`` nothing; block features are this package's.

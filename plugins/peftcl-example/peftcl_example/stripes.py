@@ -19,7 +19,16 @@ def stripes(
     images_per_class: Annotated[int, Field(ge=1)] = 20,
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> CLScenario:
-    """Draw grey stripes under noise; class ``c`` is turned by ``180 c / n_classes`` degrees."""
+    """Draw grey stripes under noise; class ``c`` is turned by ``180 c / n_classes`` degrees.
+
+    Args:
+        input_config: What the backbone expects of an image.
+        scenario: Experiences of new classes, or of new widths of the stripes.
+        n_classes: Number of classes.
+        n_experiences: Number of experiences.
+        images_per_class: Training images a class, and as many test images.
+        seed: Seed of the noise.
+    """
     shape = (n_experiences if scenario == "domain" else 1, n_classes, images_per_class)
     domain, label, _ = (axis.ravel() for axis in np.indices(shape))  # of each image: (n,)
     angle, period = (a[:, None, None] for a in (label * np.pi / n_classes, 3 + domain))
