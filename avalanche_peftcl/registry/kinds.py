@@ -52,7 +52,9 @@ class Kind:
             avalanche_peftcl.errors.ConfigError: logger 'x' of a 1.0 built 3, which is no ...
         """
         if not self.fits(part):
-            raise ConfigError(f"{title} built {show(part)}, which is no {self.what}")
+            raise ConfigError(
+                f"{title} built {show(part)}, which is no {self.what}, as its hook {self.hook} asks"
+            )
 
 
 def _has(*names: str) -> Callable[[Any], bool]:
@@ -65,7 +67,7 @@ def _listens(part: Any) -> bool:
 
 def _measures(part: Any) -> bool:
     metrics = part if isinstance(part, list | tuple) else [part]
-    return all(map(_has("result", "reset"), metrics))
+    return bool(metrics) and all(map(_has("result", "reset"), metrics))
 
 
 _is_module = _has("parameters", "state_dict")

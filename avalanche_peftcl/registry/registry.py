@@ -205,7 +205,9 @@ def schema_of(entry: Entry) -> Schema:
         raise ConfigError(
             f"{title} cannot be loaded from {entry.component.build!r}: {say(caught.error)}"
         ) from caught.error
-    return Schema.of(builder, given=kind_of(entry.kind).given, title=title)
+    kind = kind_of(entry.kind)
+    wanted = f"; its hook {kind.hook} asks for a {kind.what}"
+    return Schema.of(builder, given=kind.given, title=title, wanted=wanted)
 
 
 def _of_timm(kind: str, name: str) -> str:

@@ -51,6 +51,7 @@ class Schema:
         given: The arguments that the run hands in, of those that the builder names.
         reserved: All names that a run may hand in.
         further: Name of the ``**`` argument, if it accepts further options.
+        wanted: What a message says of what should have been built.
 
     Example:
         >>> from typing import Annotated
@@ -65,9 +66,12 @@ class Schema:
     given: Mapping[str, inspect.Parameter]
     reserved: frozenset[str]
     further: str | None
+    wanted: str = ""
 
     @classmethod
-    def of(cls, builder: Callable[..., Any], *, given: frozenset[str], title: str) -> "Schema":
+    def of(
+        cls, builder: Callable[..., Any], *, given: frozenset[str], title: str, wanted: str = ""
+    ) -> "Schema":
         """Read the signature of ``builder``.
 
         Raises:
@@ -94,6 +98,7 @@ class Schema:
             given={k: p for k, p in named.items() if k in given},
             reserved=given,
             further=next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None),
+            wanted=wanted,
         )
 
     def describe(self) -> list[tuple[str, str, str]]:
@@ -180,7 +185,9 @@ class Schema:
                 f"{self.title} cannot be built: {say(caught.error)}"
             ) from caught.error
         if built is None:
-            raise ConfigError(f"{self.title} cannot be built: its builder returned None")
+            raise ConfigError(
+                f"{self.title} cannot be built: its builder returned None{self.wanted}"
+            )
         return built
 
     def _convert(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -315,7 +315,8 @@ def build_pegp(  # noqa: D417 (the others are described at PEGP, and read there)
         backbone: The frozen network.
         module: What trains in it; ``peft``, ``r``, ``length`` and ``blocks`` then say nothing.
         head: The classifier.
-        peft: Which of the four, where no module is given.
+        peft: Which of the four, where no module is given; ``"adapter"`` is module
+            ``attention_adapter``, not module ``adapter``, which stands beside the MLPs.
         r: Rank of LoRA, width of adapters.
         length: Prompt or prefix tokens a block.
         blocks: Which blocks, from 0; ``None`` takes the first five, with prompts the first one.

@@ -173,8 +173,8 @@ def test_building_hands_in_what_is_there():
     assert built.options["module"] is None
     with pytest.raises(ConfigError, match="strategy 'whole' of a-pkg 1 needs evaluator, which"):
         without.build("strategy", backbone=vit)
-    with pytest.raises(ConfigError, match="unknown kind 'heads'"):
-        plan.build("heads")
+    with pytest.raises(ConfigError, match="unknown kind 'headz'"):
+        plan.build("headz")
 
 
 def test_what_is_built_is_of_its_kind():

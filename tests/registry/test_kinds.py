@@ -5,11 +5,14 @@ import torch
 from typer.testing import CliRunner
 
 from avalanche_peftcl import Component, cli
+from avalanche_peftcl.config import ComponentConfig
+from avalanche_peftcl.config.plan import Part
 from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import Registry, discover, hookspecs
 from avalanche_peftcl.registry.kinds import KINDS, Kind
 from avalanche_peftcl.registry.packages import Entry, Provider
+from avalanche_peftcl.registry.registry import schema_of
 from avalanche_peftcl.runs import run
 from avalanche_peftcl.testing.toys import toy_backbone, toy_benchmark
 
@@ -136,3 +139,13 @@ def test_a_kind_is_added_by_its_hook_and_its_entry(install, monkeypatch):
         offered.build("sampler", "shuffled", {"output": "b"}, {"output": "a"})
     with pytest.raises(ConfigError, match="'it' built 3, which is no list"):
         sampler.check(3, "'it'")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("built", [None, [], 3, object()], ids=repr)
+def test_what_is_none_of_its_kind_is_refused_with_the_name_of_the_hook(kind, built):
+    entry = Entry(kind, Component("odd", lambda: built, source="test"), Provider("them", "1"))
+    schema = schema_of(entry)
+    part = Part(KINDS[kind], ComponentConfig(name="odd"), entry, schema, {})
+    with pytest.raises(ConfigError, match=rf"'odd' of them 1 .*hook {KINDS[kind].hook} asks"):
+        part.build()

@@ -20,7 +20,8 @@ def build_module(
     """Build one of the four kinds of module with the defaults of its builder.
 
     Args:
-        peft: Which kind.
+        peft: Which kind; ``"adapter"`` is module ``attention_adapter`` of ``peftcl list``, no
+            ``adapter``, which stands beside MLPs.
         backbone: The frozen network.
         r: Rank of an adapter or of LoRA.
         length: Number of prefix or prompt tokens.
