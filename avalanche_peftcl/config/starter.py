@@ -182,8 +182,9 @@ def _of_folder(found: ImageFolder) -> tuple[str, str, str]:
     if not found.split:
         lines.append("test_share: 0.2           # there is no test split: every fifth image, drawn")
     lines += [
-        "augment: random_resized_crop  # none for what must not be cropped or mirrored, as text",
+        "augment: random_resized_crop  # none for what must not be cropped",
         "crop_scale: [0.3, 1.0]",
+        "mirror: true              # false for what has a left and a right, as text and hands",
         "# train_per_class: 100    # fewer images, to try it out",
     ]
     return about, _indented(lines), _PHOTOS

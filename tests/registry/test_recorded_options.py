@@ -24,6 +24,7 @@ CIFAR10 = [
     ("experience_size", COUNT, "10"),
     ("augment", "'random_resized_crop' | 'none'", "'random_resized_crop'"),
     ("crop_scale", CROP, "(0.05, 1.0)"),
+    ("mirror", "bool | None", "None"),
     ("train_per_class", f"{COUNT} | None", "None"),
     ("validation_per_class", "int (>= 0, <= 1000000000)", "0"),
     ("manifest", "Path | None", "None"),

@@ -24,9 +24,11 @@ class CaptionOptions:
     Args:
         input_config: What the backbone expects of an image.
         seed: Seed of the subsets and of drawn parts; no global generator is touched.
-        augment: Augmentation in training, see :func:`.transforms.train_transform`. Captions that
-            speak of left and right are wrong of a mirrored image.
+        augment: Which part of a training image is seen: ``"random_resized_crop"`` cuts at random,
+            ``"none"`` as in tests, see :func:`.transforms.train_transform`.
         crop_scale: Share of the area that a random crop keeps, smallest and largest.
+        mirror: Whether every other training image is mirrored, left to right; ``None``: if
+            ``augment`` crops. Captions that speak of left and right are wrong of a mirrored image.
         train_per_experience: Train on a seeded choice of at most that many images of an experience;
             ``None``, on all.
         test_per_experience: Test on at most that many, likewise.
@@ -40,6 +42,7 @@ class CaptionOptions:
     seed: Seed = 0
     augment: Augment = "random_resized_crop"
     crop_scale: CropScale = (0.3, 1.0)
+    mirror: bool | None = None
     train_per_experience: Count | None = None
     test_per_experience: Count | None = None
     validation_per_experience: CountOrNone = 0
@@ -114,7 +117,10 @@ def make_captioned(
             new_ids["test" if which else "train"][each[which]] = ids
 
     training = train_transform(
-        options.input_config, augment=options.augment, crop_scale=options.crop_scale
+        options.input_config,
+        augment=options.augment,
+        crop_scale=options.crop_scale,
+        mirror=options.mirror,
     )
     evaluation = eval_transform(options.input_config)
     groups = {"train": (training, None), "eval": (evaluation, None)}

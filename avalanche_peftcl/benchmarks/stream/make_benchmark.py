@@ -152,7 +152,10 @@ def make_benchmark(
     new_id = np.empty(n_classes, int)
     new_id[order] = np.arange(n_classes)
     training = train_transform(
-        options.input_config, augment=options.augment, crop_scale=options.crop_scale
+        options.input_config,
+        augment=options.augment,
+        crop_scale=options.crop_scale,
+        mirror=options.mirror,
     )
     groups = {
         "train": (training, None),

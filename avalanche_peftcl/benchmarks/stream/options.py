@@ -38,8 +38,11 @@ class StreamOptions:
             a permutation. In scenario ``"domain"`` the default is the order of the labels, and no
             order is hard or easy: each experience has all classes.
         experience_size: Images in a chunk of scenario ``"online"``.
-        augment: Augmentation in training, see :func:`.transforms.train_transform`.
+        augment: Which part of a training image is seen: ``"random_resized_crop"`` cuts at random,
+            ``"none"`` as in tests, see :func:`.transforms.train_transform`.
         crop_scale: Share of the area that a random crop keeps, smallest and largest.
+        mirror: Whether every other training image is mirrored, left to right; ``None``: if
+            ``augment`` crops. Digits, text and hands must not be.
         train_per_class: Train on a seeded choice of at most that many images of a class (in
             scenario ``"domain"``: of a class in a domain); ``None``, on all.
         validation_per_class: If positive, that many training images of a class are held out and
@@ -69,6 +72,7 @@ class StreamOptions:
     experience_size: Count = 10
     augment: Augment = "random_resized_crop"
     crop_scale: CropScale = (0.05, 1.0)
+    mirror: bool | None = None
     train_per_class: Count | None = None
     validation_per_class: CountOrNone = 0
     manifest: Path | None = None

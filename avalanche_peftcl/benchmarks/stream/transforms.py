@@ -18,15 +18,17 @@ def train_transform(
     *,
     augment: Augment = "random_resized_crop",
     crop_scale: tuple[float, float] = (0.05, 1.0),
+    mirror: bool | None = None,
 ) -> tv.Compose:
     """Return the transform of training images.
 
     Args:
         input_config: What the backbone expects.
-        augment: ``"random_resized_crop"`` cuts a random part (aspect ratio 3/4 to 4/3), resizes it
-            and mirrors it with probability 1/2; ``"none"`` is :func:`eval_transform`, without
-            mirroring: right for digits and letters.
+        augment: ``"random_resized_crop"`` cuts a random part (aspect ratio 3/4 to 4/3) and resizes
+            it; ``"none"`` takes what :func:`eval_transform` does.
         crop_scale: Smallest and largest share of the area that a random crop keeps, in (0, 1].
+        mirror: Whether the result is mirrored, left to right, with probability 1/2. ``None``: with
+            random crops it is, without them it is not. Digits, text and hands must not be.
 
     Returns:
         A transform from any image that :func:`to_rgb` takes to ``(3, img_size, img_size)``.
@@ -42,7 +44,8 @@ def train_transform(
         none) follow the backbone.
     """
     if augment == "none":
-        return eval_transform(input_config)
+        whole = eval_transform(input_config)
+        return tv.Compose([*whole.transforms, tv.RandomHorizontalFlip()]) if mirror else whole
     if augment != "random_resized_crop":
         raise ConfigError(f"augment={augment!r} is not one of 'random_resized_crop', 'none'")
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
@@ -56,7 +59,7 @@ def train_transform(
                 ratio=(3 / 4, 4 / 3),
                 interpolation=interpolation(input_config),
             ),
-            tv.RandomHorizontalFlip(),
+            *([] if mirror is False else [tv.RandomHorizontalFlip()]),
             *to_tensor(input_config),
         ]
     )

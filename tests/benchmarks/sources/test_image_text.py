@@ -88,6 +88,18 @@ def test_images_have_their_own_captions(build: Any, root: Path) -> None:
     assert all(torch.equal(found[told], image) for told, image in wanted.items())
 
 
+def test_captioned_images_are_mirrored_if_told(build: Any, root: Path) -> None:
+    plain, mirrored = (
+        build(root, n_experiences=1, augment="none", mirror=told) for told in (None, True)
+    )
+    torch.manual_seed(0)
+    pairs = zip(plain.train_stream[0].dataset, mirrored.train_stream[0].dataset, strict=True)
+    sides = {(torch.equal(x, y), torch.equal(x.flip(2), y)) for (x, *_), (y, *_) in pairs}
+    assert sides == {(True, False), (False, True)}
+    pairs = zip(plain.test_stream[0].dataset, mirrored.test_stream[0].dataset, strict=True)
+    assert all(torch.equal(x, y) for (x, *_), (y, *_) in pairs)
+
+
 def test_parts_are_drawn_by_the_seed(build: Any, root: Path) -> None:
     streams = [build(root, n_experiences=3, seed=seed) for seed in (0, 0, 1)]
     first, same, other = (by_experience(b.train_stream, b.captions) for b in streams)

@@ -138,6 +138,22 @@ def test_online_chunks_cover_their_experience(build: Any, size: int) -> None:
         assert sorted(set(drawn)) == sorted(tested)
 
 
+@pytest.mark.parametrize("mirror", [True, False, None])
+def test_only_training_images_are_mirrored_and_only_if_told(
+    input_config: InputConfig, mirror: bool | None
+) -> None:
+    rising = np.tile(np.arange(0, 240, 30, dtype=np.uint8), (40, 8, 1))
+    images = ImageArray(rising, [0, 1] * 20)
+    options = {} if mirror is None else {"augment": "none", "mirror": mirror}
+    benchmark = make_benchmark(
+        images, images, input_config=input_config, n_experiences=1, **options
+    )
+    torch.manual_seed(0)
+    for stream, found in (("train", {mirror is not False, False}), ("test", {False})):
+        (experience,) = benchmark.streams[stream]
+        assert {bool(x[0, 4, 0] > x[0, 4, -1]) for x, *_ in experience.dataset} == found
+
+
 @pytest.mark.parametrize("scenario", ["class", "task", "domain", "online"])
 def test_no_global_generator_is_touched_and_the_seed_decides(build: Any, scenario: str) -> None:
     def draw(seed: int) -> list[list[int]]:

@@ -127,6 +127,47 @@ def test_augmentation_varies_within_the_size() -> None:
     assert not torch.equal(first, second)
 
 
+RISING = Image.fromarray(np.tile(np.arange(0, 240, 6, dtype=np.uint8), (30, 1)))  # to the right
+
+
+def is_mirrored(x: torch.Tensor) -> bool:
+    assert x[0, 4, 0] != x[0, 4, -1]
+    return bool(x[0, 4, 0] > x[0, 4, -1])
+
+
+@pytest.mark.parametrize("augment", ["random_resized_crop", "none"])
+@pytest.mark.parametrize("mirror", [True, False, None])
+def test_crops_and_mirroring_are_apart(augment: Any, mirror: bool | None) -> None:
+    torch.manual_seed(0)
+    transform = train_transform(InputConfig(8), augment=augment, mirror=mirror)
+    drawn = [transform(RISING) for _ in range(40)]
+    mirrors = augment != "none" if mirror is None else mirror
+    assert {is_mirrored(x) for x in drawn} == ({True, False} if mirrors else {False})
+    seen = {tuple((x.flip(2) if is_mirrored(x) else x).flatten().tolist()) for x in drawn}
+    if augment == "none":
+        assert seen == {tuple(eval_transform(InputConfig(8))(RISING).flatten().tolist())}
+    else:
+        assert len(seen) > 30
+
+
+def test_crops_are_drawn_as_before_there_was_the_option() -> None:
+    image = Image.effect_noise((20, 30), 50).convert("RGB")
+    before = tv.Compose(
+        [
+            tv.RandomResizedCrop(8, (0.3, 1.0), (3 / 4, 4 / 3), tv.InterpolationMode.BICUBIC),
+            tv.RandomHorizontalFlip(),
+            tv.ToTensor(),
+        ]
+    )
+    for mirror in (None, True):
+        now = train_transform(InputConfig(8), crop_scale=(0.3, 1.0), mirror=mirror)
+        for seed in range(5):
+            torch.manual_seed(seed)
+            x = now(image)
+            torch.manual_seed(seed)
+            assert torch.equal(x, before(image))
+
+
 @pytest.mark.parametrize("crop_scale", [(0.0, 1.0), (0.6, 0.5), (0.5, 1.1)])
 def test_impossible_crop_is_refused(crop_scale: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="0 < smallest <= largest <= 1"):
