@@ -142,7 +142,9 @@ def test_a_kind_is_added_by_its_hook_and_its_entry(install, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("built", [None, [], 3, object()], ids=["nothing", "list", "number", "object"])
+@pytest.mark.parametrize(
+    "built", [None, [], 3, object()], ids=["nothing", "list", "number", "object"]
+)
 def test_what_is_none_of_its_kind_is_refused_with_the_name_of_the_hook(kind, built):
     entry = Entry(kind, Component("odd", lambda: built, source="test"), Provider("them", "1"))
     schema = schema_of(entry)
