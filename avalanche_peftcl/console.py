@@ -147,6 +147,16 @@ def print_json(console: Console, told: Any) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def tell_imports(of: str) -> None:
+    """Say on standard error what takes the next seconds, on a terminal; a log gets no line.
+
+    Args:
+        of: What is imported.
+    """
+    if sys.stderr.isatty():
+        standard_console(stderr=True).print(plain(f"importing {of} ..."), style="dim")
+
+
 def complain(head: str, text: str, style: str) -> None:
     """Say ``head: text`` on standard error, the head in colour."""
     line = Text.assemble((f"{head}: ", f"bold {style}"), visible(text, lines=True))

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -239,6 +240,37 @@ def test_start_up_imports_neither_torch_nor_avalanche(words):
     )
     assert result.stdout
     assert json.loads(result.stderr) == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_says_on_a_terminal_that_imports_take_a_while(calls, monkeypatch, terminal):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    cli.app(["run", "a.yaml"], standalone_mode=False)
+    said = sys.stderr.getvalue()
+    assert ("importing torch and Avalanche ..." in said) if terminal else not said
+    assert sys.stdout.getvalue() == "running\n"
+
+
+def test_the_word_about_imports_comes_before_them(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("{output: a, backbone: vit_glyph, benchmark: digits, strategy: ntk_cl}")
+    code = (
+        "import json, sys\n"
+        "from avalanche_peftcl.cli import app\n"
+        "from avalanche_peftcl.sweeps import command\n"
+        "def stop(of):\n"
+        "    print(of, sorted({'torch', 'avalanche', 'scipy', 'timm'} & set(sys.modules)))\n"
+        "    sys.exit()\n"
+        "command.tell_imports = stop\n"
+        f"app(['run', {str(file)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("torch and Avalanche []\n", "")
 
 
 def test_list_says_what_an_option_is_and_knows_kinds_in_the_plural(peftcl):

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from avalanche_peftcl.cli.arguments import Checkpoint, Device, Export, Json, Pretrained, Task
-from avalanche_peftcl.console import standard_console
+from avalanche_peftcl.console import standard_console, tell_imports
 
 
 def export_network(
@@ -47,6 +47,7 @@ def export_network(
     from avalanche_peftcl.config.resources import check_home
 
     check_home()  # the network may be one whose package imports Avalanche
+    tell_imports("torch")
     from avalanche_peftcl.export.command import export_and_show, onnx_and_show
 
     if peft:
@@ -101,6 +102,7 @@ def predict_images(
 
     Exit status 1 if an image cannot be read; the others are predicted.
     """
+    tell_imports("torch")
     from avalanche_peftcl.export.command import predict_and_show
 
     failed = predict_and_show(
@@ -138,6 +140,7 @@ def evaluate_network(
 
     Exit status 1 if an image cannot be read; it counts in no number.
     """
+    tell_imports("torch")
     from avalanche_peftcl.export.evaluate_command import evaluate_and_show
 
     failed = evaluate_and_show(
@@ -186,6 +189,7 @@ def push_network(
     from avalanche_peftcl.config.resources import check_home
 
     check_home()
+    tell_imports("torch")
     from avalanche_peftcl.runs.hub import push_and_show
 
     push_and_show(

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from avalanche_peftcl.cli.arguments import Json, Overrides
-from avalanche_peftcl.console import complain, plain, standard_console
+from avalanche_peftcl.console import complain, plain, standard_console, tell_imports
 from avalanche_peftcl.registry import discover
 
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/=]+:[0-9]+")
@@ -218,6 +218,7 @@ def manifest(
     from avalanche_peftcl.config.resources import check_home
 
     check_home()
+    tell_imports("torch and Avalanche")
     from avalanche_peftcl.runs.manifest import manifest_from_file
 
     manifest_from_file(config, file, overrides or [], overwrite, standard_console())

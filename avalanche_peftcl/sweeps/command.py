@@ -8,8 +8,11 @@ from rich.console import Console
 from avalanche_peftcl.config import load_config, parse_seeds
 from avalanche_peftcl.config.resources import check_home
 from avalanche_peftcl.config.settings import dump_settings
+from avalanche_peftcl.console import tell_imports
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import discover
+
+_HEAVY = "torch and Avalanche"  # ten seconds of a processor
 
 
 def run_as_asked(
@@ -70,7 +73,8 @@ def run_as_asked(
             )
         )
     if resume is not None:
-        from avalanche_peftcl.runs.command import resume_from_folder  # Avalanche takes seconds
+        tell_imports(_HEAVY)
+        from avalanche_peftcl.runs.command import resume_from_folder
 
         resume_from_folder(resume, config, overrides, overwrite, console, floors=floors)
         return True
@@ -83,6 +87,9 @@ def run_as_asked(
 
         console.out(dump_settings(resolved_settings(settings, discover())), end="", highlight=False)
         return True
+    if settings.seeds is None and not dry_run and (jobs != 1 or ray is not None):
+        raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
+    tell_imports(_HEAVY)
     if dry_run:
         from avalanche_peftcl.runs.dry_run import dry_run as build_only
 
@@ -95,8 +102,6 @@ def run_as_asked(
             settings, jobs=jobs, ray=ray, overwrite=overwrite, floors=floors, console=console
         )
         return all(outcome.error is None for outcome in outcomes)
-    if jobs != 1 or ray is not None:
-        raise ConfigError("--jobs and --ray are for several seeds; name them: --seeds 0,1,2")
     from avalanche_peftcl.runs.command import run_and_show
 
     run_and_show(settings, overwrite, console, floors=floors)
