@@ -21,7 +21,7 @@ HOW = ("num_threads", "num_workers")  # keys that do not matter once it is finis
 # places of files, which may have moved; their contents are compared
 _PLACES = {
     "backbone": ("checkpoint", "checkpoint_text", "checkpoint_projections"),
-    "benchmark": ("root", "manifest"),
+    "benchmark": ("root", "manifest", "class_names"),
 }
 _KINDS = (
     ("settings", "other settings", "set them back"),

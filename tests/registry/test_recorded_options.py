@@ -54,6 +54,7 @@ RECORDED = {
     ("benchmark", "image_list"): [
         ("root", "Path", ""),
         ("domains", "list[str] | None", "None"),
+        ("class_names", "Path | None", "None"),
         *changed(CIFAR10[2:], scenario=SCENARIO),
     ],
     ("benchmark", "image_folder"): [

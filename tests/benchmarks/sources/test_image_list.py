@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_a_domain_is_not_tested_on_classes_that_come_later(build: Any, domains: 
             "clipart_train.txt",
             "clipart/ant/0.jpg 0\nclipart/bug/0.jpg 1",
             "{file}, line 2: label 1 is the folder 'bug' here and 'The_Bee' before; a label stands "
-            "for one class",
+            "for one class, whose name may be given in a file: class_names",
         ),
         (
             "clipart_test.txt",
@@ -119,7 +120,7 @@ def test_a_domain_is_not_tested_on_classes_that_come_later(build: Any, domains: 
             "clipart_train.txt",
             "clipart/dog/0.jpg 3\nclipart/dog/1.jpg 4",
             "{file}, line 2: the folder 'dog' has label 4 here and 3 before; a folder stands for "
-            "one class",
+            "one class, unless names are given in a file: class_names",
         ),
         (
             "real_test.txt",
@@ -180,6 +181,82 @@ def test_a_byte_order_mark_is_no_part_of_a_name(build: Any, domains: Path) -> No
     for file in domains.glob("*.txt"):
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
     assert len(build(domains, domains=DOMAINS, scenario="domain").train_stream) == 2
+
+
+NAMES = ["a red ant", "bee", "B\u00fcffel"]
+
+
+@pytest.mark.parametrize("file", ["names.txt", "names.JSON"])
+def test_names_of_classes_from_a_file(build: Any, domains: Path, file: str) -> None:
+    place = domains / file
+    text = "\r\n".join(NAMES) + "\r\n" if file.endswith("txt") else json.dumps(NAMES)
+    place.write_bytes(b"\xef\xbb\xbf" + text.replace("\u00fc", "u\u0308").encode())
+    benchmark = build(
+        domains, domains=DOMAINS, n_experiences=3, class_order=[2, 0, 1], class_names=place
+    )
+    assert benchmark.class_names == [NAMES[2], NAMES[0], NAMES[1]]
+    entries = list(benchmark.contents.entries(hashed=False))
+    assert entries[0][2:4] == ("a red ant", "real/ant/0.jpg")
+
+
+def test_with_names_folders_are_no_classes(build: Any, domains: Path) -> None:
+    (domains / "names.txt").write_text("\n".join(NAMES))
+    files = [f"real/{folder}/{i}.jpg" for i in range(3) for folder in ("ant", "big cow")]
+    (domains / "train.txt").write_text("".join(f"{f} {i % 3}\n" for i, f in enumerate(files[:5])))
+    (domains / "test.txt").write_text("".join(f"clipart/ant/{i}.jpg {i}\n" for i in range(3)))
+    benchmark = build(domains, n_experiences=3, class_names=domains / "names.txt")
+    assert sorted(benchmark.class_names) == sorted(NAMES)
+    with pytest.raises(DataError, match=r"the folder 'ant' has label 2 here.*: class_names$"):
+        build(domains, n_experiences=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a\nb\n",
+            "{file} has 2 names for 3 labels: label 2 and those after it have none; add them in "
+            "order, the first is of label 0",
+        ),
+        (
+            "a\nb\nc\nd\n",
+            "{file} has 4 names for 3 labels: no image has the label of 'd'; take the names out, "
+            "or add the images to the lists",
+        ),
+        ("a\n\nc\n", "{file}: the name of label 1 is ''; give it in one line"),
+        ("a\nb\tc\nd\n", "{file}: the name of label 1 is 'b\\tc'; give it in one line"),
+        (
+            "a\nb\n a \n",
+            "{file}: 'a' is the name of the labels 0 and 2; each class needs its own",
+        ),
+        ("[1]", "{file}: the name of label 0 is 1; give it in one line"),
+    ],
+)
+def test_names_that_cannot_be_used(build: Any, domains: Path, text: str, message: str) -> None:
+    file = domains / ("names.json" if text == "[1]" else "names.txt")
+    file.write_text(text)
+    with pytest.raises(DataError) as caught:
+        build(domains, domains=DOMAINS, n_experiences=3, class_names=file)
+    assert str(caught.value) == message.format(file=file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no file of class names .*, not to root"),
+        (b"{", "the class names .* cannot be read: "),
+        (b"\xff", "the class names .* cannot be read: 'utf-8' codec"),
+        (b'{"0": "ant"}', "holds .*, not a list of names in order of their labels"),
+    ],
+)
+def test_a_file_that_has_no_names(
+    build: Any, domains: Path, content: bytes | None, message: str
+) -> None:
+    file = domains / "names.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        build(domains, domains=DOMAINS, n_experiences=3, class_names=file)
 
 
 @pytest.mark.parametrize("names", [[], ["real", "real"]])
