@@ -1,0 +1,201 @@
+"""Run what README's table of images and texts holds, and print it.
+
+    python examples/real_images/measure_image_text.py --seeds 0 1 2 --set num_threads=1
+
+Runs whose record is complete are not repeated. ``--table`` prints the table from the records that
+are there and runs nothing; ``--validate`` tests on held-out training images instead.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from measure import COLUMNS, HELD_OUT, HERE, folder, read, spread
+from rich.console import Console
+
+from avalanche_peftcl.runs import Record, run_from_file
+
+DATA = HERE.parents[1] / "../shared/data"
+WORDS = DATA / "image_text/class_names.json"
+TEMPLATES = ["a photo of a {}."]
+FLOAT32 = "no"  # of mixed_precision: 'auto' is bfloat16 where a processor has units for it
+BACKBONE = {
+    "name": "dual_encoder",
+    "model_name": "deit_tiny_patch16_224",
+    "out_features": 192,
+    "img_size": 160,
+    "resize_mode": "squash",
+    "checkpoint": str(DATA / "deit_tiny_patch16_224.fp16.safetensors"),
+    "checkpoint_text": str(DATA / "minilm_l6_v2"),
+    "checkpoint_projections": str(DATA / "image_text/lit_deit_tiny_minilm.safetensors"),
+}
+# of each stream its file, and the sets of images of which it sees none
+STREAMS = {
+    "cifar10": ("cifar10", ("tiny_imagenet", "pacs")),
+    "cifar10_task": ("cifar10", ("tiny_imagenet", "pacs")),
+    "pacs": ("pacs", ("cifar10", "tiny_imagenet")),
+    "tiny_imagenet": ("tiny_imagenet", ("cifar10", "pacs")),
+    "flickr8k": ("flickr8k", ("cifar10", "tiny_imagenet")),
+}
+FOLDERS = {"pacs": "pacs/photo"}  # the other domains are near chance before any training
+PER_CLASS = {"cifar10": 15, "tiny_imagenet": 5, "pacs": 15}
+CAPTIONED = 100  # images for retrieval
+OLD = 50  # images of each old experience for wrong matches
+ADAMW = {"optimizer": "adamw", "weight_decay": 0.0, "mixed_precision": FLOAT32}
+TRAINED = {**ADAMW, "train_epochs": 1, "train_mb_size": 16}
+# learning rates with the best last accuracy on held-out images of CIFAR-10 (without projection)
+RATES = {"prompt": 0.01, "adapter": 0.003, "linear adapter": 0.001, "text context": 0.001}
+PROJECTION = {"threshold": 0.9, "n_samples": 256}
+MODULES = {"prompt": "prompt", "adapter": "adapter", "linear adapter": "linear_adapter"}
+CLOSED_FORM = {"zero-shot": "zero_shot", "ridge": "ridge", "zero-shot and ridge": "zero_shot_ridge"}
+CONTEXT = "text context"
+PROJECTED = ", projection"
+TRAINING = [name + projected for name in MODULES for projected in ("", PROJECTED)]
+METHODS = [*CLOSED_FORM, CONTEXT, *TRAINING]
+
+
+def words(name: str) -> dict[str, str]:
+    """Return what the classes of a set of images are called in the texts."""
+    return dict(json.loads(WORDS.read_text())[name])
+
+
+def strategy(stream: str, method: str) -> list[dict[str, Any]]:
+    """Return the parts of a configuration that a method is."""
+    module, _, projected = method.partition(",")
+    trained = {**TRAINED, "lr": RATES.get(module)}
+    if stream == "flickr8k":
+        plugins = [{"name": "gradient_projection", **PROJECTION}] if projected else []
+        chosen = {"name": "contrastive", **trained, "train_mb_size": 64}
+        return [chosen, {"name": MODULES[module]}, None, plugins]
+    head = {"name": "zero_shot", "class_words": words(STREAMS[stream][0]), "templates": TEMPLATES}
+    if method in CLOSED_FORM:
+        texts = {} if method == "ridge" else head
+        texts = texts | {"name": CLOSED_FORM[method]}
+        return [{"name": "closed_form", "mixed_precision": FLOAT32}, None, texts, []]
+    if method == CONTEXT:
+        head = {"name": "text_context", "class_words": head["class_words"], "n_context": 4}
+        return [{"name": "naive", **trained, "loss": "local"}, {"name": "frozen"}, head, []]
+    chosen = {"name": "pegp", **trained, "head_epochs": 0, "merge_epochs": 0}
+    projection = PROJECTION if projected else {"projection": False}
+    return [{**chosen, **projection}, {"name": MODULES[module]}, head, []]
+
+
+def metrics(stream: str) -> list[dict[str, Any]]:
+    """Return what is measured beside accuracies."""
+    file, sets = STREAMS[stream]
+    named = {"class_words": str(WORDS), "templates": TEMPLATES}
+    retention = [
+        {
+            "name": "zero_shot_retention",
+            "root": {name: str(DATA / FOLDERS.get(name, name)) for name in sets},
+            "images_per_class": min(PER_CLASS[name] for name in sets),
+            **named,
+        }
+    ]
+    captioned = DATA / "flickr8k"
+    where = {"root": str(captioned / "test"), "captions": str(captioned / "test.json")}
+    retrieval = [{"name": "retrieval", "max_images": CAPTIONED, **where}]
+    if file == "flickr8k":
+        return [*retention, *retrieval]
+    wrong = {"name": "wrong_matches", "images_per_experience": OLD, "templates": TEMPLATES}
+    wrong |= {"class_words": words(file)}
+    return [*retention, *retrieval, wrong]
+
+
+def run(path: Path, stream: str, method: str, seed: int, settings: list[str]) -> None:
+    """Run one configuration unless its record is complete."""
+    if read(path) or (stream == "flickr8k" and method not in TRAINING):
+        return
+    chosen, module, head, plugins = strategy(stream, method)
+    parts = {"strategy": chosen, "module": module, "head": head, "plugins": plugins}
+    parts = {"backbone": BACKBONE, "metrics": metrics(stream), **parts}
+    changed = [f"{name}={json.dumps(part)}" for name, part in parts.items() if part is not None]
+    if stream == "cifar10_task":
+        changed.append("benchmark.scenario=task")
+    file = HERE / f"{STREAMS[stream][0]}.yaml"
+    where = [f"output={path}", f"seed={seed}"]
+    run_from_file(file, [*where, *changed, *settings], True, Console())
+
+
+def signed(values: list[float]) -> str:
+    """Return mean and standard deviation of changes, in points."""
+    said = spread(values)
+    return said if said.startswith("-") else f"+{said}"
+
+
+def retained(runs: list[Record], name: str) -> str:
+    """Return how the accuracy on a set that is never trained on changed over the stream."""
+    found = [run.metric_summaries.get("ZeroShotRetentionMetric") for run in runs]
+    sets = [some["sets"][name] for some in found if some]
+    change = [each["after"][-1] - each["before"] for each in sets]
+    return f"{name} {signed(change)}" if change else "-"
+
+
+def recalled(runs: list[Record], name: str) -> str:
+    """Return recall before the stream, and after it."""
+    found = [run.metric_summaries.get("RetrievalMetric") for run in runs]
+    there = [(some["before"][name], some["after"][-1][name]) for some in found if some]
+    return " → ".join(spread(list(values)) for values in zip(*there, strict=True)) or "-"
+
+
+def wrong(runs: list[Record], name: str) -> str:
+    """Return the mean over old experiences after the last one."""
+    found = [run.metric_summaries.get("WrongMatchesMetric") for run in runs]
+    rows = [[each for each in some[name][-1] if each is not None] for some in found if some]
+    return spread([statistics.mean(row) for row in rows]) if rows and all(rows) else "-"
+
+
+def row(stream: str, method: str, runs: list[Record]) -> str:
+    """Return a line of the table."""
+    sets = STREAMS[stream][1]
+    numbers = [spread([getattr(run.accuracy, column) for run in runs]) for column in COLUMNS]
+    kept = [retained(runs, name) for name in sets]
+    found = [recalled(runs, name) for name in ("image_to_text_r1", "text_to_image_r1")]
+    seconds = statistics.mean(sum(run.cost.training_seconds) for run in runs)
+    cells = [stream, method, *numbers, *kept, *found, wrong(runs, "rate")]
+    return f"| {' | '.join(cells)} | {len(runs)} | {seconds:.0f} |"
+
+
+def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]) -> str:
+    """Return mean and spread of every cell as Markdown."""
+    lines = [
+        "| stream | method | average | last | forgetting | zero-shot change | and | "
+        "image to text R@1 | text to image R@1 | wrong matches | seeds | training s |",
+        f"|{'---|' * 12}",
+    ]
+    for stream in streams:
+        for method in methods:
+            found = [read(folder(output, stream, method, seed)) for seed in seeds]
+            runs = [run for run in found if run]
+            if runs:
+                lines.append(row(stream, method, runs))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--output", type=Path, default=Path("runs/image_text"))
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--validate", action="store_true", help="test on held-out training images")
+    parser.add_argument("--set", nargs="*", default=[], help="further overrides: num_threads=1")
+    arguments = parser.parse_args()
+    output = arguments.output / "validation" if arguments.validate else arguments.output
+    for seed in () if arguments.table else arguments.seeds:
+        for stream in arguments.streams:
+            settings = list(arguments.set)
+            if arguments.validate:
+                held_out = HELD_OUT[STREAMS[stream][0]]
+                settings.append(f"benchmark.validation_per_class={held_out}")
+            for method in arguments.methods:
+                run(folder(output, stream, method, seed), stream, method, seed, settings)
+    print(table(output, arguments.streams, arguments.methods, arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()
