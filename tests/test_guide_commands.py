@@ -18,7 +18,8 @@ from avalanche_peftcl.config import load_config, parse_seeds
 from avalanche_peftcl.errors import PEFTCLError
 from avalanche_peftcl.registry import discover
 
-BASH = [block for block in blocks() if block.language == "bash"]
+WALK = ROOT / "examples" / "walk.md"
+BASH = [b for b in blocks() if b.language == "bash" and b.guide != WALK]  # each step needs others
 USAGE_ERROR = typer.BadParameter.__base__  # click's, wherever typer has it from
 
 
@@ -163,3 +164,25 @@ def test_the_seven_commands_of_readme_run_after_the_first(tmp_path, monkeypatch)
         assert result.exit_code == 0, (words, result.output)
     for name in ("report.html", "digits.manifest", "digits.safetensors", "predictions.csv"):
         assert Path(name).is_file()
+
+
+@pytest.mark.slow
+def test_the_walk_can_be_walked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    walked = [b for b in blocks(WALK) if b.language != "text"]
+    exec(compile(walked[0].text, str(walked[0]), "exec"), {})
+    lines = [words for b in walked[1:] for _, *words in commands(b.text)]
+    named = " ".join(words[0] for words in lines)
+    assert named == "init run run run compare export evaluate"
+    for words in lines:
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, (words, result.output)
+        if words[0] == "init":
+            file = Path("written.yaml")
+            text = file.read_text(encoding="utf-8").replace("train_epochs: 3", "train_epochs: 1")
+            fewer = text.replace("# train_per_class: 100", "train_per_class: 4")
+            assert fewer != text
+            file.write_text(fewer, encoding="utf-8")
+    assert "accuracy " in result.output
+    for name in ("written.html", "written.safetensors", "runs/written/floors/ridge/seed2"):
+        assert Path(name).exists()

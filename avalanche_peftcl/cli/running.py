@@ -33,6 +33,12 @@ def init(
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="File to write; NAME.yaml by default.")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone", metavar="NAME", help="Frozen network; one for photographs by default."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is there.")
     ] = False,
@@ -45,7 +51,7 @@ def init(
     """
     from avalanche_peftcl.config.starter import write_starter
 
-    written = write_starter(what, file, discover(), overwrite=overwrite)
+    written = write_starter(what, file, discover(), backbone=backbone, overwrite=overwrite)
     console = standard_console()
     console.print(plain(f"{written}: read it, then peftcl run {written} --dry-run"), soft_wrap=True)
 

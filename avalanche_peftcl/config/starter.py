@@ -95,14 +95,20 @@ _GLYPHS = """\
 
 
 def write_starter(
-    what: str, file: Path | None, registry: Registry, *, overwrite: bool = False
+    what: str,
+    file: Path | None,
+    registry: Registry,
+    *,
+    backbone: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write what :func:`starter` returns.
 
     Args:
         what: A folder of images, or the name of a benchmark.
         file: Where to; ``None`` takes its name, in the working directory.
-        registry: Knows the benchmarks.
+        registry: Knows the benchmarks and backbones.
+        backbone: As in :func:`starter`.
         overwrite: Replace a file that is there.
 
     Returns:
@@ -113,26 +119,29 @@ def write_starter(
     """
     name = what.rpartition("/")[2] if what in registry.names("benchmark") else None
     file = file or Path(f"{name or Path(what).expanduser().resolve().name or 'images'}.yaml")
-    text = starter(what, file, registry)
+    text = starter(what, file, registry, backbone)
     if file.exists() and not overwrite:
         raise ConfigError(f"{file} is there already; name another file, or give --overwrite")
     write_file(file, text.encode(), parents=True)
     return file
 
 
-def starter(what: str, file: Path, registry: Registry) -> str:
+def starter(what: str, file: Path, registry: Registry, backbone: str | None = None) -> str:
     """Return a configuration as YAML with comments.
 
     Args:
         what: A folder of images, or the name of a benchmark.
         file: Where it will be, for the comments.
-        registry: Knows the benchmarks.
+        registry: Knows the benchmarks and backbones.
+        backbone: Name of a backbone; ``None`` takes one that suits the images.
 
     Raises:
         ConfigError: If it is both a folder and a benchmark, or a benchmark that needs more.
         DataError: If there are no images in the folder.
-        UnknownComponentError: If it is neither.
+        UnknownComponentError: If it is neither, or there is no such backbone.
     """
+    if backbone is not None:
+        registry.get("backbone", backbone)
     known, folder = what in registry.names("benchmark"), Path(what).expanduser()
     if known and folder.is_dir():
         raise ConfigError(
@@ -142,14 +151,15 @@ def starter(what: str, file: Path, registry: Registry) -> str:
     if folder.is_dir() or (not known and ("/" in what or what.startswith("."))):
         found = look_into(folder)
         name = visible(folder.resolve().name) or "images"
-        return _fill(file, f"A run on the images in {visible(folder)}", name, *_of_folder(found))
+        title = f"A run on the images in {visible(folder)}"
+        return _fill(file, title, name, *_of_folder(found, backbone))
     if what in _ELSEWHERE:
         raise ConfigError(f"{what}: {_ELSEWHERE[what]}")
     try:
         registry.get("benchmark", what)
     except UnknownComponentError as error:
         raise UnknownComponentError(f"there is no folder {what}, and {error}") from error
-    return _fill(file, f"A run on {what}", what.replace("/", "_"), *_of_benchmark(what))
+    return _fill(file, f"A run on {what}", what.replace("/", "_"), *_of_benchmark(what, backbone))
 
 
 def _fill(file: Path, title: str, name: str, about: str, benchmark: str, backbone: str) -> str:
@@ -167,7 +177,7 @@ def _fill(file: Path, title: str, name: str, about: str, benchmark: str, backbon
     return text
 
 
-def _of_folder(found: ImageFolder) -> tuple[str, str, str]:
+def _of_folder(found: ImageFolder, wanted: str | None) -> tuple[str, str, str]:
     count = len(found.classes)
     about = f"# {found.images:,} images of {count} classes: {_listed(found.classes)}\n"
     lines = ["name: image_folder", f"root: {_scalar(str(found.root))}"]
@@ -181,16 +191,19 @@ def _of_folder(found: ImageFolder) -> tuple[str, str, str]:
         lines += ["scenario: class           # or task, online", *_sizes(count)]
     if not found.split:
         lines.append("test_share: 0.2           # there is no test split: every fifth image, drawn")
-    lines += [
-        "augment: random_resized_crop  # none for what must not be cropped",
-        "crop_scale: [0.3, 1.0]",
-        "mirror: true              # false for what has a left and a right, as text and hands",
-        "# train_per_class: 100    # fewer images, to try it out",
-    ]
-    return about, _indented(lines), _PHOTOS
+    if wanted == "vit_glyph":
+        lines.append("augment: none             # letters and digits; random_resized_crop mirrors")
+    else:
+        lines += [
+            "augment: random_resized_crop  "
+            "# none for what must not be cropped or mirrored, as text",
+            "crop_scale: [0.3, 1.0]",
+        ]
+    lines.append("# train_per_class: 100    # fewer images, to try it out")
+    return about, _indented(lines), _backbone(wanted, _PHOTOS)
 
 
-def _of_benchmark(name: str) -> tuple[str, str, str]:
+def _of_benchmark(name: str, wanted: str | None) -> tuple[str, str, str]:
     lines, backbone = [f"name: {name}"], _PHOTOS
     if name in CLASSES:
         lines += ["scenario: class           # or task, online", *_sizes(CLASSES[name])]
@@ -205,7 +218,16 @@ def _of_benchmark(name: str) -> tuple[str, str, str]:
     elif name in CLASSES:
         lines.append("# root: path/to/files     # else in Avalanche's data folder")
     lines.append(f"# further options: peftcl list benchmark {name}")
-    return "", _indented(lines), backbone
+    return "", _indented(lines), _backbone(wanted, backbone)
+
+
+def _backbone(wanted: str | None, suits: str) -> str:
+    """Return the lines of the backbone: one that suits the images, or the one that was named."""
+    if wanted is None:
+        return suits
+    known = {"timm_vit": _PHOTOS, "vit_glyph": _GLYPHS}
+    named = f"  name: {_scalar(wanted)}\n  # its options: peftcl list backbone {visible(wanted)}\n"
+    return known.get(wanted, named)
 
 
 def _sizes(classes: int) -> list[str]:

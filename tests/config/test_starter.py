@@ -111,6 +111,19 @@ def test_a_file_is_not_replaced_unasked(tmp_path, monkeypatch):
     assert before != file.read_text(encoding="utf-8")
 
 
+def test_the_backbone_can_be_named(tmp_path):
+    write_images(tmp_path / "signs", SPLIT)
+    file, known = tmp_path / "a.yaml", discover()
+    config = config_from(starter(str(tmp_path / "signs"), file, known, "vit_glyph"))
+    assert config.backbone.name == "vit_glyph"
+    assert config.benchmark.options["augment"] == "none"  # a mirrored letter is none
+    photos = config_from(starter(str(tmp_path / "signs"), file, known, "timm_vit"))
+    assert photos == config_from(starter(str(tmp_path / "signs"), file, known))
+    assert config_from(starter("digits", file, known, "open_clip")).backbone.name == "open_clip"
+    with pytest.raises(UnknownComponentError, match="vit_glyph"):
+        starter("digits", file, known, "vit_gliph")
+
+
 def test_it_needs_no_torch(tmp_path):
     code = (
         "import sys; from avalanche_peftcl.cli import app; "
