@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import timm
 from timm.layers import Attention as Attention
-from timm.models import _registry, vision_transformer
+from timm.models import _hub, _registry, vision_transformer
 from timm.models.deit import VisionTransformerDistilled as VisionTransformerDistilled
 from timm.models.vision_transformer import Block as Block
 from timm.models.vision_transformer import VisionTransformer as VisionTransformer
@@ -14,6 +14,15 @@ from torch import Tensor, nn
 def create_model(model_name: str, **options: Any) -> Any:
     """Build a model of timm's registry."""
     return timm.create_model(model_name, **options)
+
+
+def architecture_at(source: str, place: str) -> str:
+    """Return what model a repository (``"hf-hub"``) or a folder (``"local-dir"``) says it holds."""
+    if source == "hf-hub":
+        _, architecture, _ = _hub.load_model_config_from_hf(place)
+    else:
+        _, architecture, _ = _hub.load_model_config_from_path(place)
+    return cast(str, architecture)
 
 
 def model_names() -> list[str]:

@@ -1,15 +1,59 @@
-"""What timm calls a model today, and nothing but names of its registry."""
+"""What timm calls a model today: a name of its registry, or a place that says which it holds."""
 
 import re
 import warnings
 from difflib import get_close_matches
 
-from avalanche_peftcl.errors import BackboneWarning, ConfigError
-from avalanche_peftcl.models.backbones.timm_api import given_up_names, model_names, weight_names
-from avalanche_peftcl.registry.wording import clip
+from avalanche_peftcl.errors import BackboneWarning, CheckpointError, ConfigError
+from avalanche_peftcl.models.backbones.timm_api import (
+    architecture_at,
+    given_up_names,
+    model_names,
+    weight_names,
+)
+from avalanche_peftcl.registry.wording import clip, say
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
+_PLACE = re.compile(r"(hf[-_]hub|local-dir):(.+)", re.IGNORECASE)
 _LONGEST = 200  # of a name in a message
+
+
+def place_of(model_name: str) -> tuple[str, str] | None:
+    """Return source and place of a model that lies elsewhere, ``None`` of a name in the registry.
+
+    Example:
+        >>> place_of("hf-hub:owner/name@main"), place_of("vit_tiny_patch16_224")
+        (('hf-hub', 'owner/name@main'), None)
+    """
+    found = _PLACE.fullmatch(model_name)
+    return (found[1].lower().replace("_", "-"), found[2]) if found else None
+
+
+def architecture_of(model_name: str) -> str:
+    """Return the name in timm's registry of the model at a place, by its ``config.json``.
+
+    Args:
+        model_name: ``"hf-hub:OWNER/NAME"``, of which the file is fetched, or
+            ``"local-dir:FOLDER"``.
+
+    Raises:
+        CheckpointError: If there is no such file, or none that names a model of timm's.
+    """
+    shown = clip(model_name, _LONGEST)
+    source, place = place_of(model_name) or ("", "")
+    way_out = (
+        "fetch the repository elsewhere and give its folder, local-dir:FOLDER, or its weights as "
+        "a file, checkpoint=..., with the name of their model in timm's registry"
+        if source == "hf-hub"
+        else "it needs the config.json that timm's save_for_hf writes; weights alone are given as "
+        "a file, checkpoint=..., with the name of their model in timm's registry"
+    )
+    try:
+        return current_name(architecture_at(source, place))
+    except Exception as error:  # a download, a file and what is in it fail in any way
+        raise CheckpointError(
+            f"model_name={shown!r} cannot be read ({clip(say(error), _LONGEST)}); {way_out}"
+        ) from error
 
 
 def current_name(model_name: str) -> str:
@@ -23,7 +67,7 @@ def current_name(model_name: str) -> str:
 
     Raises:
         ConfigError: If it is no such name: unknown, of a model that timm has removed, or a place
-            to fetch a model from (``hf-hub:...``, ``local-dir:...``, a path, an address).
+            (a path, an address, ``hf-hub:...``).
 
     Example:
         >>> current_name("deit_tiny_patch16_224")
@@ -37,8 +81,8 @@ def current_name(model_name: str) -> str:
     if not _NAME.fullmatch(model_name):
         raise ConfigError(
             f"model_name={shown!r} is not the name of a model in timm's registry, such as "
-            "'vit_base_patch16_224.augreg_in21k'; weights from elsewhere are given as a file: "
-            "checkpoint=..."
+            "'vit_base_patch16_224.augreg_in21k', nor hf-hub:OWNER/NAME or local-dir:FOLDER; "
+            "weights from elsewhere are given as a file: checkpoint=..."
         )
     given_up = given_up_names()
     if model_name in given_up:

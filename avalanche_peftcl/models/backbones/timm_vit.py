@@ -16,15 +16,16 @@ from avalanche_peftcl.models.backbones.timm_api import (
     data_config,
     pretrained_config,
 )
-from avalanche_peftcl.models.backbones.timm_names import current_name
+from avalanche_peftcl.models.backbones.timm_names import architecture_of, current_name, place_of
 from avalanche_peftcl.models.backbones.vit import ViTBackbone, not_plain
 from avalanche_peftcl.models.backbones.weight_files import load_checkpoint
 from avalanche_peftcl.registry.schema import Schema
-from avalanche_peftcl.registry.wording import say
+from avalanche_peftcl.registry.wording import clip, say
 
 Normalize = Literal["data_config", "none"]
 Side = Annotated[int, Field(ge=1, le=8192)]
 _OURS = ("model_name", "pretrained", "checkpoint", "normalize", "crop_pct", "interpolation")
+_SHOWN = 300  # letters of another library's error
 _RESAMPLED = ("img_size", "patch_size")  # pretrained weights are made to fit these
 
 
@@ -63,10 +64,12 @@ def create_backbone(
 
     Args:
         model_name: Name in timm's registry, for example ``"vit_base_patch16_224"``, with the tag of
-            its weights if there are several: ``"vit_base_patch16_224.augreg_in21k"``.
-        pretrained: Download timm's weights of that name. They have to fit: only ``img_size`` and
-            ``patch_size`` may be others than the model's, and ``global_pool`` where nothing but the
-            pooling changes.
+            its weights if there are several: ``"vit_base_patch16_224.augreg_in21k"``. Or, as timm
+            takes it, a repository that holds a model of timm's, ``"hf-hub:OWNER/NAME"``, or a
+            folder, ``"local-dir:FOLDER"``: its ``config.json`` says which model.
+        pretrained: Take the weights of that name, repository (both are downloaded) or folder;
+            otherwise they are random. They have to fit: only ``img_size`` and ``patch_size`` may be
+            others than the model's, and ``global_pool`` where nothing but the pooling changes.
         checkpoint: A file of weights, see :func:`.weight_files.load_checkpoint`. Every weight must
             be there and fit; only the file's classifier is left out.
         img_size: Side of the square input in pixels, a multiple of the patch size; the position
@@ -100,15 +103,22 @@ def create_backbone(
     Raises:
         ConfigError: Unknown name, not a plain ViT, an option out of range, options that do not go
             together or not with the pretrained weights, or both ``pretrained`` and ``checkpoint``.
-        CheckpointError: The download failed, or the file is missing, unreadable or does not fit.
+        CheckpointError: The download failed, or the file or folder is missing, unreadable or does
+            not fit.
     """
     given = {k: v for k, v in locals().items() if v is not None}
     given = Schema.of(create_backbone, given=frozenset(), title="backbone").check(given)
     if pretrained and checkpoint is not None:
         raise ConfigError("pretrained=True and checkpoint= exclude each other; give one of them")
-    model_name = current_name(model_name)
+    place = place_of(model_name)
+    if place is None:
+        model_name = called = current_name(model_name)
+    else:
+        model_name, called = ":".join(place), architecture_of(model_name)
     architecture = {k: v for k, v in given.items() if k not in _OURS}
-    if pretrained:  # before anything is downloaded
+    if pretrained and place is not None:
+        vit = _create_filled(model_name, called, architecture)
+    elif pretrained:  # before anything is downloaded
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             check_fit(model_name, _create(model_name, architecture), architecture)
         try:
@@ -126,9 +136,40 @@ def create_backbone(
     input_config = _input_config(vit, normalize)
     changes: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
     input_config = replace(input_config, **{k: v for k, v in changes.items() if v is not None})
-    return ViTBackbone(
-        vit, input_config, model_name=_with_tag(vit, model_name) if pretrained else model_name
-    )
+    if place is not None:
+        told = model_name if pretrained and place[0] == "hf-hub" else called
+    else:
+        told = _with_tag(vit, model_name) if pretrained else model_name
+    return ViTBackbone(vit, input_config, model_name=told)
+
+
+def _create_filled(
+    model_name: str, called: str, architecture: Mapping[str, Any]
+) -> VisionTransformer:
+    """Build a plain ViT with the weights of a repository or folder, of which every one fits.
+
+    Args:
+        model_name: The place, with its source.
+        called: The model's name in timm's registry.
+        architecture: The options to build it with.
+
+    Raises:
+        CheckpointError: If they cannot be fetched or read, or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        _create(model_name, architecture)  # what is refused is refused before a download
+    try:  # with the classifier that was saved: without it timm lets other weights be missing
+        vit: VisionTransformer = create_model(model_name, pretrained=True, **architecture)
+    except Exception as error:  # a download and a file can fail in any way
+        options = ", ".join(f"{k}={v!r}" for k, v in architecture.items())
+        raise CheckpointError(
+            f"the weights of {model_name!r} cannot be loaded"
+            f"{f' with {options}' if options else ''} ({clip(say(error), _SHOWN)}); give them as "
+            f"a file: checkpoint=..., with model_name={called!r}"
+            f"{', or leave these options out' if options else ''}"
+        ) from error
+    vit.reset_classifier(0)
+    return vit
 
 
 def _create(model_name: str, architecture: Mapping[str, Any]) -> VisionTransformer:
@@ -148,6 +189,8 @@ def _create(model_name: str, architecture: Mapping[str, Any]) -> VisionTransform
             f"{model_name!r} is a {type(vit).__name__}, not a plain vision transformer: {reason}"
         )
     height, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
+    if (channels := vit.patch_embed.proj.in_channels) != 3:
+        raise ConfigError(f"{model_name!r} takes images of {channels} channels, not of 3")
     if len(set(vit.patch_embed.img_size)) > 1:
         raise ConfigError(
             f"{model_name!r} takes images of {vit.patch_embed.img_size}, which are not square; "
@@ -192,7 +235,8 @@ def check_fit(model_name: str, vit: VisionTransformer, architecture: Mapping[str
 
 def _input_config(vit: VisionTransformer, normalize: Normalize) -> InputConfig:
     config = data_config(vit)
-    shape = {"mean": config["mean"], "std": config["std"]} if normalize == "data_config" else {}
+    given = ("mean", "std") if normalize == "data_config" else ()
+    shape: dict[str, Any] = {name: tuple(config[name]) for name in given}  # JSON has lists
     return InputConfig(
         img_size=vit.patch_embed.img_size[0],
         interpolation=config["interpolation"],

@@ -66,9 +66,9 @@ def test_every_name_in_timms_registry_is_taken():
 @pytest.mark.parametrize(
     "name",
     [
-        "hf-hub:timm/vit_tiny_patch16_224.augreg_in21k",
-        "hf_hub:timm/vit_tiny_patch16_224.augreg_in21k",
-        "local-dir:/some/model",
+        "hf-hub:",
+        "hub:timm/vit_tiny_patch16_224.augreg_in21k",
+        "file:///some/model",
         "timm/vit_tiny_patch16_224",
         "https://example.org/vit_tiny_patch16_224",
         "../vit_tiny_patch16_224",
