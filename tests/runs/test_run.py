@@ -197,7 +197,7 @@ def test_a_run_stopped_at_once_leaves_a_record_that_a_new_run_may_replace(
     registry, tmp_path, record_of
 ):
     config = tiny(tmp_path / "out")
-    record.RunRecord(config.output, record_of()).write()
+    record.RunRecord(config.output, record_of(1, 1)).write()
     (config.output / "accuracy_matrix.svg").write_bytes(b"of an earlier run")
     with pytest.raises(ConfigError, match=r"already holds a run; choose another \(output=\.\.\.\)"):
         run(config, registry=registry)

@@ -86,8 +86,8 @@ class PEFTModel(DynamicModel):
                     "proxies are trained for a head that is fitted; leave them out"
                 )
         side = branch.text_side(backbone)
-        read = [side is backbone or head.read_texts(side) for head in self.heads]
-        if not any(read):
+        own = [head for head in (self.proxies, self.head) if head is not None]  # not a subclass's
+        if side is not backbone and not any([head.read_texts(side) for head in own]):
             raise ConfigError(
                 f"the module trains the text side, which a {type(self.head).__name__} does not "
                 "read; take head 'zero_shot', or tower: image"
