@@ -313,6 +313,7 @@ def test_plugins_check_fails_where_a_builder_cannot_be_imported(peftcl, tmp_path
     assert [each["component"] for each in told["broken"]] == ["head odd/odd"]
 
 
+@pytest.mark.slow  # what is written: tests/config/test_json_schema.py
 def test_the_schema_is_written_to_a_file_or_shown(peftcl, tmp_path):
     file = tmp_path / "run.json"
     assert peftcl("schema", str(file)).exit_code == 0

@@ -234,7 +234,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 # of a plain run; what trains by the same loop as another is slow
-_SCENARIOS = {"ntk_cl": "online", "ntk_cl kernel": "class", "pegp": "class"}
+_SCENARIOS = {"ntk_cl kernel": "class", "pegp": "class"}
 
 
 @pytest.mark.parametrize(

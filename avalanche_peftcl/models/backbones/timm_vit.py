@@ -189,7 +189,8 @@ def _create(model_name: str, architecture: Mapping[str, Any]) -> VisionTransform
             f"{model_name!r} is a {type(vit).__name__}, not a plain vision transformer: {reason}"
         )
     height, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-    if (channels := vit.patch_embed.proj.in_channels) != 3:
+    stem = next(m for m in vit.patch_embed.modules() if isinstance(m, torch.nn.Conv2d))
+    if (channels := stem.in_channels) != 3:
         raise ConfigError(f"{model_name!r} takes images of {channels} channels, not of 3")
     if len(set(vit.patch_embed.img_size)) > 1:
         raise ConfigError(

@@ -87,7 +87,8 @@ class PEFTModel(DynamicModel):
                 )
         side = branch.text_side(backbone)
         own = [head for head in (self.proxies, self.head) if head is not None]  # not a subclass's
-        if side is not backbone and not any([head.read_texts(side) for head in own]):
+        read = [side is backbone or head.read_texts(side) for head in own]
+        if not any(read):
             raise ConfigError(
                 f"the module trains the text side, which a {type(self.head).__name__} does not "
                 "read; take head 'zero_shot', or tower: image"

@@ -300,6 +300,7 @@ def test_the_exact_kernel_is_scikit_learns_in_any_order():
         torch.testing.assert_close(head(test).double(), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_random_features_approach_the_kernel():
     features, rows = images(60, n_classes=4)
     test, _ = images(20, n_classes=4, seed=1)
