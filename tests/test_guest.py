@@ -187,6 +187,7 @@ def test_it_shows_in_summary_and_comparison_and_changes_nothing(tmp_path, guest)
     assert all(name in page for name in NAMES)
 
 
+@pytest.mark.slow
 def test_a_run_that_it_watches_goes_on(tmp_path, guest, monkeypatch):
     whole, halves = (config(tmp_path / name, **ADAPTERS) for name in ("whole", "halves"))
     avalanche_peftcl.run(whole)

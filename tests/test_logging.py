@@ -178,6 +178,7 @@ def test_a_link_in_the_place_of_a_loggers_folder_is_refused(tmp_path, registry, 
     assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_writes_on(tmp_path, registry, plain, monkeypatch):
     stopped = tiny(tmp_path, loggers=[TENSORBOARD, OFFLINE], plugins=[{"name": "stop"}])
     with pytest.raises(KeyboardInterrupt):

@@ -166,6 +166,7 @@ def settings(output, metric):
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_values(stopped, registry, tmp_path):
     config = stopped("confidence")
     again = run(config, registry=registry, resume=True).metrics

@@ -78,6 +78,7 @@ def test_metrics_of_the_joint_space_read_what_it_trains(settings, tmp_path):
     assert len(set(gaps)) == 3  # the frozen network's, and that of adapters that trained twice
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was_stopped(settings, tmp_path, monkeypatch):
     whole = run(RunConfig.model_validate(settings | {"output": tmp_path / "whole"})).record
     draw = Contrastive._draw
