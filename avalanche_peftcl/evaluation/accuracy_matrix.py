@@ -243,8 +243,13 @@ def trained_experience(strategy: Any) -> Any:
 def full_stream(experience: Any) -> Any:
     """Return the whole stream of ``experience``, which may have been taken from a slice."""
     stream = experience.origin_stream
-    streams = getattr(getattr(stream, "benchmark", None), "streams", {})
-    return streams.get(stream.name, stream)
+    return streams_beside(stream).get(stream.name, stream)
+
+
+def streams_beside(stream: Any) -> Mapping[str, Any]:
+    """Return all streams of the benchmark that a stream is of; none where it does not know it."""
+    streams: Mapping[str, Any] = getattr(getattr(stream, "benchmark", None), "streams", {})
+    return streams
 
 
 def _length(stream: Any) -> int:

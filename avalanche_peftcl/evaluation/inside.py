@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.evaluation.accuracy_matrix import streams_beside
 from avalanche_peftcl.evaluation.cost import CostMetric
 from avalanche_peftcl.functional.finite import check_decided, undecided
 from avalanche_peftcl.models import DynamicModel
 from avalanche_peftcl.models.rng import random_state, set_random_state
-from avalanche_peftcl.registry.offers import StrategyOffers
+from avalanche_peftcl.registry.offers import ModelOffers, StrategyOffers
 
 _LISTEN = (EvaluationPlugin, PeriodicEval, LRSchedulerPlugin, Clock)
 """The host's plugins that hear of evaluations and have no part in what is predicted."""
@@ -167,7 +168,7 @@ def undisturbed(
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for branch in network.branches if isinstance(network, DynamicModel) else ():
+        for branch in ModelOffers.of(network).branches:
             branch.terms.clear()  # of images that are no minibatch
         set_random_state(random, device)
 
@@ -188,8 +189,7 @@ def first_tests(
     Raises:
         ConfigError: If there is no such stream.
     """
-    benchmark = getattr(experience.origin_stream, "benchmark", None)
-    streams = getattr(benchmark, "streams", {})
+    streams = streams_beside(experience.origin_stream)
     if name in streams:
         return list(islice(streams[name], count))
     handed = [each for stream in strategy._eval_streams or () for each in stream]

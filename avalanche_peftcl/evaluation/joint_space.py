@@ -14,7 +14,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.evaluation.inside import counted_as_evaluation, undisturbed
 from avalanche_peftcl.evaluation.ntk_probes import network_of
 from avalanche_peftcl.functional.finite import check_finite
-from avalanche_peftcl.models import Branch, DynamicModel, ImageEncoder
+from avalanche_peftcl.models import Branch
 from avalanche_peftcl.models.backbones.backbone import out_features
 from avalanche_peftcl.models.passes import forward_branches
 from avalanche_peftcl.registry.offers import BackboneOffers, ExperienceOffers, ModelOffers
@@ -50,9 +50,7 @@ class JointSpace:
                 "take a backbone that has one, such as 'open_clip' or 'dual_encoder', or leave "
                 f"{metric} out"
             )
-        branches: Sequence[Branch] = ()
-        if isinstance(self.network, DynamicModel | ImageEncoder):
-            branches = list(self.network.branches)
+        branches: Sequence[Branch] = ModelOffers.of(self.network).branches
         adapted = [b for b in branches if any(True for _ in b.parameters())]
         if not branches or len(adapted) > 1:
             raise ConfigError(

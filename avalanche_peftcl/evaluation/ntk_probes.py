@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avalanche_peftcl.evaluation.accuracy_matrix import full_stream
+from avalanche_peftcl.evaluation.accuracy_matrix import full_stream, streams_beside
 from avalanche_peftcl.models import DynamicModel
 from avalanche_peftcl.registry.offers import StrategyOffers
 
@@ -70,7 +70,7 @@ def rows_that_count(strategy: Any, probes: Probes, n_rows: int) -> Tensor:
 def held_out_experience(strategy: Any, experience: Any, number: int) -> Any:
     """Return the test experience of a training experience; ``None`` where there is none."""
     stream = full_stream(experience)
-    tested = getattr(getattr(stream, "benchmark", None), "streams", {}).get("test")
+    tested = streams_beside(stream).get("test")
     if StrategyOffers.of(strategy).joint or tested is None or not hasattr(stream, "__len__"):
         return None
     return tested[number] if hasattr(tested, "__len__") and len(tested) == len(stream) else None

@@ -142,6 +142,7 @@ class ModelOffers(_Offers):
         forward_passes: Of the backbone for one test image.
         classes: What classes it has seen in which task, :class:`.ClassRows`.
         heads: Its heads, :class:`.Head`; the last predicts.
+        branches: Its passes through the backbone, :class:`.Branch`.
 
     Example:
         >>> ModelOffers.of(object()).forward_passes
@@ -152,6 +153,7 @@ class ModelOffers(_Offers):
     forward_passes: int = 1
     classes: Any = None
     heads: Sequence[Any] = ()
+    branches: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

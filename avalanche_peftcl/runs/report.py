@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 
 from avalanche_peftcl.console import markdown, plain
@@ -21,7 +22,6 @@ from avalanche_peftcl.runs.tables import (
     terminal_table,
 )
 from avalanche_peftcl.runs.units import duration
-from avalanche_peftcl.runs.units import size as size_of
 
 PICTURE = "accuracy_matrix.svg"
 _PAGE = 160  # letters of a line of the summary's matrix, which a viewer lays out
@@ -259,7 +259,7 @@ def cost_lines(cost: Cost) -> list[tuple[str, str]]:
     if cost.evaluation_seconds:
         lines.append(("evaluation", _seconds(cost.evaluation_seconds)))
     if cost.peak_memory_bytes is not None:
-        lines.append(("most memory", size_of(cost.peak_memory_bytes)))
+        lines.append(("most memory", decimal(cost.peak_memory_bytes, precision=2)))
     return lines
 
 

@@ -1,7 +1,6 @@
-"""Numbers as people say them: seconds, bytes, counts."""
+"""Numbers as people say them: seconds."""
 
 _STEPS = ((86400, "day", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
-_BYTES = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def duration(seconds: float) -> str:
@@ -22,20 +21,3 @@ def duration(seconds: float) -> str:
             plural = "s" if name == "day" and whole > 1 else ""
             return f"{whole} {name}{plural}" + (f" {rest} {fine}" if rest else "")
     return f"{seconds:.0f} s"
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with three figures, in powers of a thousand.
-
-    Example:
-        >>> [size(n) for n in (0, 999, 1234, 48_804_427, 5.25e9)]
-        ['0 bytes', '999 bytes', '1.23 kB', '48.8 MB', '5.25 GB']
-    """
-    step = 0
-    while count >= 999.5 and step < len(_BYTES) - 1:
-        count, step = count / 1000, step + 1
-    return (
-        f"{count:.0f} {_BYTES[0]}"
-        if step == 0
-        else f"{count:#.3g}".rstrip(".") + f" {_BYTES[step]}"
-    )
