@@ -8,6 +8,7 @@ are there and runs nothing.
 
 import argparse
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -76,6 +77,46 @@ def table(output: Path, streams: list[str], seeds: list[int]) -> str:
                 f"| {stream} | {method} | {numbers} | {len(runs)} | {minutes:.1f} | {passes} |"
             )
     return "\n".join(lines)
+
+
+def measure(
+    doc: str,
+    run: Callable[[Path, str, str, int, list[str]], None],
+    table: Callable[[Path, list[str], list[str], list[int]], str],
+    *,
+    files: Mapping[str, str],
+    methods: Sequence[str],
+    output: str,
+) -> None:
+    """Run what a command line asks for and what is missing of it, then print the table.
+
+    Args:
+        doc: Of the script.
+        run: Called with the folder, the stream, the method, the seed and further overrides.
+        table: Called with the output folder, the streams, the methods and the seeds.
+        files: Of each stream, which file it is of, without its ending.
+        methods: All that there are.
+        output: Where records go by default.
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--streams", nargs="+", default=list(files), choices=list(files))
+    parser.add_argument("--methods", nargs="+", default=list(methods), choices=list(methods))
+    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--validate", action="store_true", help="test on held-out training images")
+    parser.add_argument("--set", nargs="*", default=[], help="further overrides: num_threads=1")
+    arguments = parser.parse_args()
+    place = arguments.output / "validation" if arguments.validate else arguments.output
+    for seed in () if arguments.table else arguments.seeds:
+        for stream in arguments.streams:
+            settings = list(arguments.set)
+            if arguments.validate:
+                held_out = HELD_OUT[files[stream]]
+                settings.append(f"benchmark.validation_per_class={held_out}")
+            for method in arguments.methods:
+                run(folder(place, stream, method, seed), stream, method, seed, settings)
+    print(table(place, arguments.streams, arguments.methods, arguments.seeds))
 
 
 def run(path: Path, stream: str, strategy: str, seed: int, settings: list[str]) -> None:

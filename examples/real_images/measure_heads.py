@@ -6,11 +6,10 @@ Runs whose record is complete are not repeated. ``--table`` prints the table fro
 are there and runs nothing; ``--validate`` tests on held-out training images instead.
 """
 
-import argparse
 import statistics
 from pathlib import Path
 
-from measure import COLUMNS, HELD_OUT, HERE, folder, read, spread
+from measure import COLUMNS, HERE, folder, measure, read, spread
 from rich.console import Console
 
 from avalanche_peftcl.compare import paired_t_test
@@ -123,28 +122,12 @@ def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--streams", nargs="+", default=STREAMS, choices=STREAMS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--output", type=Path, default=Path("runs/heads"))
-    parser.add_argument("--table", action="store_true", help="only print the table")
-    parser.add_argument("--validate", action="store_true", help="test on held-out training images")
-    parser.add_argument("--set", nargs="*", default=[], help="further overrides: num_threads=1")
-    arguments = parser.parse_args()
-    output = arguments.output / "validation" if arguments.validate else arguments.output
-    for seed in () if arguments.table else arguments.seeds:
-        for stream in arguments.streams:
-            settings = list(arguments.set)
-            if arguments.validate:
-                held_out = HELD_OUT[stream.removesuffix("_online")]
-                settings.append(f"benchmark.validation_per_class={held_out}")
-            for method in arguments.methods:
-                run(folder(output, stream, method, seed), stream, method, seed, settings)
-    print(table(output, arguments.streams, arguments.methods, arguments.seeds))
-
-
 if __name__ == "__main__":
-    main()
+    measure(
+        str(__doc__),
+        run,
+        table,
+        files={stream: stream.removesuffix("_online") for stream in STREAMS},
+        methods=list(METHODS),
+        output="runs/heads",
+    )

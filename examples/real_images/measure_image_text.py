@@ -6,13 +6,12 @@ Runs whose record is complete are not repeated. ``--table`` prints the table fro
 are there and runs nothing; ``--validate`` tests on held-out training images instead.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from measure import COLUMNS, HELD_OUT, HERE, folder, read, spread
+from measure import COLUMNS, HERE, folder, measure, read, spread
 from rich.console import Console
 
 from avalanche_peftcl.runs import Record, run_from_file
@@ -174,28 +173,12 @@ def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--output", type=Path, default=Path("runs/image_text"))
-    parser.add_argument("--table", action="store_true", help="only print the table")
-    parser.add_argument("--validate", action="store_true", help="test on held-out training images")
-    parser.add_argument("--set", nargs="*", default=[], help="further overrides: num_threads=1")
-    arguments = parser.parse_args()
-    output = arguments.output / "validation" if arguments.validate else arguments.output
-    for seed in () if arguments.table else arguments.seeds:
-        for stream in arguments.streams:
-            settings = list(arguments.set)
-            if arguments.validate:
-                held_out = HELD_OUT[STREAMS[stream][0]]
-                settings.append(f"benchmark.validation_per_class={held_out}")
-            for method in arguments.methods:
-                run(folder(output, stream, method, seed), stream, method, seed, settings)
-    print(table(output, arguments.streams, arguments.methods, arguments.seeds))
-
-
 if __name__ == "__main__":
-    main()
+    measure(
+        str(__doc__),
+        run,
+        table,
+        files={stream: file for stream, (file, _) in STREAMS.items()},
+        methods=list(METHODS),
+        output="runs/image_text",
+    )

@@ -34,7 +34,7 @@ def layer_names(
     for index in blocks:
         names = [name for name, _ in vit.blocks[index].named_modules()]
         for target in targets:
-            fitting = [n for n in names if target and f".{n}".endswith(f".{target}")]
+            fitting = ending_in(names, target)
             if not fitting:
                 raise ConfigError(
                     f"block {index} has no layer {target!r}; target_modules names layers inside a "
@@ -46,6 +46,16 @@ def layer_names(
             f"target_modules is empty; name layers of a block: {layers_of_a_block(vit)}"
         )
     return list(dict.fromkeys(found))
+
+
+def ending_in(names: Iterable[str], target: str) -> list[str]:
+    """Return the names of layers that end in a target, whole parts of them.
+
+    Example:
+        >>> ending_in(["attn.qkv", "mlp.fc1", "mlp.myfc1"], "fc1")
+        ['mlp.fc1']
+    """
+    return [name for name in names if target and f".{name}".endswith(f".{target}")]
 
 
 def layers_of_a_block(backbone: ViTBackbone) -> str:

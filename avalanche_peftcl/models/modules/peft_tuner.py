@@ -12,7 +12,7 @@ from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 from avalanche_peftcl.models.modules.injection import OTHER_TARGETS, TunedBranch
-from avalanche_peftcl.models.modules.layer_names import layer_names
+from avalanche_peftcl.models.modules.layer_names import ending_in, layer_names
 from avalanche_peftcl.models.modules.tuned_text import Tower, tune_text, with_peft
 from avalanche_peftcl.registry.wording import did_you_mean
 
@@ -90,7 +90,7 @@ def build_peft_tuner(
     def config(layers: list[str]) -> Any:
         given: dict[str, list[str]] = {} if feedforward is None else {"feedforward_modules": []}
         for end in feedforward or ():
-            fitting = [name for name in layers if f".{name}".endswith(f".{end}")]
+            fitting = ending_in(layers, end)
             if not fitting:
                 raise ConfigError(
                     f"feedforward_modules names {end!r}, which none of the tuned layers is: "

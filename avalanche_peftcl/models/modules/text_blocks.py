@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.models.modules.layer_names import ending_in
 
 _MLPS = {"mlp": ("mlp",), "output": ("intermediate", "output")}
 """What of a block is put beside an adapter, and what of it is the MLP: of open_clip, of BERT."""
@@ -99,7 +100,7 @@ def text_layers(
             found += [f"{path}.{name}" for name in names if name.startswith(mlp)]
             continue
         for target in target_modules:
-            fitting = [name for name in names if target and f".{name}".endswith(f".{target}")]
+            fitting = ending_in(names, target)
             if not fitting:
                 raise ConfigError(
                     f"block {index} of the text tower has no linear layer {target!r}; text_modules "
