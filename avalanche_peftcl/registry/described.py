@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-_ENTRY = re.compile(r"(\*{0,2}\w+)(?: \([^)]*\))?: ?(.*)")
-_FIELD = re.compile(r":param (?:[\w.]+ )?(\w+): ?(.*)")  # as Avalanche writes
+from docstring_parser import DocstringStyle, ParseError, parse
+
+_FIELD = re.compile(r"^\s*:param ", re.MULTILINE)  # as Avalanche writes
 _ROLE = re.compile(r":(?:\w+:)?\w+:`~?\.*([^`]*)`")
 _TITLED = re.compile(r"([^`]*?) ?<[^`]*>")
 
@@ -35,7 +36,7 @@ def descriptions(builder: Callable[..., Any]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in map(inspect.getdoc, _speaking(builder)):
-        for name, told in (*_under_args(text or ""), *_fields(text or "")):
+        for name, told in _arguments(text or ""):
             found.setdefault(name, _readable(told))
     return found
 
@@ -51,37 +52,17 @@ def _speaking(builder: Any) -> list[Any]:
     return [builder, *(_speaking(returned) if isinstance(returned, type) else [])]
 
 
-def _under_args(text: str) -> list[tuple[str, str]]:
-    """Return the entries under ``Args``."""
-    head = re.search(r"^Args:[ \t]*\n", text, re.MULTILINE)
-    return [] if head is None else _entries(text[head.end() :].splitlines(), _ENTRY, margin=True)
-
-
-def _fields(text: str) -> list[tuple[str, str]]:
-    lines = text.splitlines()
-    first = next((i for i, line in enumerate(lines) if _FIELD.match(line.strip())), len(lines))
-    return _entries(lines[first:], _FIELD, margin=False)
-
-
-def _entries(lines: list[str], entry: re.Pattern[str], *, margin: bool) -> list[tuple[str, str]]:
-    """Return entries whose further lines stand deeper; with a ``margin`` they end where it does."""
-    found: list[tuple[str, str]] = []
-    depth = None
-    for line in lines:
-        if not line.strip():
-            continue
-        indent = len(line) - len(line.lstrip())
-        depth = indent if depth is None else depth
-        if margin and (indent == 0 or indent < depth):
-            break
-        match = entry.match(line.strip()) if indent == depth else None
-        if match:
-            found.append((match[1], match[2]))
-        elif indent > depth and found:
-            found[-1] = found[-1][0], f"{found[-1][1]} {line.strip()}"
-        elif not margin:
-            break
-    return found
+def _arguments(text: str) -> list[tuple[str, str]]:
+    """Return name and description of each argument, not of attributes."""
+    style = DocstringStyle.REST if _FIELD.search(text) else DocstringStyle.GOOGLE
+    try:
+        entries = parse(text, style=style).params
+    except ParseError:  # anybody's docstring
+        return []
+    told = [(e.arg_name, e.description or "") for e in entries if e.args[0] == "param"]
+    if style == DocstringStyle.REST:  # what follows the last one is no part of it
+        told = [(name, text.partition("\n\n")[0]) for name, text in told]
+    return told
 
 
 def _readable(text: str) -> str:

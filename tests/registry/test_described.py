@@ -57,6 +57,17 @@ def test_docstrings_of_both_customs_are_read():
     }
 
 
+def test_a_docstring_that_cannot_be_read_says_nothing():
+    def odd(*, a: int = 1):
+        """Odd.
+
+        Args:
+        no entry here
+        """
+
+    assert descriptions(odd) == {}
+
+
 def test_what_a_function_does_not_say_the_class_says_that_it_returns():
     told = descriptions(build)
     assert told["own"] == "What the function says itself."
