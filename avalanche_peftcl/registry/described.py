@@ -54,15 +54,15 @@ def _speaking(builder: Any) -> list[Any]:
 
 def _arguments(text: str) -> list[tuple[str, str]]:
     """Return name and description of each argument, not of attributes."""
-    style = DocstringStyle.REST if _FIELD.search(text) else DocstringStyle.GOOGLE
+    style = DocstringStyle.GOOGLE
+    if _FIELD.search(text):  # what stands in paragraphs of their own is part of no argument
+        style = DocstringStyle.REST
+        text = "\n".join(part for part in re.split(r"\n\s*\n", text) if _FIELD.search(part))
     try:
         entries = parse(text, style=style).params
     except ParseError:  # anybody's docstring
         return []
-    told = [(e.arg_name, e.description or "") for e in entries if e.args[0] == "param"]
-    if style == DocstringStyle.REST:  # what follows the last one is no part of it
-        told = [(name, text.partition("\n\n")[0]) for name, text in told]
-    return told
+    return [(e.arg_name, e.description or "") for e in entries if e.args[0] == "param"]
 
 
 def _readable(text: str) -> str:
