@@ -95,7 +95,7 @@ class NTKMetric(PluginMetric[Summary]):
     Cost: at the ``t``-th experience the Jacobians of ``probe_images`` and ``(t - 1) old_images``
     images, twice, each about one and a half training steps of one image; at most 1 GiB of them at a
     time (beyond that they are computed again). With the defaults a run of
-    ``examples/quickstart.yaml`` takes 18 % more processor time (24 % more after its start-up).
+    ``examples/quickstart.yaml`` takes 14 % more processor time (6 to 25 in three pairs of runs).
 
     Args:
         probe_images: Images of each experience; at most all it has.
