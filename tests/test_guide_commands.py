@@ -61,9 +61,8 @@ def check_python(words: list[str], monkeypatch) -> None:
     """Let the script read its arguments, and go no further."""
     script, arguments = Path(words[0]), words[1:]
     assert script.is_file()
-    if "argparse" not in script.read_text(encoding="utf-8"):
-        assert arguments == []
-        return
+    if not arguments and "argparse" not in script.read_text(encoding="utf-8"):
+        return  # it would run
 
     class ReadError(Exception):
         pass
