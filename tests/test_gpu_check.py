@@ -91,6 +91,14 @@ def test_what_does_not_fit_is_named(check, tmp_path):
     assert result["cifar10"]["why"].endswith("would not end in the time there is")
 
 
+@pytest.mark.parametrize(
+    ("before", "seconds"),
+    [([], 0), ([(16, 2.0)], 32), ([(16, 9.0), (64, 12.0)], 24), ([(16, 9.0), (64, 8.0)], 8)],
+)
+def test_a_part_of_the_time_is_not_the_images(check, before, seconds):
+    assert check.cells.estimate(before, 256) == seconds
+
+
 def test_without_memory_the_cell_says_so(check, monkeypatch):
     def no_memory(*names, **options):
         try:

@@ -80,25 +80,39 @@ def measure(
     """
     rates = {p: matmul_rate(device, p, 256 if tiny else 8192) for p in known(device)}
     cells: list[dict[str, Any]] = []
-    took: dict[tuple[str, str], tuple[int, float]] = {}
+    took: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for batch in (4,) if tiny else (16, 64, 256):
         for precision in reversed(PRECISIONS):
             for method in PASSES:
                 cell: dict[str, Any] = {"method": method, "batch": batch, "precision": precision}
                 cells.append(cell)
-                smaller, seconds = took.get((method, precision), (batch, 0.0))
+                before = took.setdefault((method, precision), [])
                 if precision not in rates:
                     cell["why"] = f"skipped: there is no {precision} on this device"
-                elif seconds * batch / smaller >= budget.left():
+                elif estimate(before, batch) >= budget.left():
                     cell["why"] = "skipped: not in the time there is"
                 else:
                     began = time.monotonic()
                     cell |= measure_cell(device, method, batch, precision, tiny=tiny)
-                    took[method, precision] = batch, time.monotonic() - began
+                    before.append((batch, time.monotonic() - began))
                 if "flops" in cell:
                     rate = cell["flops"] / (cell["step_ms"] / 1000)
                     cell["share_of_matmul"] = rate / rates[precision]
                 each({"matmul_flops": rates, "cells": cells})
+
+
+def estimate(before: list[tuple[int, float]], batch: int) -> float:
+    """Return how long a cell will take, from the times of smaller batches; 0 if there are none.
+
+    Args:
+        before: Batches and seconds. From two on their line goes on, since a part of the time is
+            not the images'; one is taken in proportion.
+        batch: Of the cell.
+    """
+    if len(before) < 2:
+        return sum(seconds * batch / smaller for smaller, seconds in before)
+    (one, first), (other, last) = before[-2:]
+    return last + max(0.0, last - first) * (batch - other) / (other - one)
 
 
 def known(device: torch.device) -> list[str]:
