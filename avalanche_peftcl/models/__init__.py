@@ -30,7 +30,7 @@ from avalanche_peftcl.models.heads.prototypes import PrototypeHead, build_protot
 from avalanche_peftcl.models.heads.random_ridge import RandomRidgeHead, build_random_ridge
 from avalanche_peftcl.models.heads.regression import RegressionHead
 from avalanche_peftcl.models.heads.ridge import RidgeHead, build_ridge
-from avalanche_peftcl.models.heads.rows import ClassRows
+from avalanche_peftcl.models.heads.rows import ClassRows, Growing
 from avalanche_peftcl.models.heads.text_context import TextContextHead, build_text_context
 from avalanche_peftcl.models.heads.zero_shot import ClassTexts, ZeroShotHead, build_zero_shot
 from avalanche_peftcl.models.heads.zero_shot_ridge import ZeroShotRidgeHead, build_zero_shot_ridge
@@ -40,7 +40,8 @@ from avalanche_peftcl.models.modules.attention_adapter import (
     AttentionAdapterBranch,
     build_attention_adapters,
 )
-from avalanche_peftcl.models.modules.injection import TunedBranch
+from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
+from avalanche_peftcl.models.modules.injection import TunedBranch, view_of
 from avalanche_peftcl.models.modules.linear_adapter import (
     LinearAdapterBranch,
     build_linear_adapter,
@@ -90,6 +91,7 @@ __all__ = [
     "FrozenBranch",
     "Fusion",
     "GaussianHead",
+    "Growing",
     "Head",
     "HeadBuilder",
     "ImageEncoder",
@@ -150,6 +152,7 @@ __all__ = [
     "build_text_context",
     "build_zero_shot",
     "build_zero_shot_ridge",
+    "choose_blocks",
     "create_backbone",
     "create_dual_encoder",
     "create_open_clip",
@@ -160,5 +163,6 @@ __all__ = [
     "linear_sites",
     "native_bfloat16",
     "projection_sites",
+    "view_of",
     "vit_glyph",
 ]
