@@ -16,6 +16,7 @@ from avalanche_peftcl.models.backbones.timm_vit import create_backbone
 from avalanche_peftcl.models.backbones.vit import ViTBackbone
 from avalanche_peftcl.models.block_features import FeatureKind, block_features
 from avalanche_peftcl.models.branch import Branch, FrozenBranch, build_frozen
+from avalanche_peftcl.models.experience_parts import ExperienceParts
 from avalanche_peftcl.models.exportable import BuildSpec, export_spec, exportable
 from avalanche_peftcl.models.further_keys import attend_with_prefix, attend_with_prompts
 from avalanche_peftcl.models.heads.cosine import CosineHead, build_cosine
@@ -87,6 +88,7 @@ __all__ = [
     "DynamicModel",
     "Embedded",
     "ExactKernelRidgeHead",
+    "ExperienceParts",
     "FeatureKind",
     "FrozenBranch",
     "Fusion",

@@ -157,6 +157,19 @@ class Branch(nn.Module):
         """Return those of a block's tokens that it would have alone, for :meth:`pool`."""
         return tokens
 
+    # --- how a stream makes it grow ------------------------------------------------------------
+
+    def start_experience(self, number: int) -> None:
+        """Hear that an experience begins, before its optimizer is made; nothing here.
+
+        A module that has a part an experience makes it here, see :class:`.ExperienceParts`; what it
+        freezes (``requires_grad``) is not optimized.
+
+        Args:
+            number: Of the experience in its stream, from 1; of chunks whose experience nobody knows
+                always 1. The same one again is no new experience: a run goes on inside it.
+        """
+
     # --- what comes of it ----------------------------------------------------------------------
 
     def pool(self, backbone: Backbone, tokens: Any) -> Tensor:

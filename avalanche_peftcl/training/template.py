@@ -160,6 +160,7 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
             network.start_experience(pairs, fresh=knows_boundaries(self.experience))
             network.start_rows(first, class_names(self.experience))
             self.current_rows = network.classes.add(pairs)
+            network.start_branches(self.experience)
         adapted: nn.Module = super().model_adaptation(model)
         return adapted
 

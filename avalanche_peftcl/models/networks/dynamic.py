@@ -170,6 +170,11 @@ class DynamicModel(nn.Module):
         for head in self.heads:
             head.start([str(names[c]) for c in classes])
 
+    def start_branches(self, experience: Any) -> None:
+        """Tell the branches that an experience begins; the same again begins nothing new."""
+        for branch in self.branches:
+            branch.start_experience(_number(experience))
+
     def adaptation(self, experience: Any) -> None:
         """Make room for the classes of an experience; Avalanche calls this before each.
 
@@ -184,6 +189,7 @@ class DynamicModel(nn.Module):
                 first = len(self.classes)
                 self.start_experience(new)
                 self.start_rows(first, class_names(experience))
+            self.start_branches(experience)
         self.classes.widen(1 + max(c for _, c in pairs))
 
     def pre_adapt(self, agent: Any, experience: Any) -> None:
@@ -220,6 +226,15 @@ def class_names(experience: Any) -> Sequence[str] | None:
     return offers_of_benchmark(experience).class_names
 
 
+def _number(experience: Any) -> int:
+    """Return the number of an experience in its stream, from 1; 1 where nobody knows it."""
+    if isinstance(experience, _Chunk):
+        if not experience.access_task_boundaries:
+            return 1
+        experience = experience.origin_experience
+    return 1 + int(experience.current_experience) if isinstance(experience, _Numbered) else 1
+
+
 def _task_labels(experience: Any) -> set[int]:
     """Return the task labels of the stream that an experience is of."""
     stream: Any = experience.origin_stream if isinstance(experience, _Streamed) else None
@@ -240,6 +255,24 @@ class _Streamed(Protocol):
     """An experience that knows its stream, which may be without an end."""
 
     origin_stream: Any
+
+
+@runtime_checkable
+class _Numbered(Protocol):
+    """An experience that knows its place in its stream."""
+
+    current_experience: int
+
+
+@runtime_checkable
+class _Chunk(Protocol):
+    """A chunk of an online stream; it knows the experience that it is of, or does not tell."""
+
+    access_task_boundaries: bool
+
+    @property
+    def origin_experience(self) -> Any:
+        """The whole experience."""
 
 
 @runtime_checkable
