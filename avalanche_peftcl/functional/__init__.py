@@ -27,7 +27,11 @@ from avalanche_peftcl.functional.drift import (
     nearest_neighbour_drift,
     smoothed_ridge_drift,
 )
-from avalanche_peftcl.functional.feature_replay import covariance_factor, normalised_logits
+from avalanche_peftcl.functional.feature_replay import (
+    aged_means,
+    covariance_factor,
+    normalised_logits,
+)
 from avalanche_peftcl.functional.finite import (
     all_finite,
     check_decided,
@@ -65,11 +69,13 @@ from avalanche_peftcl.functional.kernels import (
     median_distance,
 )
 from avalanche_peftcl.functional.losses import (
+    centroid_contrast,
     less_margin,
     pooled_nce,
     released_direction,
     released_orthogonality,
     span_energy,
+    symmetric_cross_entropy,
 )
 from avalanche_peftcl.functional.matrix_vectors import (
     MatrixVectors,
@@ -122,6 +128,7 @@ __all__ = [
     "Spectrum",
     "Tangents",
     "accuracy_curve",
+    "aged_means",
     "all_finite",
     "any_time_area",
     "average_accuracy",
@@ -129,6 +136,7 @@ __all__ = [
     "average_minimum_accuracy",
     "backward_transfer",
     "centred_fourth_moment",
+    "centroid_contrast",
     "check_decided",
     "check_finite",
     "clipped_forgetting",
@@ -199,6 +207,7 @@ __all__ = [
     "span_energy",
     "spectrum",
     "stack_bases",
+    "symmetric_cross_entropy",
     "tangent_gram",
     "tangent_kernel",
     "tangents",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_peftcl.functional import covariance_factor, normalised_logits
+from avalanche_peftcl.functional import aged_means, covariance_factor, normalised_logits
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -83,3 +83,28 @@ def test_longer_logits_are_the_same():
 def test_what_is_refused(call, told):
     with pytest.raises(ValueError, match=told):
         call()
+
+
+def test_jitter_stands_on_the_diagonal():
+    given = covariances(3)
+    factors = covariance_factor(given, shrinkage=0.0, jitter=0.01)
+    expected = given + 0.01 * torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close(factors @ factors.mT, expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="jitter must not be negative"):
+        covariance_factor(given, shrinkage=0.0, jitter=-1.0)
+
+
+def test_means_of_older_classes_are_shorter():
+    """As SLCA's code says: 0.9 m + 0.1 (t_c + 1) / (t + 1) m."""
+    rng = np.random.default_rng(0)
+    means, born = rng.normal(size=(4, 3)), np.array([0, 0, 1, 2])
+    expected = 0.9 * means + 0.1 * ((born + 1) / 3)[:, None] * means
+    found = aged_means(torch.tensor(means), torch.tensor(born), share=0.1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    assert torch.equal(found[3], torch.tensor(means[3]))
+
+
+@pytest.mark.parametrize(("n", "share"), [(3, 0.1), (2, 1.5)])
+def test_means_that_cannot_age(n, share):
+    with pytest.raises(ValueError, match="must be"):
+        aged_means(torch.zeros(2, 3), torch.zeros(n), share=share)

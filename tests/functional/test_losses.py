@@ -9,11 +9,13 @@ from scipy.linalg import orth, subspace_angles
 from torch.nn import functional as F
 
 from avalanche_peftcl.functional.losses import (
+    centroid_contrast,
     less_margin,
     pooled_nce,
     released_direction,
     released_orthogonality,
     span_energy,
+    symmetric_cross_entropy,
 )
 from avalanche_peftcl.functional.subspace import orthonormal_basis
 
@@ -191,3 +193,46 @@ def test_a_margin_may_have_a_gradient_and_logits_stay():
 def test_a_margin_of_other_shapes_is_refused(logits, targets):
     with pytest.raises(ValueError, match=r"logits must be \(B, C\) and targets \(B,\)"):
         less_margin(torch.zeros(logits), torch.zeros(targets, dtype=torch.long), margin=0.1)
+
+
+# --- against noise in labels, and against other classes -----------------------------------------
+
+
+def test_symmetric_cross_entropy_is_both_of_its_sums():
+    rng = np.random.default_rng(0)
+    logits, y = rng.normal(size=(7, 4)), rng.integers(0, 4, 7)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    own = np.maximum(np.eye(4)[y], 1e-4)
+    expected = np.mean(-0.5 * np.log(p[np.arange(7), y]) - 2.0 * (p * np.log(own)).sum(1))
+    z, targets = torch.tensor(logits, requires_grad=True), torch.tensor(y)
+    found = symmetric_cross_entropy(z, targets, weight=0.5, reverse_weight=2.0)
+    np.testing.assert_allclose(found.item(), expected, rtol=1e-5)
+    found.backward()
+    assert z.grad.isfinite().all()
+    plain = symmetric_cross_entropy(z, targets, reverse_weight=0.0)
+    torch.testing.assert_close(plain, torch.nn.functional.cross_entropy(z.float(), targets))
+
+
+def test_centroid_contrast_is_a_softmax_over_all_rows():
+    rng = np.random.default_rng(1)
+    features, centroids = rng.normal(size=(5, 3)), rng.normal(size=(2, 3))
+    rows = np.concatenate([centroids, features])
+    s = rows @ rows.T / 0.8
+    expected = np.mean(np.log(np.exp(s).sum(1)) - np.diag(s))
+    found = centroid_contrast(torch.tensor(features), torch.tensor(centroids))
+    np.testing.assert_allclose(found.item(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: symmetric_cross_entropy(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)),
+        lambda: symmetric_cross_entropy(torch.zeros(1, 3), torch.zeros(1).long(), floor=1.0),
+        lambda: symmetric_cross_entropy(torch.zeros(1, 3), torch.zeros(1).long(), weight=-1.0),
+        lambda: centroid_contrast(torch.zeros(2, 3), torch.zeros(2, 4)),
+        lambda: centroid_contrast(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0.0),
+    ],
+)
+def test_what_the_last_two_refuse(call):
+    with pytest.raises(ValueError, match="must"):
+        call()

@@ -91,6 +91,10 @@ class DynamicModel(nn.Module):
         """Return a logit a row: ``(B, D)`` to ``(B, R)``."""
         raise NotImplementedError
 
+    def head_features(self, features: Tensor) -> Tensor:
+        """Return what the last head reads of what :meth:`embed` returns, ``(B, D)``; here all."""
+        return features
+
     @property
     def heads(self) -> tuple[Head, ...]:
         """Its heads, the last of which predicts; of fitted ones call :meth:`~.Head.observe`."""

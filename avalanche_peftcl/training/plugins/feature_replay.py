@@ -11,10 +11,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.functional.feature_replay import covariance_factor, normalised_logits
+from avalanche_peftcl.functional.feature_replay import (
+    aged_means,
+    covariance_factor,
+    normalised_logits,
+)
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.models import Drift, DynamicModel, Head
-from avalanche_peftcl.registry.ranges import Epochs, LearningRate, Seed, Share, Temperature
+from avalanche_peftcl.registry.ranges import (
+    Epochs,
+    LearningRate,
+    Offset,
+    Seed,
+    Share,
+    Temperature,
+    WeightDecay,
+)
 from avalanche_peftcl.training.feature_pass import network_of, read_or_known
 from avalanche_peftcl.training.joints import Features, move_heads
 from avalanche_peftcl.training.plugins.class_moments import ClassMoments, Covariance
@@ -33,7 +45,8 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
     its label. A :class:`.DriftCompensationPlugin` beside it moves what is kept with the features.
 
     Works with any Avalanche strategy whose model is a
-    :class:`~avalanche_peftcl.models.DynamicModel` with one head, which is trained. It stands after
+    :class:`~avalanche_peftcl.models.DynamicModel` whose last head is trained; what that reads of
+    the features is :meth:`~avalanche_peftcl.models.DynamicModel.head_features`. It stands after
     plugins that change weights at the end of an experience, and before those that look at the head
     when one begins.
 
@@ -54,6 +67,11 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
             Only for heads that have learnt: steps are the longer, the shorter logits are, and a
             head that begins near 0 is thrown off. ``None`` leaves logits as they are.
         restore: Go on with the head as it was before its alignment when the next experience begins.
+        jitter: Added to the diagonal of every covariance once it is shrunk; SLCA takes 1e-4, and
+            no ``shrinkage``.
+        ageing: Share by which the mean of a class is drawn towards 0 while features are drawn, the
+            more, the older it is, see :func:`.aged_means`; SLCA takes 0.1.
+        weight_decay: Of SGD in the alignment.
         seed: Of the draws; no global generator is touched.
 
     Attributes:
@@ -66,9 +84,9 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
 
     Source:
         Zhang et al., SLCA, ICCV 2023, and SLCA++, arXiv 2408.08295; released code GengDavid/SLCA
-        169d4e6. Differs: one shared covariance and plain logits by default; shrunk by a share
-        instead of 1e-4 I; the means of earlier classes are not made shorter; no weight decay in
-        the alignment; classes met again add to theirs.
+        169d4e6. Differs: by default one shared covariance and plain logits, shrunk by a share
+        instead of 1e-4 I, the means of earlier classes as they are and no weight decay; classes
+        met again add to theirs.
 
     Example:
         >>> FeatureReplayPlugin(epochs=3).stored_floats
@@ -87,12 +105,19 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         lr: float = 0.01,
         temperature: float | None = None,
         restore: bool = True,
+        jitter: float = 0.0,
+        ageing: float = 0.0,
+        weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.moments = ClassMoments(covariance)
-        if not 0 <= shrinkage <= 1:
-            raise ConfigError(f"shrinkage must be in [0, 1], not {shrinkage}")
+        if not (0 <= shrinkage <= 1 and 0 <= ageing <= 1):
+            raise ConfigError(f"shrinkage={shrinkage} and ageing={ageing} must be in [0, 1]")
+        if jitter < 0 or weight_decay < 0:
+            raise ConfigError(
+                f"jitter={jitter} and weight_decay={weight_decay} must not be negative"
+            )
         if epochs < 1 or samples_per_class < 1:
             raise ConfigError(
                 f"epochs={epochs} and samples_per_class={samples_per_class} must be at least 1"
@@ -104,6 +129,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         self.shrinkage = shrinkage
         self.epochs, self.samples_per_class, self.lr = epochs, samples_per_class, lr
         self.temperature, self.restore, self.seed = temperature, restore, seed
+        self.jitter, self.ageing, self.weight_decay = jitter, ageing, weight_decay
         self.n_experiences_done = 0
         self._unaligned: dict[str, Tensor] = {}  # parameters of the head before its alignment
         self._reports: list[dict[str, Any]] = []
@@ -146,7 +172,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         self.moments.grow(len(network.classes), width, born=born)
 
         def take(batch: Features) -> None:
-            self.moments.add(batch.features, batch.rows)
+            self.moments.add(network.head_features(batch.features), batch.rows)
 
         read_or_known(strategy, take, known, num_workers=num_workers)
 
@@ -159,7 +185,8 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         if self.restore:
             self._unaligned = {n: p.detach().clone() for n, p in head.named_parameters()}
         means, covariances = self.moments.gaussians()
-        factors = covariance_factor(covariances, shrinkage=self.shrinkage)
+        means = aged_means(means, self.moments.born, share=self.ageing)
+        factors = covariance_factor(covariances, shrinkage=self.shrinkage, jitter=self.jitter)
         device, known = parameters[0].device, self.moments.known.cpu().nonzero()[:, 0]
         means, factors = means.float(), factors.float()
         generator = torch.Generator().manual_seed(self.seed + self.n_experiences_done)
@@ -176,7 +203,9 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         def loss(features: Tensor, rows: Tensor) -> Tensor:
             return self._loss(head(features), rows, labels)
 
-        optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9)
+        optimizer = torch.optim.SGD(
+            parameters, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay
+        )
         features = first = draw()
         with torch.no_grad():
             before = float(loss(first, of))
@@ -239,15 +268,11 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
 
 
 def _trained_head(network: Any) -> Head:
-    """Return the one head of ``network``, which is trained."""
+    """Return the head of ``network`` that predicts, which is trained."""
     heads = network.heads if isinstance(network, DynamicModel) else ()
-    if (
-        len(heads) == 1
-        and not heads[0].fitted
-        and any(p.requires_grad for p in heads[0].parameters())
-    ):
-        head: Head = heads[0]
-        return head
+    last: Head | None = heads[-1] if heads else None
+    if last is not None and not last.fitted and any(p.requires_grad for p in last.parameters()):
+        return last
     there = ", ".join(type(head).__name__ for head in heads) or "no head with rows"
     raise ConfigError(
         "feature replay aligns the head that predicts, where that is trained; a "
@@ -265,6 +290,9 @@ def build_feature_replay(
     lr: LearningRate = 0.01,
     temperature: Temperature | None = None,
     restore: bool = True,
+    jitter: Offset = 0.0,
+    ageing: Share = 0.0,
+    weight_decay: WeightDecay = 0.0,
     seed: Seed = 0,
 ) -> FeatureReplayPlugin:
     """Build a :class:`FeatureReplayPlugin`."""
@@ -276,5 +304,8 @@ def build_feature_replay(
         lr=lr,
         temperature=temperature,
         restore=restore,
+        jitter=jitter,
+        ageing=ageing,
+        weight_decay=weight_decay,
         seed=seed,
     )

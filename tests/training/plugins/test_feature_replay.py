@@ -243,6 +243,31 @@ def test_beside_pegp_and_avalanches_own():
     assert len(plugin.summary()["experiences"]) == 2
 
 
+@pytest.mark.parametrize("covariance", ["shared", "class"])
+def test_features_are_drawn_from_aged_and_jittered_gaussians(covariance, monkeypatch):
+    """What the head trains on has the moments that SLCA's formulas say, up to six errors."""
+    plugin = small(
+        covariance=covariance, shrinkage=0.0, jitter=0.5, ageing=0.3, samples_per_class=4000,
+        epochs=1,
+    )  # fmt: skip
+    strategy, drawn = build(plugin), []
+    benchmark = toy_benchmark()
+    strategy.train(benchmark.train_stream[0])
+    strategy.model.head.register_forward_hook(lambda head, given, out: drawn.append(given[0]))
+    strategy.train(benchmark.train_stream[1])
+    features = next(z for z in drawn if len(z) == 4 * 4000)  # all at once, for the loss before
+    means, covariances = plugin.moments.gaussians()
+    for c in range(4):
+        own = features[c * 4000 : (c + 1) * 4000].double()
+        age = 1.0 if c >= 2 else 0.7 + 0.3 * 0.5
+        expected = covariances if covariance == "shared" else covariances[c]
+        expected = expected + 0.5 * torch.eye(DIM)
+        six = 6 * expected.diagonal().max().sqrt() / 4000**0.5
+        assert (own.mean(0) - age * means[c]).abs().max() < six
+        bound = 6 * expected.diagonal().max() * (2 / 4000) ** 0.5
+        assert (torch.cov(own.T) - expected).abs().max() < bound
+
+
 def test_a_class_of_one_image():
     plugin = small(covariance="class", shrinkage=0.0)
     strategy = build(plugin)
@@ -276,7 +301,8 @@ def test_a_head_that_diverges_is_refused():
 
 @pytest.mark.parametrize(
     "options",
-    [{"covariance": "full"}, {"shrinkage": 2}, {"epochs": 0}, {"samples_per_class": 0}, {"lr": 0},
+    [{"jitter": -1}, {"ageing": 2}, {"weight_decay": -1},
+     {"covariance": "full"}, {"shrinkage": 2}, {"epochs": 0}, {"samples_per_class": 0}, {"lr": 0},
      {"temperature": 0}],
 )  # fmt: skip
 def test_arguments_out_of_range(options):
