@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from avalanche_peftcl.compare.alike import ORDERING, folder_name, protocol_of, shorten
+from avalanche_peftcl.compare.alike import ORDERING, folder_name, protocol_of
+from avalanche_peftcl.compare.labels import named
 from avalanche_peftcl.compare.statistics import Estimate, estimate
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.errors import ConfigError
@@ -22,8 +23,6 @@ _KINDS = sorted(
 # of the run, not the method
 _ASIDE = {"output", "seed", "device", "num_threads", "num_workers", "checkpoint_every", "floor"}
 _ASIDE |= {kind.key for kind in KINDS.values()}  # told by the kinds, but for those that watch
-_LONG = 40  # characters of an option's value in a label
-_LAST = ("protocol", "provider")  # told only if nothing else tells two methods apart
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,14 @@ class Method:
     Args:
         label: Name of the strategy and what tells it from the other methods.
         runs: Sorted by seed, one a seed.
+        settings: Components and options in which it differs from others, see :class:`.Named`.
+        untold: Those that no label tells, as text.
     """
 
     label: str
     runs: tuple[RunRecord, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    untold: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -152,8 +155,9 @@ def gather(runs: Sequence[RunRecord]) -> list[Method]:
     Two runs are of one method if their recorded configurations agree in everything but seed,
     output folder, device, threads, workers, checkpoints, metrics, loggers, and the benchmark's seed
     and list of classes; of the path to an image folder its last name counts, of weights their hash.
-    The label is the name of the strategy with what differs: components and data set between all
-    methods, options between methods with the same strategy; behind it, whether it is a floor.
+    The label is the name of the strategy, of components and data set that differ between all
+    methods, and options that tell methods with the same components apart, no more than that takes,
+    see :func:`.labels.named`; behind it, whether it is a floor.
 
     Args:
         runs: Complete runs.
@@ -179,13 +183,12 @@ def gather(runs: Sequence[RunRecord]) -> list[Method]:
             "name the folders to compare, or move the others away:\n  " + "\n  ".join(twice)
         )
     groups = list(gathered.values())
-    labels = _labels([_identity(those[0]) for those in groups])
-    floors = [all(run.record.config.floor for run in those) for those in groups]
-    labels = [f"{a} (floor)" if floor else a for a, floor in zip(labels, floors, strict=True)]
-    return [
-        Method(label, tuple(sorted(those, key=lambda run: run.record.seed)))
-        for label, those in zip(labels, groups, strict=True)
-    ]
+    methods = []
+    for name, those in zip(named([_identity(those[0]) for those in groups]), groups, strict=True):
+        floor = " (floor)" * all(run.record.config.floor for run in those)
+        runs_by_seed = tuple(sorted(those, key=lambda run: run.record.seed))
+        methods.append(Method(name.label + floor, runs_by_seed, name.settings, name.untold))
+    return methods
 
 
 def _identity(run: RunRecord) -> dict[str, Any]:
@@ -200,8 +203,12 @@ def _identity(run: RunRecord) -> dict[str, Any]:
         key = kind.key
         part: ComponentConfig | list[ComponentConfig] | None = getattr(config, key)
         if isinstance(part, list):
-            flat[key] = [{"name": _bare(each)} | each.options for each in part]
+            flat[key] = [_bare(each) for each in part]
             flat[f"provider.{key}"] = [providers.get((kind.name, _bare(each))) for each in part]
+            for i, each in enumerate(part):
+                again = sum(_bare(other) == _bare(each) for other in part[:i])
+                whose = f"{key}.{_bare(each)}" + (f" {again + 1}" if again else "")
+                flat |= {f"{whose}.{option}": value for option, value in each.options.items()}
         elif part is not None:
             flat[key] = _bare(part)
             flat[f"provider.{key}"] = providers.get((kind.name, _bare(part)))
@@ -220,78 +227,12 @@ def _identity(run: RunRecord) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if value is not None}
 
 
-def _labels(identities: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a label for each method, different and no longer than that takes."""
-    plain = [_label(identity, identities, everything=False) for identity in identities]
-    labels = [
-        label if plain.count(label) == 1 else _label(identity, identities, everything=True)
-        for label, identity in zip(plain, identities, strict=True)
-    ]
-    return [
-        label if labels.count(label) == 1 else f"{label} ({labels[: i + 1].count(label)})"
-        for i, label in enumerate(labels)
-    ]
-
-
-def _label(
-    identity: Mapping[str, Any], others: Sequence[Mapping[str, Any]], *, everything: bool
-) -> str:
-    """Return the strategy's name with what differs, protocol and providers if ``everything``."""
-    siblings = [other for other in others if other["strategy"] == identity["strategy"]]
-    among_siblings, among_all = _differing(siblings), _differing(others)
-    words, told = [str(identity["strategy"])], list[str]()
-    for key, value in identity.items():
-        kind, _, option = key.partition(".")
-        whole = not option or key == "benchmark.root"
-        if key == "strategy" or value == [] or (kind in _LAST and not everything):
-            continue
-        if key not in among_siblings and not (whole and key in among_all):
-            continue
-        if kind == "strategy":
-            words.append(f"{option}={_text(value)}")
-        elif whole or kind == "module" or not _follows(key, told, siblings):
-            told.append(key)
-            words.append(f"{key.removeprefix('protocol.')}={_text(value)}")
-    shown = "".join(sign if sign.isprintable() else " " for sign in " ".join(words))
-    return " ".join(shown.split())  # one line that controls no terminal
-
-
-def _follows(key: str, told: Sequence[str], identities: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the value of ``key`` is known from those of the keys in ``told``, if there are."""
-    seen: dict[str, str] = {}
-    return bool(told) and all(
-        seen.setdefault(_token([each.get(k) for k in told]), _token(each.get(key)))
-        == _token(each.get(key))
-        for each in identities
-    )
-
-
-def _differing(identities: Sequence[Mapping[str, Any]]) -> set[str]:
-    keys = {key for identity in identities for key in identity}
-    return {key for key in keys if len({_token(identity.get(key)) for identity in identities}) > 1}
-
-
 def _bare(component: ComponentConfig) -> str:
     return component.name.rpartition("/")[2]
 
 
 def _token(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _text(value: Any) -> str:
-    """Return an option's value as a label shows it."""
-    if isinstance(value, Mapping):
-        told = [f"{key}={_text(each)}" for key, each in value.items() if key != "name"]
-        return f"{value.get('name', '')}({','.join(told)})" if told else str(value.get("name"))
-    if isinstance(value, list):
-        return ",".join(map(_text, value)) or "none"
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "none"}[value]
-    if isinstance(value, float) and float(f"{value:g}") == value:
-        return f"{value:g}"
-    text = " ".join(shorten(value).split())
-    return text if len(text) <= _LONG else text[: _LONG - 3] + "..."
 
 
 def estimate_of(values: Sequence[float | None]) -> Estimate | None:

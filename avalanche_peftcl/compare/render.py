@@ -119,11 +119,23 @@ def csv_table(comparison: Comparison) -> str:
 
 
 def json_tables(comparison: Comparison) -> str:
-    """Return as JSON what :func:`csv_table` writes, what was left out, and how protocols differ."""
+    """Return as JSON what :func:`csv_table` writes, and what lies behind it.
+
+    ``methods`` has the settings in which each differs from others, and the folders of its runs;
+    ``left_out`` what was not compared, ``differences`` how protocols differ.
+    """
     told = {
+        "methods": [
+            {
+                "method": method.label,
+                "settings": dict(method.settings),
+                "folders": [str(run.folder) for run in method.runs],
+            }
+            for method in comparison.methods
+        ],
         "numbers": [dict(zip(_COLUMNS, row, strict=True)) for row in _rows(comparison)],
         "left_out": left_out_lines(comparison),
-        "differences": list(comparison.differences),
+        "differences": [str(difference) for difference in comparison.differences],
     }
     return json.dumps(told, indent=2)
 

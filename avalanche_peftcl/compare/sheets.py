@@ -185,7 +185,12 @@ def _result_notes(comparison: Comparison) -> list[str]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    notes = ["No published number that ships with the package has this protocol."] * (
+    notes = [
+        f"{method.label} differs in more: {', '.join(method.untold)}."
+        for method in comparison.methods
+        if method.untold
+    ]
+    notes += ["No published number that ships with the package has this protocol."] * (
         comparison.quoted == ()
     )
     notes += [f"The runs differ in {name}: {', '.join(v)}." for name, v in comparison.versions]

@@ -34,7 +34,7 @@ def test_seeds_of_one_configuration_are_one_method(run):
     assert [one.folder.name for one in method.runs] == ["b", "a"]
 
 
-def test_a_label_tells_what_differs_and_no_more(run):
+def test_a_label_tells_as_few_options_as_tell_methods_apart(run):
     runs = [
         run("a", {"name": "naive", "lr": 0.1, "train_epochs": 3}),
         run("b", {"name": "ntk_cl", "recipe": "released", "lr": 0.03, "anneal": True}),
@@ -43,11 +43,29 @@ def test_a_label_tells_what_differs_and_no_more(run):
     ]
     assert labels_of(runs) == [
         "naive",
-        "ntk_cl recipe=released lr=0.03 anneal=true",
-        "ntk_cl recipe=corrected lr=0.03 anneal=false",
-        "ntk_cl recipe=corrected lr=1e-05 anneal=false",
+        "ntk_cl recipe=released",
+        "ntk_cl recipe=corrected lr=0.03",
+        "ntk_cl recipe=corrected lr=1e-05",
     ]
     assert labels_of(runs[:1] + runs[2:3]) == ["naive", "ntk_cl"]
+    assert [method.untold for method in gather(runs)] == [
+        (),
+        ("lr=0.03", "anneal=true"),
+        ("anneal=false",),
+        ("anneal=false",),
+    ]
+    assert gather(runs)[2].settings == {
+        "strategy": "ntk_cl",
+        "strategy.recipe": "corrected",
+        "strategy.lr": 0.03,
+        "strategy.anneal": False,
+    }
+
+
+def test_an_option_that_tells_all_apart_alone_is_told_alone(run):
+    grid = [(0.1, 1), (0.1, 2), (0.2, 3)]
+    runs = [run(f"r{e}", {"name": "x", "lr": lr, "epochs": e}) for lr, e in grid]
+    assert labels_of(runs) == ["x epochs=1", "x epochs=2", "x epochs=3"]
 
 
 def test_a_label_tells_module_plugins_and_backbone(run):
@@ -61,13 +79,38 @@ def test_a_label_tells_module_plugins_and_backbone(run):
         run("f", "ntk_cl", changes=lora),
     ]
     assert labels_of(runs) == [
-        "naive backbone=vit_glyph",
-        "naive module=lora module.r=4 backbone=vit_glyph",
-        "naive module=lora module.r=8 backbone=vit_glyph",
-        "naive plugins=replay(mem_size=200) backbone=vit_glyph",
-        "naive backbone=timm_vit",
-        "ntk_cl module=lora backbone=vit_glyph",
+        "naive vit_glyph",
+        "naive lora vit_glyph r=4",
+        "naive lora vit_glyph r=8",
+        "naive replay vit_glyph",
+        "naive timm_vit",
+        "ntk_cl lora vit_glyph",
     ]
+
+
+def test_of_plugins_the_options_that_differ_are_told(run):
+    def plugins(size, seed):
+        replay = {"name": "replay", "mem_size": size, "seed": 0}
+        return {"config.plugins": [{"name": "ewc", "seed": seed}, replay, replay]}
+
+    runs = [run("a", changes=plugins(100, 0)), run("b", changes=plugins(200, 0)), run("c")]
+    several = "plugins.replay.mem_size"  # the second of that name has the option too
+    assert labels_of(runs) == [
+        f"naive ewc,replay,replay {several}=100",
+        f"naive ewc,replay,replay {several}=200",
+        "naive",
+    ]
+    runs = [run("d", changes=plugins(100, 0)), run("e", changes=plugins(100, 1))]
+    assert labels_of(runs) == ["naive seed=0", "naive seed=1"]
+
+
+def test_a_name_that_two_kinds_have_is_told_with_its_kind(run):
+    runs = [
+        run("a", changes={"config.module": {"name": "linear"}}),
+        run("b", changes={"config.head": {"name": "linear"}}),
+        run("c", changes={"config.head": {"name": "ridge"}}),
+    ]
+    assert labels_of(runs) == ["naive module=linear", "naive head=linear", "naive ridge"]
 
 
 def test_an_option_that_older_records_do_not_have_is_that_option_unset(run):
@@ -85,12 +128,12 @@ def test_image_folders_are_told_by_the_name_of_their_root(run):
         run("b", seed=1, changes=root("../shared/cifar10")),
         run("c", seed=1, changes=root("/data/pacs")),
     ]
-    assert labels_of(runs) == ["naive benchmark.root=cifar10", "naive benchmark.root=pacs"]
+    assert labels_of(runs) == ["naive cifar10", "naive pacs"]
 
 
 def test_a_class_order_by_name_is_of_the_method(run):
     runs = [run("a"), run("b", seed=1, changes={"config.benchmark.class_order": "natural"})]
-    assert labels_of(runs) == ["naive", "naive benchmark.class_order=natural"]
+    assert labels_of(runs) == ["naive", "naive class_order=natural"]
 
 
 def test_what_only_the_protocol_tells_is_in_the_label_last(run):

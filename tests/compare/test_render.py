@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from avalanche_peftcl.compare import compare_runs
 from avalanche_peftcl.compare.html_report import html_report
 from avalanche_peftcl.compare.render import (
     csv_table,
+    json_tables,
     latex_tables,
     markdown_tables,
     terminal_tables,
@@ -266,6 +268,10 @@ def test_every_format_carries_what_was_forced_and_what_was_left_out(study, write
     for render in (markdown_tables, latex_tables):
         assert "it has no key" in render(comparison)
         assert "2 of 3 experiences are finished" in render(comparison)
+    told = json.loads(json_tables(comparison))
+    assert any(text in difference for difference in told["differences"])
+    assert [each["method"] for each in told["methods"]] == [m.label for m in comparison.methods]
+    assert told["methods"][1]["settings"]["strategy"] == "ntk_cl"
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(terminal_tables(comparison))
     shown = console.export_text()
