@@ -1,0 +1,17 @@
+"""O-LoRA, InfLoRA, SD-LoRA and LAE: low-rank updates that leave earlier experiences alone.
+
+Import paths instead of imports: listing these costs neither torch nor Avalanche.
+"""
+
+from collections.abc import Iterable
+
+from avalanche_peftcl import Component, hookimpl
+
+_HERE = "peftcl_lora"
+
+
+@hookimpl
+def peftcl_strategies() -> Iterable[Component]:
+    """Offer the methods; each serves every scenario."""
+    o_lora = "O-LoRA, arXiv 2310.14152"
+    yield Component("o_lora", f"{_HERE}.o_lora:build_o_lora", source=o_lora)

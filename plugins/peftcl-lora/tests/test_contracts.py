@@ -1,0 +1,14 @@
+"""The contracts of the core, for each method; most scenarios are for a long run of the tests."""
+
+import pytest
+from peftcl_lora.o_lora import build_o_lora
+
+from avalanche_peftcl.testing import StrategyContract
+
+FEW_STEPS = {"train_epochs": 8, "train_mb_size": 8, "optimizer": "adam", "lr": 0.01}
+
+
+@pytest.mark.slow
+class TestOLoRA(StrategyContract):
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_o_lora(backbone=backbone, plugins=plugins, evaluator=evaluator, **FEW_STEPS)
