@@ -56,9 +56,9 @@ def list_components(
         )
         return
     if kind is None or name is None:
-        console.print(component_table(registry, kind))
+        console.print(component_table(registry, kind, width=console.width))
         return
-    for part in component_page(registry, kind, name):
+    for part in component_page(registry, kind, name, width=console.width):
         console.print(part)
 
 
@@ -80,7 +80,7 @@ def plugins(
         problems = [{"component": title, "problem": problem} for title, problem in broken]
         print_json(console, {"packages": told, "broken": problems} if check else told)
     else:
-        console.print(package_table(registry))
+        console.print(package_table(registry, width=console.width))
     for title, problem in broken:
         complain(title, problem, "red")
     if check and not as_json:

@@ -69,7 +69,7 @@ def compare_and_show(
     if as_json:
         print_json(console, json_tables(comparison))
     else:
-        console.print(terminal_tables(comparison))
+        console.print(terminal_tables(comparison, width=console.width))
     for name, path in wanted.items():
         _replace(path, WRITERS[name](comparison))
         if not as_json:

@@ -167,9 +167,9 @@ def _test(first: Method, second: Method, quantity: Quantity, *, alike: bool) -> 
     paired = [run for run in first.runs + second.runs if run.record.seed in seeds]
     if not alike and not same_streams(paired):
         return PairedTest(None, reason="not the same streams")
-    undefined = [method.label for method, values in ((first, a), (second, b)) if not values]
-    if undefined:  # as the average accuracy of joint training is
-        return PairedTest(None, reason=f"undefined for {' and '.join(undefined)}")
+    if not (a and b):  # as the average accuracy of joint training is
+        whom = "the second" if a else "the first" if b else "both"
+        return PairedTest(None, reason=f"undefined for {whom}")
     return paired_t_test([a[seed] for seed in seeds], [b[seed] for seed in seeds])
 
 

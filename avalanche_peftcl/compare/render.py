@@ -19,7 +19,8 @@ from avalanche_peftcl.compare.sheets import (
 )
 from avalanche_peftcl.compare.statistics import Estimate
 from avalanche_peftcl.console import csv_row, markdown, plain, visible
-from avalanche_peftcl.runs.tables import Sheet, markdown_table, terminal_table
+from avalanche_peftcl.runs.tables import Sheet, markdown_table
+from avalanche_peftcl.runs.tables import terminal_tables as drawn
 
 _COLUMNS = (
     "source",
@@ -48,11 +49,20 @@ _LATEX = {
 } | {sign: "\\" + sign for sign in "&%$#_{}"}
 
 
-def terminal_tables(comparison: Comparison) -> RenderableType:
-    """Return the tables for a rich console."""
+def terminal_tables(comparison: Comparison, *, width: int = 200) -> RenderableType:
+    """Return the tables for a rich console.
+
+    Args:
+        comparison: What they show.
+        width: Letters of a line; what is too wide is stacked, and parted.
+    """
     parts: list[RenderableType] = []
     for sheet in shown_sheets(comparison):
-        parts += [terminal_table(sheet), *map(plain, (*sheet.notes, *sheet.sources)), plain("")]
+        parts += [
+            *drawn(sheet, width=width),
+            *map(plain, (*sheet.notes, *sheet.sources)),
+            plain(""),
+        ]
     return Group(*parts, *map(plain, left_out_lines(comparison)))
 
 

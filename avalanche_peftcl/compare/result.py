@@ -56,7 +56,7 @@ class ComparisonResult:
 
     def __repr__(self) -> str:
         console = Console(file=io.StringIO(), width=100)
-        console.print(terminal_tables(self.comparison))
+        console.print(terminal_tables(self.comparison, width=console.width))
         text: str = console.file.getvalue()  # type: ignore[attr-defined] # it is a StringIO
         return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 

@@ -63,7 +63,8 @@ def results_sheet(comparison: Comparison) -> Sheet:
     )
     quoted, sources = _quoted_rows(comparison.quoted or (), scales)
     notes = (*_result_notes(comparison), *_notes(comparison))
-    return Sheet("Methods", columns, rows, quoted, notes, sources)
+    costs = 2 + sum(quantity.unit == "fraction" for quantity in QUANTITIES)
+    return Sheet("Methods", columns, rows, quoted, notes, sources, parts=(costs,))
 
 
 def further_sheet(comparison: Comparison) -> Sheet | None:
@@ -95,6 +96,7 @@ def pairs_sheet(comparison: Comparison) -> Sheet:
             if tests
             else "There is one method: nothing to test.",
         ),
+        heads=2,
     )
 
 

@@ -3,33 +3,60 @@
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import RenderableType
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
-from avalanche_peftcl.console import add_row, plain, plain_table
+from avalanche_peftcl.console import add_row, plain, plain_table, visible
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry.kinds import kind_of
 from avalanche_peftcl.registry.packages import Entry
 from avalanche_peftcl.registry.registry import Registry, schema_of
+from avalanche_peftcl.registry.schema import Option
+
+_WIDE = 110  # letters of a line that tables with borders want
+_COLUMNS = ("kind", "name", "provider", "version", "source")
 
 
-def component_table(registry: Registry, kind: str | None = None) -> Table:
+def component_table(registry: Registry, kind: str | None = None, *, width: int = _WIDE) -> Table:
     """Return the components of ``kind``, or of every kind, each by the name that works.
+
+    Args:
+        registry: What is installed.
+        kind: ``None`` for all.
+        width: Letters of a line; where it is narrow kinds are headings, and versions are left to
+            :func:`package_table`.
 
     Raises:
         ConfigError: If there is no such kind.
     """
-    table = plain_table("kind", "name", "provider", "version", "source")
+    narrow = width < _WIDE
+    table = _borderless("name", "provider", "source") if narrow else plain_table(*_COLUMNS)
     for each in registry.kinds if kind is None else (kind_of(kind).name,):
+        if narrow:
+            table.add_row(plain(each), style="bold")
         for name, entry in zip(registry.names(each), registry.entries(each), strict=True):
-            provider = entry.provider
-            add_row(table, each, name, provider.name, provider.version, entry.component.source)
+            provider, source = entry.provider, entry.component.source
+            if narrow:
+                add_row(table, f"  {name}", provider.name, source)
+            else:
+                add_row(table, each, name, provider.name, provider.version, source)
         table.add_section()
     return table
 
 
-def component_page(registry: Registry, kind: str, name: str) -> list[RenderableType]:
+def component_page(
+    registry: Registry, kind: str, name: str, *, width: int = _WIDE
+) -> list[RenderableType]:
     """Return who offers a component, what it follows, the scenarios it serves and its options.
+
+    Args:
+        registry: What is installed.
+        kind: Of the component.
+        name: Of the component.
+        width: Letters of a line; where it is narrow the columns of an option stand in lines.
 
     Raises:
         ConfigError: If there is no such kind, or the builder cannot be read.
@@ -39,15 +66,21 @@ def component_page(registry: Registry, kind: str, name: str) -> list[RenderableT
     kind = kind_of(kind).name
     entry = registry.get(kind, name)
     component = entry.component
-    table = plain_table("option", "type and range", "default", "what it is")
-    for option in schema_of(entry).told():
-        default = "required" if option.required else option.default
-        add_row(table, option.name, option.type, default, option.text)
-    return [
+    head = [
         plain(f"{kind} {component.name} of {entry.provider}: {component.source}"),
         plain(f"scenarios: {', '.join(component.scenarios)}"),
-        table if table.row_count else plain("It has no options."),
     ]
+    options = schema_of(entry).told()
+    if not options:
+        return [*head, plain("It has no options.")]
+    if width < _WIDE:
+        lines = [each for option in options for each in _option_lines(option)]
+        return [*head, plain(""), *lines]
+    table = plain_table("option", "type and range", "default", "what it is")
+    for option in options:
+        default = "required" if option.required else option.default
+        add_row(table, option.name, option.type, default, option.text)
+    return [*head, table]
 
 
 def components_json(registry: Registry, kind: str | None = None) -> list[dict[str, Any]]:
@@ -107,11 +140,36 @@ def _component_json(name: str, entry: Entry) -> dict[str, Any]:
     }
 
 
-def package_table(registry: Registry) -> Table:
-    """Return every plugin package, loaded or left out, and what is to be said of it."""
-    table = plain_table("package", "version", "entry point", "state", "remark")
+def package_table(registry: Registry, *, width: int = _WIDE) -> RenderableType:
+    """Return every plugin package, loaded or left out, and what is to be said of it.
+
+    Args:
+        registry: What is installed.
+        width: Letters of a line; where it is narrow, remarks stand below the table.
+    """
+    columns = ("package", "version", "entry point", "state", "remark")
+    narrow = width < _WIDE
+    table = _borderless(*columns[:-1]) if narrow else plain_table(*columns)
+    remarks = []
     for record in registry.plugins:
         provider, state = record.provider, "loaded" if record.loaded else "left out"
         remark = registry.remark(record)
-        add_row(table, provider.name, provider.version, record.entry_point, state, remark)
+        cells = provider.name, provider.version, record.entry_point, state
+        add_row(table, *cells, *[remark] * (not narrow))
+        if remark:
+            remarks.append(plain(f"{provider.name}: {remark}"))
+    return Group(table, *remarks) if narrow else table
+
+
+def _option_lines(option: Option) -> tuple[RenderableType, RenderableType]:
+    """Return name, type and default of an option, and below them what it is."""
+    default = "required" if option.required else f"default {option.default}"
+    head = Text.assemble((visible(option.name), "bold"), visible(f"  {option.type}, {default}"))
+    return head, Padding(plain(option.text), (0, 0, 0, 4))
+
+
+def _borderless(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     return table

@@ -1,18 +1,25 @@
 """Tables as plain cells, and how they are drawn: for a terminal and in Markdown."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
-from avalanche_peftcl.console import markdown_row, plain
+from avalanche_peftcl.console import markdown_row, plain, visible
 from avalanche_peftcl.runs.names import numbered
 
 WIDTH = 80  # letters of a line, where nothing says how wide it may be
 _GAP = 2  # between two columns
 _EDGES = 2
 _SHORTEST = 6  # letters of a name that is worth showing
+_NAME = 20  # of a first column, before the others are parted
+_BREAK = re.compile(r" (?=\(|/ )")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Sheet:
         notes: Lines below the table.
         sources: Lines that say where the quoted rows come from.
         words: Whether the other columns hold words too, and no numbers.
+        heads: Columns that every part begins with, where the table is too wide for its place.
+        parts: Columns before which it is parted then, if it has to be; else before any.
     """
 
     title: str
@@ -36,6 +45,8 @@ class Sheet:
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     words: bool = False
+    heads: int = 1
+    parts: tuple[int, ...] = ()
 
 
 def matrix_sheet(
@@ -112,6 +123,47 @@ def terminal_table(sheet: Sheet, *, title: bool = True) -> Table:
         sheet: What it shows.
         title: Whether its title stands above it.
     """
+    return _drawn(sheet, range(len(sheet.columns)), plain, {}, title=title)
+
+
+def terminal_tables(sheet: Sheet, *, width: int) -> list[Table]:
+    """Return a table for a rich console, in as many parts as ``width`` takes.
+
+    Where it is too wide cells are broken before brackets and slashes first, heads and the
+    first column at spaces; only then the columns are parted, and each part begins with the first.
+
+    Args:
+        sheet: What it shows.
+        width: Letters of a line.
+
+    Example:
+        >>> sheet = Sheet("", ("method", "first", "second"), (("naive", "1.0 ± 0.1 (± 0.2)", "2"),))
+        >>> [len(terminal_tables(sheet, width=width)) for width in (80, 27, 20)]
+        [1, 1, 2]
+    """
+    columns = range(len(sheet.columns))
+    if _taken([_widest(sheet, i, lambda cell: [cell]) for i in columns]) <= width:
+        return [terminal_table(sheet)]
+    least = [_widest(sheet, i, _unbroken) for i in columns]
+    first = _widest(sheet, 0, lambda cell: str(_broken(cell)).splitlines())
+    least[0] = max(least[0], min(first, _NAME))
+    tables = []
+    for number, part in enumerate(_parted(sheet, least, width)):
+        widths = {i: least[i] for i in part}
+        widths[0] = min(first, max(least[0], least[0] + width - _taken(list(widths.values()))))
+        fits = _taken(list(widths.values())) <= width
+        tables.append(_drawn(sheet, part, _broken, widths if fits else {}, title=not number))
+    return tables
+
+
+def _drawn(
+    sheet: Sheet,
+    columns: Sequence[int],
+    shown: Callable[[str], Text],
+    widths: Mapping[int, int],
+    *,
+    title: bool,
+) -> Table:
     table = Table(
         title=plain(sheet.title) if title else None,
         title_justify="left",
@@ -119,13 +171,50 @@ def terminal_table(sheet: Sheet, *, title: bool = True) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    for i, column in enumerate(sheet.columns):
-        right = i > 0 and not sheet.words
-        table.add_column(plain(column), justify="right" if right else "left", overflow="fold")
+    for i in columns:
+        side: JustifyMethod = "right" if i > 0 and not sheet.words else "left"
+        head = plain(sheet.columns[i])
+        table.add_column(head, justify=side, overflow="fold", width=widths.get(i))
     for row in sheet.rows:
-        table.add_row(*map(plain, row))
+        table.add_row(*(shown(row[i]) for i in columns))
     if sheet.quoted:
         table.add_section()
         for row in sheet.quoted:
-            table.add_row(*map(plain, row), style="italic")
+            table.add_row(*(shown(row[i]) for i in columns), style="italic")
     return table
+
+
+def _parted(sheet: Sheet, least: Sequence[int], width: int) -> list[list[int]]:
+    """Return the columns of each part, as few parts as there is room for."""
+    heads = list(range(sheet.heads))
+    starts = [sheet.heads, *sheet.parts] if sheet.parts else range(sheet.heads, len(least))
+    runs = [list(range(a, b)) for a, b in pairwise([*starts, len(least)])]
+    parts: list[list[int]] = []
+    for run in runs:
+        longer = [*(parts[-1] if parts else heads), *run]
+        if not parts or _taken([least[i] for i in longer]) > width:
+            longer = [*heads, *run]
+            parts.append(longer)
+        parts[-1] = longer
+    return parts
+
+
+def _broken(cell: str) -> Text:
+    return Text(_BREAK.sub("\n", visible(cell)))
+
+
+def _unbroken(cell: str) -> list[str]:
+    """Return what of a cell has to stay in one line: numbers with their spread, words."""
+    lines = str(_broken(cell)).splitlines()
+    return [
+        word for line in lines for word in (line.split() if any(map(str.isalpha, line)) else [line])
+    ]
+
+
+def _widest(sheet: Sheet, i: int, lines: Callable[[str], list[str]]) -> int:
+    cells = [row[i] for row in (sheet.columns, *sheet.rows, *sheet.quoted)]
+    return max((cell_len(visible(line)) for cell in cells for line in lines(cell)), default=1)
+
+
+def _taken(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1) + _EDGES

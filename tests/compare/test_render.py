@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -278,3 +279,25 @@ def test_every_format_carries_what_was_forced_and_what_was_left_out(study, write
     assert text in shown
     assert f"incomplete: {study}/half: 2 of 3 experiences are finished" in shown
     assert f"unreadable: {study}/torn: metrics.json is not that of a run" in shown
+
+
+def test_at_80_columns_tables_are_stacked_and_nothing_is_lost(write, tmp_path):
+    adapter = {"config.module": {"name": "attention_adapter", "r": 4}}
+    plugin = {"config.plugins": [{"name": "gradient_projection", "threshold": 0.9}]}
+    for seed in (0, 1):
+        write(f"s/a{seed}", "naive", seed, changes=adapter)
+        write(f"s/b{seed}", "naive", seed, start=0.85, changes=adapter | plugin)
+        write(f"s/c{seed}", "nearest_class_mean", seed, drop=0.05)
+    write("s/d0", "x", 0)
+    comparison = compare_runs([tmp_path / "s"])
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal_tables(comparison, width=80))
+    lines = console.file.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    tables = "\n".join(lines).split("Paired tests")
+    for sheet, text in zip(
+        (results_sheet(comparison), pairs_sheet(comparison)), tables, strict=True
+    ):
+        known = Counter(text.split())
+        wanted = Counter(word for row in sheet.rows for cell in row for word in cell.split())
+        assert not wanted - known

@@ -154,7 +154,7 @@ def test_it_stands_beside_streams_of_the_same_images(registry, tmp_path):
     assert (joint.joint, naive.joint) == (True, False)
     assert joint.curve()[:2] == [None, None]
     tests = {test.quantity.key: test.result for test in comparison.tests}
-    assert tests["average_incremental_accuracy"].reason == "undefined for joint"
+    assert tests["average_incremental_accuracy"].reason == "undefined for the first"
     assert tests["last_accuracy"].difference.count == 2
     text = markdown_tables(comparison)
     (row,) = (line for line in text.splitlines() if line.startswith("| joint | 2 |"))
