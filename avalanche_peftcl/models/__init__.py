@@ -69,7 +69,12 @@ from avalanche_peftcl.models.networks.ntk_cl import (
 from avalanche_peftcl.models.networks.tuned import PEFTModel
 from avalanche_peftcl.models.passes import forward_branches, forward_tokens
 from avalanche_peftcl.models.precision import native_bfloat16
-from avalanche_peftcl.models.projection.sites import ProjectionSite, linear_sites, projection_sites
+from avalanche_peftcl.models.projection.sites import (
+    Probe,
+    ProjectionSite,
+    linear_sites,
+    projection_sites,
+)
 from avalanche_peftcl.models.sections import Sections
 
 __all__ = [
@@ -111,6 +116,7 @@ __all__ = [
     "PatchPromptBranch",
     "PrefixBranch",
     "PrefixTokens",
+    "Probe",
     "ProjectionSite",
     "PromptBranch",
     "PromptTokens",

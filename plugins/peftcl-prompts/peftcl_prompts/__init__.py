@@ -1,0 +1,16 @@
+"""Methods that train prompts in front of a frozen network.
+
+Import paths instead of imports: listing these costs neither torch nor Avalanche.
+"""
+
+from collections.abc import Iterable
+
+from avalanche_peftcl import Component, hookimpl
+
+_HERE = "peftcl_prompts"
+
+
+@hookimpl
+def peftcl_strategies() -> Iterable[Component]:
+    """Offer the methods."""
+    yield Component("l2p", f"{_HERE}.l2p:build_l2p", source="L2P, arXiv 2112.08654")

@@ -1,0 +1,66 @@
+"""The contracts of the core, for each method and for what it is made of."""
+
+import pytest
+import torch
+from peftcl_prompts.l2p import build_l2p, build_prompt_pool
+
+from avalanche_peftcl.errors import ConfigWarning
+from avalanche_peftcl.models import Embedded
+from avalanche_peftcl.testing import BranchContract, StrategyContract
+
+SCENARIOS = StrategyContract.scenarios
+few_steps = {"train_epochs": 8, "train_mb_size": 8, "lr": 0.05}
+
+
+class TestPromptPool(BranchContract):
+    """Each image has chosen another prompt."""
+
+    identity_at_start = False
+    batchwise = False
+
+    def create_branch(self, backbone):
+        branch = build_prompt_pool(
+            backbone=backbone, size=4, length=2, top_k=1, pull=0.5, batchwise=self.batchwise
+        )
+        with torch.no_grad():
+            branch.keys.copy_(Embedded(backbone, self.images()).query())
+        return branch
+
+    def shaken(self):
+        backbone, branch = self.build()
+        with torch.no_grad():
+            branch.prompts.add_(torch.randn_like(branch.prompts))
+            branch.keys.mul_(1 + torch.rand(4, 1)).add_(1e-3 * torch.randn_like(branch.keys))
+        return backbone, branch
+
+
+class BatchwisePool(TestPromptPool):
+    __test__ = False
+    batchwise = True
+
+
+class TestL2P(StrategyContract):
+    scenarios = ("class",)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_l2p(
+            backbone=backbone, plugins=plugins, evaluator=evaluator, top_k=2, length=2, **few_steps
+        )
+
+
+@pytest.mark.slow
+class TestL2PEverywhere(TestL2P):
+    scenarios = SCENARIOS
+
+
+def test_the_contract_catches_a_choice_by_minibatch():
+    with pytest.raises(AssertionError, match=r"alone|in reverse|beside others"):
+        BatchwisePool().test_images_are_independent()
+
+
+def test_a_choice_by_minibatch_warns_and_is_told():
+    backbone = TestL2P().backbone()
+    with pytest.warns(ConfigWarning, match="the same prompts, in evaluation too"):
+        strategy = build_l2p(backbone=backbone, batchwise=True)
+    assert strategy.batch_independent_at_test is False
+    assert build_l2p(backbone=backbone).batch_independent_at_test is True
