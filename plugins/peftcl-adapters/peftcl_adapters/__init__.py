@@ -1,4 +1,4 @@
-"""SimpleCIL, APER and RanPAC: adapt in the first experience at most, then fit a head.
+"""Methods of parameter-efficient continual learning on adapters, SimpleCIL, APER and RanPAC first.
 
 Import paths instead of imports: listing these costs neither torch nor Avalanche.
 """
@@ -12,8 +12,12 @@ _HERE = "peftcl_adapters"
 
 @hookimpl
 def peftcl_strategies() -> Iterable[Component]:
-    """Offer the three methods; each serves every scenario."""
+    """Offer the methods; each serves every scenario, if it says no other."""
     simplecil = "SimpleCIL, arXiv 2303.07338"
     yield Component("simplecil", f"{_HERE}.simplecil:build_simplecil", source=simplecil)
     yield Component("aper", f"{_HERE}.aper:build_aper", source="APER, arXiv 2303.07338")
     yield Component("ranpac", f"{_HERE}.ranpac:build_ranpac", source="RanPAC, arXiv 2307.02251")
+    ssiat = "SSIAT, Tan et al., CVPR 2024; code 3f1f00d"
+    yield Component("ssiat", f"{_HERE}.ssiat:build_ssiat", source=ssiat)
+    slca = "SLCA++, arXiv 2408.08295; SLCA, ICCV 2023, code 169d4e6"
+    yield Component("slca_pp", f"{_HERE}.slca_pp:build_slca_pp", source=slca)

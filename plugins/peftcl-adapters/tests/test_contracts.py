@@ -2,14 +2,18 @@
 
 from functools import partial
 
+import pytest
 from peftcl_adapters.aper import build_aper
 from peftcl_adapters.ranpac import build_ranpac
 from peftcl_adapters.simplecil import build_simplecil
+from peftcl_adapters.slca_pp import build_slca_pp
+from peftcl_adapters.ssiat import build_ssiat
 
 from avalanche_peftcl.models import RandomRidgeHead
 from avalanche_peftcl.testing import StrategyContract
 
 few_steps = {"train_epochs": 12, "train_mb_size": 8, "lr": 0.5}
+aligned = {"align_samples": 32, "align_epochs": 3}
 small = partial(RandomRidgeHead, n_features=40)
 
 
@@ -47,4 +51,31 @@ class TestRanPACWithoutPhaseOne(StrategyContract):
     def create_strategy(self, backbone, *, plugins, evaluator):
         return build_ranpac(
             backbone=backbone, head=small, phase_one=False, plugins=plugins, evaluator=evaluator
+        )
+
+
+@pytest.mark.slow
+class TestSSIAT(StrategyContract):
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_ssiat(
+            backbone=backbone,
+            plugins=plugins,
+            evaluator=evaluator,
+            later_epochs=0,
+            scale=5.0,
+            **(few_steps | aligned | {"lr": 0.2}),
+        )
+
+
+@pytest.mark.slow
+class TestSLCA(StrategyContract):
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_slca_pp(
+            backbone=backbone,
+            plugins=plugins,
+            evaluator=evaluator,
+            module_lr_scale=1.0,
+            temperature=1.0,
+            drop_after=9,
+            **(few_steps | aligned),
         )

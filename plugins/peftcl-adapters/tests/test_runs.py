@@ -21,12 +21,15 @@ HERE = Path(__file__).parents[1]
 SCENARIOS = ("class", "task", "domain", "online")
 HEAD = {"name": "random_ridge", "n_features": 60}
 SHORT = {"train_epochs": 1, "lr": 0.05}
+ALIGNED = {"align_samples": 8, "align_epochs": 1} | SHORT
 METHODS = {
     "simplecil": {"strategy": {"name": "simplecil"}},
     "simplecil on blocks": {"strategy": {"name": "simplecil", "features": "blocks"}},
     "aper": {"strategy": {"name": "aper", **SHORT}},
     "aper with lora": {"strategy": {"name": "aper", **SHORT}, "module": "lora"},
     "ranpac": {"strategy": {"name": "ranpac", **SHORT}, "head": HEAD},
+    "ssiat": {"strategy": {"name": "ssiat", "later_epochs": 0} | ALIGNED},
+    "slca_pp": {"strategy": {"name": "slca_pp"} | ALIGNED},
     "ranpac's phase two": {"strategy": {"name": "ranpac", "phase_one": False}, "head": HEAD},
 }
 STOPPER = '''
@@ -102,6 +105,8 @@ def matrix(folder):
         ("strategy", "simplecil"),
         ("strategy", "aper"),
         ("strategy", "ranpac"),
+        ("strategy", "slca_pp"),
+        ("strategy", "ssiat"),
     ],
 )
 def test_found(kind, name, installed):
