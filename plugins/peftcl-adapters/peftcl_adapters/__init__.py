@@ -21,3 +21,10 @@ def peftcl_strategies() -> Iterable[Component]:
     yield Component("ssiat", f"{_HERE}.ssiat:build_ssiat", source=ssiat)
     slca = "SLCA++, arXiv 2408.08295; SLCA, ICCV 2023, code 169d4e6"
     yield Component("slca_pp", f"{_HERE}.slca_pp:build_slca_pp", source=slca)
+    ease = "EASE, Zhou et al., CVPR 2024"
+    yield Component(
+        "ease",
+        f"{_HERE}.ease:build_ease",
+        source=ease,
+        scenarios=("class", "task", "online"),
+    )

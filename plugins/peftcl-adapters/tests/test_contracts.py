@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 from peftcl_adapters.aper import build_aper
+from peftcl_adapters.ease import build_ease
 from peftcl_adapters.ranpac import build_ranpac
 from peftcl_adapters.simplecil import build_simplecil
 from peftcl_adapters.slca_pp import build_slca_pp
@@ -13,6 +14,7 @@ from avalanche_peftcl.models import RandomRidgeHead
 from avalanche_peftcl.testing import StrategyContract
 
 few_steps = {"train_epochs": 12, "train_mb_size": 8, "lr": 0.5}
+without_domains = ("class", "task", "online")
 aligned = {"align_samples": 32, "align_epochs": 3}
 small = partial(RandomRidgeHead, n_features=40)
 
@@ -79,3 +81,11 @@ class TestSLCA(StrategyContract):
             drop_after=9,
             **(few_steps | aligned),
         )
+
+
+@pytest.mark.slow
+class TestEASE(StrategyContract):
+    scenarios = without_domains
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_ease(backbone=backbone, plugins=plugins, evaluator=evaluator, **few_steps)
