@@ -14,4 +14,6 @@ _HERE = "peftcl_lora"
 def peftcl_strategies() -> Iterable[Component]:
     """Offer the methods; each serves every scenario."""
     o_lora = "O-LoRA, arXiv 2310.14152"
+    sd_lora = "SD-LoRA, ICLR 2025; code 8bacded"
     yield Component("o_lora", f"{_HERE}.o_lora:build_o_lora", source=o_lora)
+    yield Component("sd_lora", f"{_HERE}.sd_lora:build_sd_lora", source=sd_lora)

@@ -2,6 +2,7 @@
 
 import pytest
 from peftcl_lora.o_lora import build_o_lora
+from peftcl_lora.sd_lora import build_sd_lora
 
 from avalanche_peftcl.testing import StrategyContract
 
@@ -12,3 +13,19 @@ FEW_STEPS = {"train_epochs": 8, "train_mb_size": 8, "optimizer": "adam", "lr": 0
 class TestOLoRA(StrategyContract):
     def create_strategy(self, backbone, *, plugins, evaluator):
         return build_o_lora(backbone=backbone, plugins=plugins, evaluator=evaluator, **FEW_STEPS)
+
+
+@pytest.mark.slow
+class TestSDLoRA(StrategyContract):
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_sd_lora(backbone=backbone, plugins=plugins, evaluator=evaluator, **FEW_STEPS)
+
+
+@pytest.mark.slow
+class TestContinuousSDLoRA(StrategyContract):
+    scenarios = ("class", "online")
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_sd_lora(
+            backbone=backbone, continuous=True, plugins=plugins, evaluator=evaluator, **FEW_STEPS
+        )

@@ -22,6 +22,8 @@ SCENARIOS = ("class", "task", "domain", "online")
 SHORT = {"train_epochs": 1, "lr": 0.01, "mixed_precision": "no"}
 METHODS = {
     "o_lora": {"strategy": {"name": "o_lora", "r": 2, **SHORT}},
+    "sd_lora": {"strategy": {"name": "sd_lora", "r": 2, **SHORT}},
+    "sd_lora goes on": {"strategy": {"name": "sd_lora", "r": 2, "continuous": True, **SHORT}},
     "o_lora with ridge": {"strategy": {"name": "o_lora", "r": 2, **SHORT}, "head": "ridge"},
 }
 QUICK = {"o_lora": ("class",)}
@@ -49,7 +51,7 @@ def matrix(folder):
     return list(csv.reader((folder / "accuracy_matrix.csv").open(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("name", ["o_lora"])
+@pytest.mark.parametrize("name", ["o_lora", "sd_lora"])
 def test_found(name, installed):
     registry = discover()
     entry = registry.get("strategy", name)
