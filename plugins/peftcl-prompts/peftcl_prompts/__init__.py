@@ -14,3 +14,5 @@ _HERE = "peftcl_prompts"
 def peftcl_strategies() -> Iterable[Component]:
     """Offer the methods."""
     yield Component("l2p", f"{_HERE}.l2p:build_l2p", source="L2P, arXiv 2112.08654")
+    dualprompt = "DualPrompt, arXiv 2204.04799"
+    yield Component("dualprompt", f"{_HERE}.dualprompt:build_dualprompt", source=dualprompt)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peftcl_prompts.dualprompt import build_dual_prompts, build_dualprompt
 from peftcl_prompts.l2p import build_l2p, build_prompt_pool
 
 from avalanche_peftcl.errors import ConfigWarning
@@ -64,3 +65,47 @@ def test_a_choice_by_minibatch_warns_and_is_told():
         strategy = build_l2p(backbone=backbone, batchwise=True)
     assert strategy.batch_independent_at_test is False
     assert build_l2p(backbone=backbone).batch_independent_at_test is True
+
+
+class TestDualPrompts(BranchContract):
+    """The fourth experience of four trains; each image has chosen another one's prompts."""
+
+    identity_at_start = False
+    batchwise = False
+
+    def create_branch(self, backbone):
+        branch = build_dual_prompts(
+            backbone=backbone, g_length=2, e_length=2, pull=0.5, batchwise=self.batchwise
+        )
+        for number, query in enumerate(Embedded(backbone, self.images()).query(), start=1):
+            branch.start_experience(number)
+            with torch.no_grad():
+                branch.parts.key.copy_(query)
+                branch.parts.prompts.uniform_(-1, 1)
+        return branch
+
+    def test_gradients(self):
+        """In train mode the last part trains, in eval mode each image has its own."""
+        backbone, branch = self.build()
+        features = self.run(backbone, branch.train(), self.images())
+        (features.square().sum() + branch.losses()["pull"]).backward()
+        assert all(p.grad.abs().max() > 0 for p in branch.parameters())
+
+
+class BatchwiseDualPrompts(TestDualPrompts):
+    __test__ = False
+    batchwise = True
+
+
+class TestDualPrompt(StrategyContract):
+    scenarios = ("class",)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_dualprompt(
+            backbone=backbone, plugins=plugins, evaluator=evaluator, **few_steps
+        )
+
+
+@pytest.mark.slow
+class TestDualPromptEverywhere(TestDualPrompt):
+    scenarios = SCENARIOS

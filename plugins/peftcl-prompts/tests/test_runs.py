@@ -23,6 +23,7 @@ SHORT = {"train_epochs": 1, "lr": 0.01}
 PGP = [{"name": "gradient_projection", "threshold": 0.5, "n_samples": 8}]
 METHODS = {
     "l2p": {"strategy": {"name": "l2p", **SHORT}},
+    "dualprompt": {"strategy": {"name": "dualprompt", "g_blocks": [0], "e_blocks": [1], **SHORT}},
     "l2p with pgp": {"strategy": {"name": "l2p", **SHORT}, "plugins": PGP},
 }
 STOPPER = '''
