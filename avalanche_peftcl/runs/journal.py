@@ -133,6 +133,14 @@ class Journal:
         """Training images of the experiences behind the next one."""
         return sum(part.train_images for part in self.stream.experiences[self.next :])
 
+    @property
+    def tests(self) -> tuple[int, int]:
+        """Images that are evaluated after the next experience, and after all behind it."""
+        sizes = [part.test_images for part in self.stream.experiences]
+        every = self._plan.config.evaluate == "all"
+        seen = [sum(sizes) if every else sum(sizes[: t + 1]) for t in range(len(sizes))]
+        return seen[self.next - 1], sum(seen[self.next :])
+
     def take_folder(
         self, there: Stamp | None, *, overwrite: bool, resume: bool, until: ExitStack
     ) -> None:

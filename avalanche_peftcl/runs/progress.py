@@ -1,9 +1,11 @@
 """What a run shows while it runs: a bar on a terminal, and one line per finished experience."""
 
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,12 +15,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from avalanche_peftcl.console import plain
 from avalanche_peftcl.registry.offers import ExperienceOffers
+from avalanche_peftcl.runs.bar_file import BAR, BarFile, Bars
 from avalanche_peftcl.runs.names import domain_names
 from avalanche_peftcl.runs.pace import Pace
 from avalanche_peftcl.runs.schema import Record
 
 _REFRESH = 0.2  # seconds between two readings of the loss, each of which waits for the device
-_BAR = 6  # letters of the bar, so that 80 hold all that stands beside it
+BAR_WIDTH = 6  # letters of the bar, so that 80 hold all that stands beside it
+EXPERIENCE_LINES = ("experience ", "all experiences ")  # how those of finished ones begin
 _MOST = 12  # names and numbers that one line lists
 
 
@@ -41,18 +45,20 @@ class RunProgress(BaseLogger):
     def __init__(self, console: Console | None = None) -> None:
         super().__init__()
         self.console = Console(quiet=True) if console is None else console
-        self._bars: Progress | None = None
+        self._bars: Bars | None = None
         self._bar: TaskID | None = None
         self._loss_read = 0.0
-        self._experience, self._later = "", 0
+        self._experience, self._later, self._tests = "", 0, (0, 0)
         self._pace = Pace()
         self._said_trainable = False
 
     def __enter__(self) -> "RunProgress":
-        if self.console.is_terminal and not self.console.quiet:
+        if (file := os.environ.get(BAR)) and not self.console.quiet:
+            self._bars = BarFile(Path(file))  # a sweep shows it
+        elif self.console.is_terminal and not self.console.quiet:
             self._bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=_BAR),
+                BarColumn(bar_width=BAR_WIDTH),
                 TextColumn("{task.fields[pace]}"),
                 console=self.console,
                 transient=True,
@@ -74,15 +80,19 @@ class RunProgress(BaseLogger):
         """Print one plain line."""
         self.console.print(plain(text), soft_wrap=True)
 
-    def begin(self, index: int, total: int, *, later: int = 0) -> None:
+    def begin(
+        self, index: int, total: int, *, later: int = 0, tests: tuple[int, int] = (0, 0)
+    ) -> None:
         """Start the bar of an experience.
 
         Args:
             index: Its number, counted from 0.
             total: Experiences of the run.
             later: Training images of all experiences behind it.
+            tests: Images that are evaluated when it has ended, and when all behind it have.
         """
         self._experience, self._later = f"experience {index + 1}/{total}", later
+        self._tests = tests
         if self._bars is not None:
             self._bar = self._bars.add_task(self._experience, total=None, pace="")
 
@@ -152,7 +162,7 @@ class RunProgress(BaseLogger):
             online = ExperienceOffers.of(strategy.experience).is_last_subexp is not None
             self._bars.update(self._bar, total=None if online else steps)
             later = strategy.train_epochs * math.ceil(self._later / strategy.train_mb_size)
-            self._pace.begin(here=None if online else steps, later=later)
+            self._pace.begin(here=None if online else steps, later=later, tests=self._tests)
 
     def after_training_iteration(self, strategy: Any, *args: Any) -> None:
         """Advance the bar; read the loss a few times a second only."""

@@ -152,7 +152,8 @@ def _run(
         for experience in journal.visits[at.visited :]:
             part = ExperienceOffers.of(experience)
             if part.is_first_subexp:
-                reporter.begin(journal.next - 1, journal.total, later=journal.later)
+                ahead = journal.next - 1, journal.total
+                reporter.begin(*ahead, later=journal.later, tests=journal.tests)
             strategy.train(experience, eval_streams=[], num_workers=workers)
             if part.is_last_subexp is False:  # a chunk of an online stream
                 at.visited += 1

@@ -53,6 +53,30 @@ def finished_runs(runs: list[RunConfig], *, overwrite: bool) -> list[Record | No
     return found
 
 
+def beside_a_run(output: Path, runs: list[RunConfig]) -> str | None:
+    """Say that ``output`` holds a run of its own, whose seed ``compare`` would count twice.
+
+    Returns:
+        A warning where seeds have been run there already; else ``None``.
+
+    Raises:
+        ConfigError: If the folders of the seeds would be the first to lie inside that of a run.
+    """
+    if not ((output / RECORD).is_file() or (output / CHECKPOINTS).is_dir()):
+        return None
+    says = (
+        f"{output} holds a run of its own beside the folders of the seeds, and compare {output} "
+        "finds its seed twice"
+    )
+    if any((run.output / RECORD).is_file() for run in runs):
+        return f"warning: {says}; name the folders to compare"
+    raise ConfigError(
+        f"{output} holds a run of its own, and the folders of the seeds would lie inside it; "
+        f"choose another folder (output={output}-seeds), or move that run away "
+        f"(mv {output} {output}-first)"
+    )
+
+
 def read_earlier(folder: Path) -> Record | None:
     """Return the record of an earlier run in ``folder``, ``None`` if there is none.
 

@@ -19,8 +19,11 @@ from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import PEFTCLError
 from avalanche_peftcl.files import held_log
+from avalanche_peftcl.runs.bar_file import BAR, Bar, read_bar
 from avalanche_peftcl.runs.folder import LOG, listed_files
+from avalanche_peftcl.sweeps.watch import Tail
 
+_LOOK = 0.3  # seconds between two looks at what a run does
 _PATIENCE = 5.0  # seconds that a process told to stop has for it
 _CHILD = (
     "from avalanche_peftcl.runs.signals import end_with_parent; end_with_parent(); "
@@ -54,20 +57,38 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A run has started or ended; ``error`` says why it ended without success."""
+    """A run has started, got on or ended.
+
+    Args:
+        seed: Whose.
+        ended: Whether it has ended.
+        error: Why it ended without success.
+        line: What its log says of an experience that is finished.
+        bar: How far it is.
+    """
 
     seed: int
     ended: bool = False
     error: str | None = None
+    line: str | None = None
+    bar: Bar | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether it says that a run has started."""
+        return not self.ended and self.line is None and self.bar is None
 
 
-def run_processes(tasks: Sequence[Task], *, jobs: int) -> Generator[Event, None, None]:
+def run_processes(
+    tasks: Sequence[Task], *, jobs: int, bars: bool = False
+) -> Generator[Event, None, None]:
     """Run each task in a process of its own; closing the iterator stops them.
 
     Args:
         tasks: The runs, started in this order.
         jobs: How many run at a time. Where it is more than one and neither the configuration nor
             the environment says how many threads a run has, the cores are shared out.
+        bars: Whether to ask how far runs are.
 
     Yields:
         What happens, in the order in which it happens.
@@ -81,12 +102,13 @@ def run_processes(tasks: Sequence[Task], *, jobs: int) -> Generator[Event, None,
         try:
             path.write_text(dump_settings(task.config.model_dump(mode="json")), encoding="utf-8")
             with opened_log(task) as log:
-                begun = log.tell()
-                child = children.start(_command(task, path), log, environment(task.config, jobs))
+                begun, bar = log.tell(), path.with_suffix(".bar") if bars else None
+                env = environment(task.config, jobs) | ({BAR: str(bar)} if bar else {})
+                child = children.start(_command(task, path), log, env)
                 if child is None:
                     return
                 events.put(Event(task.seed))
-                code = child.wait()
+                code = _watched(child, task, events, Tail(task.log, begun), bar)
             error = None if code == 0 else last_words(task.log, code, begun)
         except PEFTCLError as failure:
             error = str(failure)
@@ -107,6 +129,27 @@ def run_processes(tasks: Sequence[Task], *, jobs: int) -> Generator[Event, None,
         finally:
             children.stop()
             pool.shutdown(cancel_futures=True)
+
+
+def _watched(
+    child: "subprocess.Popen[bytes]",
+    task: Task,
+    events: "SimpleQueue[Event]",
+    tail: Tail,
+    file: Path | None,
+) -> int:
+    """Wait for the end of a run, tell meanwhile what it does, and return its exit status."""
+    shown, code = None, None
+    while code is None:
+        with suppress(subprocess.TimeoutExpired):
+            code = child.wait(_LOOK)
+        for line in tail.lines():
+            events.put(Event(task.seed, line=line))
+        bar = None if file is None else read_bar(file)
+        if bar is not None and bar != shown:
+            shown = bar
+            events.put(Event(task.seed, bar=bar))
+    return code
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import Any
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import ConfigError, PEFTCLError
 from avalanche_peftcl.sweeps.processes import Event, Task, opened_log
+from avalanche_peftcl.sweeps.watch import Tail
 
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[^\s\]]+\]|[^\s/:=]+):(?P<port>[0-9]{1,5})")
 _KNOCK = 5.0  # seconds for a port to open
@@ -197,9 +198,12 @@ def drive() -> None:
     work = ray.remote(max_retries=0, max_calls=1)(work_on)  # max_calls: a process for each
     pending: dict[Any, RunConfig] = {}
     said: dict[int, int] = {}  # bytes in its log before a run begins
+    tails: dict[int, Tail] = {}
     for settings in order["runs"]:
         config = RunConfig.model_validate(settings)
-        said[config.seed] = _size(Path(order["folder"]) / Task(config).log)
+        log = Path(order["folder"]) / Task(config).log
+        said[config.seed] = _size(log)
+        tails[config.seed] = Tail(log, 0 if order["anew"] else max(0, said[config.seed]))
         asked = {"num_cpus": config.num_threads or 1, "num_gpus": int(config.device == "cuda")}
         pending[work.options(**asked).remote(settings, order["folder"], order["anew"])] = config
     started: set[int] = set()
@@ -211,6 +215,8 @@ def drive() -> None:
             if config.seed not in started and begun:
                 started.add(config.seed)
                 _tell(seed=config.seed)
+            for line in tails[config.seed].lines() if config.seed in started else ():
+                _tell(seed=config.seed, line=line)
         for reference in ready:
             config = pending.pop(reference)
             try:

@@ -19,8 +19,9 @@ from avalanche_peftcl.runs.report import percent
 from avalanche_peftcl.runs.schema import HEADLINES, Record
 from avalanche_peftcl.runs.signals import how_to_stop, termination_raised
 from avalanche_peftcl.runs.tables import Sheet, terminal_table
-from avalanche_peftcl.sweeps.earlier import finished_runs, read_earlier
+from avalanche_peftcl.sweeps.earlier import beside_a_run, finished_runs, read_earlier
 from avalanche_peftcl.sweeps.processes import Event, Task, run_processes
+from avalanche_peftcl.sweeps.watch import SeedBars
 from avalanche_peftcl.training.feature_cache import shared_features
 
 
@@ -86,6 +87,8 @@ def run_sweep(
     console = Console(quiet=True) if console is None else console
     further = floor_runs(config, discover()) if floors else []
     runs = [config.for_seed(seed) for seed in config.seeds]
+    if beside := beside_a_run(config.output, runs):
+        _say(console, beside)
     outcomes = {
         run.seed: Outcome(run.seed, run.output, record)
         for run, record in zip(runs, finished_runs(runs, overwrite=overwrite), strict=True)
@@ -97,18 +100,29 @@ def run_sweep(
     by_seed = {task.seed: task for task in tasks}
     if tasks and (how := how_to_stop()):
         _say(console, how)
-    with termination_raised(), closing(_engine(tasks, jobs, ray)) as events:
+    bars = SeedBars(console)
+    with (
+        termination_raised(),
+        closing(_engine(tasks, jobs, ray, bars=bars.wanted)) as events,
+        bars,
+    ):
         try:
             for event in events:
                 task = by_seed[event.seed]
-                if not event.ended:
+                if event.bar is not None:
+                    bars.show(event.seed, event.bar)
+                elif event.line is not None:
+                    _say(console, f"seed {event.seed}: {event.line}")
+                elif event.started:
                     _say(console, f"seed {event.seed}: started, {task.config.output}")
-                    continue
-                outcome = _outcome(task, event)
-                outcomes[event.seed] = outcome
-                ended = outcome.error and f"failed: {outcome.error}"
-                ended = ended or f"finished, {_last_accuracy(outcome)}"
-                _say(console, f"seed {event.seed}: {ended}")
+                    bars.begin(event.seed)
+                else:
+                    bars.end(event.seed)
+                    outcome = _outcome(task, event)
+                    outcomes[event.seed] = outcome
+                    ended = outcome.error and f"failed: {outcome.error}\n  see {task.log}"
+                    ended = ended or f"finished, {_last_accuracy(outcome)}"
+                    _say(console, f"seed {event.seed}: {ended}")
         except KeyboardInterrupt as stop:
             done = [str(s) for s, o in sorted(outcomes.items()) if o.record is not None]
             missing = [str(run.seed) for run in runs if str(run.seed) not in done]
@@ -151,11 +165,13 @@ def summary(config: RunConfig, outcomes: list[Outcome]) -> Table:
     return table
 
 
-def _engine(tasks: list[Task], jobs: int, ray: str | None) -> Generator[Event, None, None]:
+def _engine(
+    tasks: list[Task], jobs: int, ray: str | None, *, bars: bool
+) -> Generator[Event, None, None]:
     if ray is None:
         for device in {task.config.device for task in tasks}:
             check_device(device)
-        return run_processes(tasks, jobs=jobs)
+        return run_processes(tasks, jobs=jobs, bars=bars)
     from avalanche_peftcl.sweeps.ray import run_on_ray
 
     return run_on_ray(tasks, address=ray)

@@ -38,6 +38,22 @@ def test_earlier_experiences_count_for_those_to_come(clock):
     assert pace.left == (3.0, 3.0 + 2 * (1.0 + 3.0) / 2)
 
 
+def test_evaluation_is_left_too_as_long_as_it_took_before(clock):
+    pace = Pace(now=clock)
+    pace.begin(here=2, later=4, tests=(10, 50))
+    clock.now = 6.0
+    pace.count(8)
+    guess = 6.0 / 8 / 3  # a third of the time of an image that is trained
+    assert pace.left == (6.0 + 10 * guess, 6.0 + 4 * 6.0 + 60 * guess)
+    clock.now = 12.0
+    pace.count(8)
+    clock.now = 52.0  # 4 s an image
+    pace.begin(here=2, later=2, tests=(20, 30))
+    clock.now = 58.0
+    pace.count(8)
+    assert pace.left == (6.0 + 80.0, 6.0 + 80.0 + 12.0 + 120.0)
+
+
 def test_nothing_is_told_that_is_not_known(clock):
     pace = Pace(now=clock)
     assert (pace.speed, pace.left, pace.text(loss=None, lr=None)) == (None, None, "")

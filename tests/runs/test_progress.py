@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import torch
 from rich.console import Console
 
-from avalanche_peftcl.runs import progress
+from avalanche_peftcl.runs import bar_file, progress
+from avalanche_peftcl.runs.bar_file import Bar, read_bar
 from avalanche_peftcl.runs.pace import Pace
 from avalanche_peftcl.runs.progress import RunProgress
 
@@ -43,7 +44,7 @@ def test_the_bar_tells_epoch_loss_rate_speed_and_time_left(monkeypatch):
     times = iter([0.0, 0.05])
     with RunProgress(console) as shown:
         shown._pace = Pace(now=lambda: next(times))
-        shown.begin(0, 3, later=100)
+        shown.begin(0, 3, later=100, tests=(0, 0))
         shown.before_training_exp(Slowly())
         shown.after_training_iteration(Slowly())
         (task,) = shown._bars.tasks
@@ -51,6 +52,24 @@ def test_the_bar_tells_epoch_loss_rate_speed_and_time_left(monkeypatch):
         assert task.description == "experience 1/3 epoch 2/2"
         told = task.fields["pace"]
         assert re.fullmatch(r"loss 0\.250 lr 0\.03 320 img/s, 0 s of 1 s left", told)
-        assert len(f"{task.description} {'━' * progress._BAR} {told}") <= 80
+        assert len(f"{task.description} {'━' * progress.BAR_WIDTH} {told}") <= 80
         shown.before_eval_exp(Slowly())
         assert task.fields["pace"] == "evaluating on 1"
+
+
+def test_in_a_sweep_the_bar_goes_to_the_file_that_the_sweep_reads(monkeypatch, tmp_path):
+    monkeypatch.setenv(bar_file.BAR, str(tmp_path / "bar"))
+    monkeypatch.setattr(progress, "_REFRESH", -1.0)
+    monkeypatch.setattr(bar_file, "_SELDOM", -1.0)
+    with RunProgress(Console(file=io.StringIO(), width=80)) as shown:
+        shown.begin(1, 3)
+        shown.before_training_exp(Slowly())
+        shown.after_training_iteration(Slowly())
+        bar = read_bar(tmp_path / "bar")
+        assert (bar.description, bar.completed) == ("experience 2/3 epoch 2/2", 1)
+        assert bar.total == 10
+        assert bar.pace.startswith("loss 0.250")
+        shown.end(2, 3, classes=["a"], seconds=1.0, seen=0.5, row=[0.5])
+    assert read_bar(tmp_path / "bar") == Bar()
+    (tmp_path / "bar").write_text("[1")
+    assert read_bar(tmp_path / "bar") is None

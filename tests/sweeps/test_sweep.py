@@ -71,6 +71,11 @@ for act in part.read_text().split("|") if part.exists() else ["finish"]:
         os.kill(os.getpid(), signal.SIGKILL)
     elif word == "wait":
         wait_for(stage / rest)
+    elif word == "say":
+        print(rest, flush=True)
+    elif word == "bar":
+        pathlib.Path(os.environ["AVALANCHE_PEFTCL_BAR"]).write_text(rest)
+        time.sleep(0.5)
     elif word == "touch":
         (stage / rest).touch()
 """
@@ -116,7 +121,8 @@ class Stage:
             (self.root / f"part{seed}").write_text(part)
         (self.root / "calls").write_text("")
         self.lines = io.StringIO()
-        return run_sweep(config, console=Console(file=self.lines, width=120), **options)
+        console = options.pop("console", None) or Console(file=self.lines, width=120)
+        return run_sweep(config, console=console, **options)
 
     @property
     def calls(self) -> list[int]:
@@ -224,7 +230,9 @@ def test_a_failed_run_does_not_stop_the_others_and_is_run_again_alone(stage):
         None,
     ]
     assert [o.record is None for o in outcomes] == [True, True, True, False]
-    assert "seed 1: failed: killed by SIGKILL, perhaps for want of memory" in stage.said
+    failed = stage.said.index("seed 1: failed: killed by SIGKILL, perhaps for want of memory")
+    assert stage.lines.getvalue().count(f"  see {stage.output / 'seed1' / 'run.log'}\n") == 2
+    assert stage.said[failed + 1] == f"seed 2: started, {stage.output / 'seed2'}"
     assert f"see {stage.output / 'seed0' / 'run.log'}" in stage.lines.getvalue()
     assert "mean of" not in stage.lines.getvalue()
     assert (stage.output / "seed0" / "run.log").read_text().startswith("some words")
@@ -234,6 +242,47 @@ def test_a_failed_run_does_not_stop_the_others_and_is_run_again_alone(stage):
     assert stage.said[0] == "seed 3: finished earlier, last accuracy 73.0 %"
     stage.run(config)
     assert stage.calls == []
+
+
+def test_what_a_run_says_of_finished_experiences_is_told_as_it_comes(stage):
+    lines = "say nothing|say experience 1/2  classes a|say   note|say experience 2/2  classes b"
+    stage.run(stage.config([0, 1]), {0: f"{lines}|finish"})
+    assert stage.said[:4] == [
+        f"seed 0: started, {stage.output / 'seed0'}",
+        "seed 0: experience 1/2  classes a",
+        "seed 0: experience 2/2  classes b",
+        "seed 0: finished, last accuracy 70.0 %",
+    ]
+
+
+def test_on_a_terminal_every_seed_that_runs_has_a_bar(stage):
+    bar = {"description": "experience 1/2 epoch 1/5", "pace": "loss 0.5", "completed": 1}
+    bar |= {"total": 4}
+    config, parts = stage.config([0, 1]), {0: f"bar {json.dumps(bar)}|touch a|wait b|finish"}
+    terminal = io.StringIO()
+    console = Console(file=terminal, width=80, force_terminal=True)
+    stage.run(config, parts | {1: "wait a|touch b|finish"}, jobs=2, console=console)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "seed 0 1/2 epoch 1/5 " in shown
+    assert "loss 0.5" in shown
+    assert "seed 1 starts" in shown
+
+
+def test_seeds_do_not_begin_inside_the_folder_of_a_run(stage):
+    config = stage.config([0, 1])
+    RunRecord(config.output, stage.record(config, 0)).write()
+    before = sorted(config.output.iterdir())
+    with pytest.raises(ConfigError) as caught:
+        stage.run(config, overwrite=True)
+    assert str(caught.value) == (
+        f"{config.output} holds a run of its own, and the folders of the seeds would lie inside "
+        f"it; choose another folder (output={config.output}-seeds), or move that run away "
+        f"(mv {config.output} {config.output}-first)"
+    )
+    assert sorted(config.output.iterdir()) == before
+    stage.write(config, 0)  # as an earlier version would have run it
+    assert [outcome.error for outcome in stage.run(config)] == [None, None]
+    assert f"warning: {config.output} holds a run of its own beside" in stage.lines.getvalue()
 
 
 def test_a_run_is_finished_when_its_record_says_so(stage):
