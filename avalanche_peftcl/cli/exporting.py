@@ -134,9 +134,10 @@ def evaluate_network(
 ) -> None:
     """Evaluate a trained network on your own images: accuracy and confusion matrix.
 
-    The folder of an image is its label, FOLDER/cat/1.png; folders of domains
-    above it make no difference. Of more classes than 80 columns hold, each
-    has a line; --json holds the whole matrix.
+    The folder of an image is its label, FOLDER/cat/1.png. Where folders of
+    domains lie above those of classes, FOLDER/photo/cat/1.png, each domain has
+    its accuracy too. Of more classes than 80 columns hold, each has a line;
+    --json holds the whole matrix.
 
     Exit status 1 if an image cannot be read; it counts in no number.
     """

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -16,6 +16,28 @@ from avalanche_peftcl.export.predict import Prediction, find_images, predict
 from avalanche_peftcl.registry.offers import ModelOffers
 from avalanche_peftcl.registry.wording import did_you_mean, join
 
+_PARTS = ("train", "test")  # folders of a split between those of domains and of classes
+
+
+@dataclass(frozen=True, slots=True)
+class DomainAccuracy:
+    """How often a network is right in one domain.
+
+    Args:
+        name: Its folder's; empty for images that lie in no domain.
+        images: How many were predicted.
+        right: How many of them as they are labelled.
+    """
+
+    name: str
+    images: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of its images that are right."""
+        return self.right / self.images
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -26,6 +48,7 @@ class Evaluation:
         confusion: Images by label (row) and prediction (column), ``(C, C)``.
         unreadable: Why an image was left out, one text each.
         untrained: Labels that the network was never trained on; their images count as wrong.
+        domains: By name, where folders of classes lie in such of domains; else none.
 
     Example:
         >>> told = Evaluation(("cat", "dog"), np.array([[3, 1], [0, 1]]))
@@ -37,6 +60,7 @@ class Evaluation:
     confusion: NDArray[np.int64]
     unreadable: tuple[str, ...] = ()
     untrained: tuple[str, ...] = ()
+    domains: tuple[DomainAccuracy, ...] = ()
 
     @property
     def images(self) -> int:
@@ -76,6 +100,7 @@ class Evaluation:
             "confusion": self.confusion.tolist(),
             "unreadable": list(self.unreadable),
             "untrained": list(self.untrained),
+            "domains": [asdict(each) | {"accuracy": each.accuracy} for each in self.domains],
         }
         return json.dumps(told, indent=2)
 
@@ -84,7 +109,8 @@ def evaluate(model: ExportedModel, folder: str | Path, *, task: int | None = Non
     """Compare predictions with the folders that images lie in.
 
     The folder of an image is its label: its path below ``folder`` as the network names the class,
-    or the last part of both. So folders of domains above those of classes make no difference.
+    or the last part of both. Folders above those of classes are domains, each told by itself too;
+    ``train`` and ``test`` between them are none.
 
     Args:
         model: What :func:`.load` returned, on any device.
@@ -102,13 +128,17 @@ def evaluate(model: ExportedModel, folder: str | Path, *, task: int | None = Non
     names = {c: normalize("NFC", name) for c, name in enumerate(model.class_names)}
     if task is not None and keys:
         names = {c: names[c] for t, c in keys if t == task and c in names}
-    labels = _labels(names, [_place(path, Path(folder)) for path in paths])
+    places = [_place(path, Path(folder)) for path in paths]
+    labels = _labels(names, places)
     known = {c for _, c in keys} if keys else set(labels)
     pairs: dict[tuple[int, int], int] = {}
     unreadable: list[str] = []
-    for label, told in zip(labels, predict(model, paths, task=task), strict=True):
+    domains: dict[str, list[bool]] = {}
+    predictions = predict(model, paths, task=task)
+    for place, label, told in zip(places, labels, predictions, strict=True):
         if told.ids:
             pairs[label, told.ids[0]] = pairs.get((label, told.ids[0]), 0) + 1
+            domains.setdefault(_domain(place), []).append(told.ids[0] == label)
         else:
             unreadable.append(_reason(told))
     numbers = sorted(set(labels) | {predicted for _, predicted in pairs})
@@ -121,6 +151,10 @@ def evaluate(model: ExportedModel, folder: str | Path, *, task: int | None = Non
         confusion=confusion,
         unreadable=tuple(unreadable),
         untrained=tuple(model.class_name(c) for c in sorted(set(labels) - known)),
+        domains=tuple(
+            DomainAccuracy(name, len(right), sum(right))
+            for name, right in sorted(domains.items() if any(domains) else ())
+        ),
     )
 
 
@@ -137,6 +171,19 @@ def _place(path: Path, folder: Path) -> str:
             "folders that are called like classes, as FOLDER/cat/1.png"
         )
     return normalize("NFC", place.as_posix())
+
+
+def _domain(place: str) -> str:
+    """Return the domain of a folder of images; empty without one.
+
+    Example:
+        >>> [_domain(place) for place in ("photo/cat", "photo/test/cat", "test/cat", "cat")]
+        ['photo', 'photo', '', '']
+    """
+    *above, _ = place.split("/")
+    if above and above[-1] in _PARTS:
+        above.pop()
+    return "/".join(above)
 
 
 def _labels(names: Mapping[int, str], places: Sequence[str]) -> list[int]:

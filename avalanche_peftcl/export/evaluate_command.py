@@ -57,6 +57,8 @@ def evaluate_and_show(
         print_json(console, told.to_json())
     elif told.images:
         console.print(confusion_table(told), width=_WIDTH)
+        if len(told.domains) > 1:
+            console.print(domain_table(told), width=_WIDTH)
         share = f"accuracy {100 * (told.accuracy or 0.0):.1f} %"
         console.print(plain(f"{share}, {told.right} of {told.images} images"))
     return len(told.unreadable)
@@ -69,6 +71,17 @@ def confusion_table(told: Evaluation) -> Table:
     cell = max(number, len(str(told.confusion.max(initial=0))))
     width = number + 2 + max(map(len, names), default=0) + len(names) * (cell + 2) + 10
     return _matrix(told, names) if width <= _WIDTH else _lines(told)
+
+
+def domain_table(told: Evaluation) -> Table:
+    """Return a line a domain: its images, and how many are right."""
+    table = Table(box=box.SIMPLE, padding=(0, 1))
+    table.add_column("domain", overflow="fold")
+    for column in ("images", "right"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for each in told.domains:
+        add_row(table, each.name or "none", str(each.images), f"{100 * each.accuracy:.1f} %")
+    return table
 
 
 def _matrix(told: Evaluation, names: list[str]) -> Table:

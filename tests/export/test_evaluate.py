@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from avalanche_peftcl.cli import app
 from avalanche_peftcl.errors import DataError
-from avalanche_peftcl.export.evaluate import Evaluation, evaluate
+from avalanche_peftcl.export.evaluate import DomainAccuracy, Evaluation, evaluate
 from avalanche_peftcl.export.evaluate_command import confusion_table
 from avalanche_peftcl.models.heads.rows import ClassRows
 
@@ -86,11 +86,28 @@ def test_numbers_are_those_of_scikit_learn(tmp_path):
     assert told.untrained == ("eel",)
 
 
-def test_folders_above_those_of_classes_are_no_labels(tmp_path):
+def test_folders_above_those_of_classes_are_domains_and_no_labels(tmp_path):
     paint(tmp_path / "sketch" / "cat", 0)
-    paint(tmp_path / "photo" / "cat", 0, 1)
+    paint(tmp_path / "photo" / "test" / "cat", 0, 1)
+    paint(tmp_path / "photo" / "train" / "dog", 0)
     told = evaluate(network(), tmp_path)
-    assert (told.class_names, told.images, told.right) == (("cat", "dog"), 3, 2)
+    assert (told.class_names, told.images, told.right) == (("cat", "dog"), 4, 2)
+    assert told.domains == (DomainAccuracy("photo", 3, 1), DomainAccuracy("sketch", 1, 1))
+    assert json.loads(told.to_json())["domains"][0] == {
+        "name": "photo",
+        "images": 3,
+        "right": 1,
+        "accuracy": 1 / 3,
+    }
+    assert evaluate(network(), tmp_path / "photo").domains == ()  # train and test are none
+
+
+def test_images_in_no_domain_are_told_beside_those_in_one(tmp_path):
+    paint(tmp_path / "cat", 0)
+    paint(tmp_path / "sketch" / "cat", 0)
+    (tmp_path / "sketch" / "cat" / "1.png").write_bytes(b"no image")
+    told = evaluate(network(), tmp_path)
+    assert told.domains == (DomainAccuracy("", 1, 1), DomainAccuracy("sketch", 1, 1))
 
 
 def test_an_image_that_cannot_be_read_counts_in_no_number(tmp_path):
@@ -157,6 +174,12 @@ def test_the_command(tmp_path, monkeypatch):
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert told["accuracy"] == 0.75
     assert told["confusion"] == [[2, 1], [0, 1]]
+    assert "domain" not in result.stdout
+    paint(tmp_path / "sketch" / "dog", 0)
+    result = CliRunner().invoke(app, words)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["none", "4", "75.0", "%"] in lines
+    assert ["sketch", "1", "0.0", "%"] in lines
     shutil.copy(__file__, tmp_path / "dog" / "1.png")
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1
