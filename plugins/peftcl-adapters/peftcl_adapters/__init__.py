@@ -28,3 +28,9 @@ def peftcl_strategies() -> Iterable[Component]:
         source=ease,
         scenarios=("class", "task", "online"),
     )
+    yield Component(
+        "mos",
+        f"{_HERE}.mos:build_mos",
+        source="MOS, Sun et al., AAAI 2025, as described",
+        scenarios=("class", "task", "online"),
+    )

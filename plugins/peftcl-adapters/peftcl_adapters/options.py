@@ -17,6 +17,7 @@ Samples = Annotated[int, Field(ge=1, le=2**14)]
 MinibatchSize = Annotated[int, Field(ge=1, le=2**20)]
 Epochs = Annotated[int, Field(ge=1, le=10**6)]
 EpochsOrNone = Annotated[int, Field(ge=0, le=10**6)]
+Loops = Annotated[int, Field(ge=1, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 

@@ -84,7 +84,7 @@ class SubspacePrototypeHead(Head):
 
     fitted = True
     score_name = "similarity"
-    free_tensors = ("sums", "counts", "own", "prototypes")
+    free_tensors: tuple[str, ...] = ("sums", "counts", "own", "prototypes")
     sums: Tensor
     counts: Tensor
     own: Tensor

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 from peftcl_adapters.aper import build_aper
 from peftcl_adapters.ease import build_ease
+from peftcl_adapters.mos import build_mos
 from peftcl_adapters.ranpac import build_ranpac
 from peftcl_adapters.simplecil import build_simplecil
 from peftcl_adapters.slca_pp import build_slca_pp
@@ -89,3 +90,17 @@ class TestEASE(StrategyContract):
 
     def create_strategy(self, backbone, *, plugins, evaluator):
         return build_ease(backbone=backbone, plugins=plugins, evaluator=evaluator, **few_steps)
+
+
+@pytest.mark.slow
+class TestMOS(StrategyContract):
+    scenarios = without_domains
+    adapts = False  # its search begins with what the frozen network sees
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_mos(
+            backbone=backbone,
+            plugins=plugins,
+            evaluator=evaluator,
+            **(few_steps | aligned | {"lr": 0.2, "head_lr_scale": 1.0}),
+        )

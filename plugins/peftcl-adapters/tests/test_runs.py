@@ -22,7 +22,7 @@ SCENARIOS = ("class", "task", "domain", "online")
 HEAD = {"name": "random_ridge", "n_features": 60}
 SHORT = {"train_epochs": 1, "lr": 0.05}
 ALIGNED = {"align_samples": 8, "align_epochs": 1} | SHORT
-WITHOUT_DOMAINS = ("ease",)
+WITHOUT_DOMAINS = ("ease", "mos")
 METHODS = {
     "simplecil": {"strategy": {"name": "simplecil"}},
     "simplecil on blocks": {"strategy": {"name": "simplecil", "features": "blocks"}},
@@ -30,6 +30,7 @@ METHODS = {
     "aper with lora": {"strategy": {"name": "aper", **SHORT}, "module": "lora"},
     "ranpac": {"strategy": {"name": "ranpac", **SHORT}, "head": HEAD},
     "ease": {"strategy": {"name": "ease", "r": 4, **SHORT}},
+    "mos": {"strategy": {"name": "mos", "r": 4, **ALIGNED}},
     "ssiat": {"strategy": {"name": "ssiat", "later_epochs": 0} | ALIGNED},
     "slca_pp": {"strategy": {"name": "slca_pp"} | ALIGNED},
     "ranpac's phase two": {"strategy": {"name": "ranpac", "phase_one": False}, "head": HEAD},
@@ -108,6 +109,7 @@ def matrix(folder):
         ("strategy", "aper"),
         ("strategy", "ranpac"),
         ("strategy", "ease"),
+        ("strategy", "mos"),
         ("strategy", "slca_pp"),
         ("strategy", "ssiat"),
     ],
