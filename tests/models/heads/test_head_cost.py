@@ -1,0 +1,67 @@
+"""Benchmarks of fitted heads: ``pytest -n0 -m slow tests/models/heads/test_head_cost.py``."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from avalanche_peftcl.errors import ConfigError
+
+SCRIPT = Path(__file__).parents[3] / "examples" / "head_cost.py"
+IMAGES, MINIBATCH, CLASSES = 256, 64, 10
+HEADS = ("prototypes", "lda", "gaussian", "ridge", "random_ridge", "kernel_ridge")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location("head_cost", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.build
+
+
+@pytest.fixture(params=[768, 2304, 4608, 10_000])
+def width(request):
+    return request.param
+
+
+@pytest.fixture(params=HEADS)
+def new(request, build, width):
+    """Return what makes a head that has seen nothing, and with it images and their classes."""
+
+    def make():
+        head = build(request.param, width)
+        head.grow(CLASSES)
+        return head.eval()
+
+    try:
+        read = make().in_features
+    except ConfigError as refusal:
+        pytest.skip(str(refusal))
+    images = torch.randn(IMAGES, read, generator=torch.Generator().manual_seed(0))
+    return make, images, torch.arange(IMAGES) % CLASSES
+
+
+def observe(head, images, classes):
+    for rows, targets in zip(images.split(MINIBATCH), classes.split(MINIBATCH), strict=True):
+        head.observe(rows, targets)
+    return head
+
+
+@torch.no_grad()
+def test_observe(benchmark, new):
+    make, images, classes = new
+    head = benchmark.pedantic(observe, setup=lambda: ((make(), images, classes), {}), rounds=1)
+    head.settle()
+    assert head(images[:2]).isfinite().all()
+
+
+@torch.no_grad()
+def test_settle(benchmark, new):
+    make, images, classes = new
+    seen = observe(make(), images, classes)
+    benchmark.pedantic(seen.settle, rounds=1)
+    assert (seen(images).argmax(1) == classes).float().mean() > 2 / CLASSES
