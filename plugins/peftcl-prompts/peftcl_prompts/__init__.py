@@ -16,3 +16,5 @@ def peftcl_strategies() -> Iterable[Component]:
     yield Component("l2p", f"{_HERE}.l2p:build_l2p", source="L2P, arXiv 2112.08654")
     dualprompt = "DualPrompt, arXiv 2204.04799"
     yield Component("dualprompt", f"{_HERE}.dualprompt:build_dualprompt", source=dualprompt)
+    coda = "CODA-Prompt, arXiv 2211.13218"
+    yield Component("coda_prompt", f"{_HERE}.coda_prompt:build_coda_prompt", source=coda)

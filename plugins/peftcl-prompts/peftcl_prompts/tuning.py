@@ -1,9 +1,11 @@
 """What the methods share: their options, the optimizer that starts anew, the strategy."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_peftcl.errors import ConfigWarning
@@ -59,7 +61,8 @@ def prompt_strategy(
     anneal: bool | None,
     options: PromptOptions,
     batchwise: bool = False,
-    own_plugins: tuple[Any, ...] = (),
+    schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None,
+    own_plugins: Sequence[Any] = (),
 ) -> PEFTTemplate:
     """Return a strategy that trains a network with Adam, anew in each experience.
 
@@ -69,6 +72,8 @@ def prompt_strategy(
             schedules it.
         options: What a strategy that trains takes.
         batchwise: Whether prompts are chosen for a minibatch, which is warned of.
+        schedule: From optimizer and epochs to what lets the learning rate fall instead, in the
+            places where the cosine would.
         own_plugins: Of the method.
     """
     if batchwise:
@@ -80,10 +85,11 @@ def prompt_strategy(
             stacklevel=3,
         )
     optimizer = make_optimizer("adam", model, **options.rates())
-    schedule = annealing(
-        optimizer, options.plugins, anneal=anneal, train_epochs=options.train_epochs
-    )
-    own = [*schedule, FreshOptimizerPlugin(), *own_plugins]
+    epochs = options.train_epochs
+    falls = annealing(optimizer, options.plugins, anneal=anneal, train_epochs=epochs)
+    if falls and schedule is not None:
+        falls = [schedule(optimizer, epochs)]
+    own = [*falls, FreshOptimizerPlugin(), *own_plugins]
     strategy = PEFTTemplate(model=model, optimizer=optimizer, own_plugins=own, **options.template())
     strategy.batch_independent_at_test = not batchwise
     return strategy

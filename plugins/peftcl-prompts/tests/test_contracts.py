@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peftcl_prompts.coda_prompt import build_coda_prompt, build_coda_prompts
 from peftcl_prompts.dualprompt import build_dual_prompts, build_dualprompt
 from peftcl_prompts.l2p import build_l2p, build_prompt_pool
 
@@ -108,4 +109,31 @@ class TestDualPrompt(StrategyContract):
 
 @pytest.mark.slow
 class TestDualPromptEverywhere(TestDualPrompt):
+    scenarios = SCENARIOS
+
+
+class TestCODAPrompts(BranchContract):
+    """The second experience of two trains."""
+
+    identity_at_start = False
+
+    def create_branch(self, backbone):
+        branch = build_coda_prompts(backbone=backbone, components=2, length=4, orthogonality=0.1)
+        branch.start_experience(1)
+        branch.start_experience(2)
+        return branch
+
+
+class TestCODAPrompt(StrategyContract):
+    scenarios = ("class",)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        more = {"lr": 0.1, "components": 8, "anneal": False}  # weights of components are small
+        return build_coda_prompt(
+            backbone=backbone, plugins=plugins, evaluator=evaluator, **(few_steps | more)
+        )
+
+
+@pytest.mark.slow
+class TestCODAPromptEverywhere(TestCODAPrompt):
     scenarios = SCENARIOS

@@ -49,7 +49,7 @@ def test_each_image_has_the_prompts_that_it_has_alone(pool):
     alone = torch.cat([forward_branches(backbone, [branch], image[None])[0] for image in images])
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
     pulled = -0.1 * sum(sum(fit) for _, fit, _ in hand) / len(images)
-    assert float(told) == pytest.approx(pulled, abs=1e-6)
+    assert told.item() == pytest.approx(pulled, abs=1e-6)
 
 
 @torch.no_grad()

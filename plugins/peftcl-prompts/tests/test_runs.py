@@ -24,6 +24,7 @@ PGP = [{"name": "gradient_projection", "threshold": 0.5, "n_samples": 8}]
 METHODS = {
     "l2p": {"strategy": {"name": "l2p", **SHORT}},
     "dualprompt": {"strategy": {"name": "dualprompt", "g_blocks": [0], "e_blocks": [1], **SHORT}},
+    "coda_prompt": {"strategy": {"name": "coda_prompt", "components": 3, **SHORT}},
     "l2p with pgp": {"strategy": {"name": "l2p", **SHORT}, "plugins": PGP},
 }
 STOPPER = '''
