@@ -15,7 +15,9 @@ def peftcl_strategies() -> Iterable[Component]:
     """Offer the methods; each serves every scenario."""
     o_lora = "O-LoRA, arXiv 2310.14152"
     inflora = "InfLoRA, CVPR 2024; code e08b00e"
+    lae = "LAE, ICCV 2023; code 1680e49"
     sd_lora = "SD-LoRA, ICLR 2025; code 8bacded"
     yield Component("o_lora", f"{_HERE}.o_lora:build_o_lora", source=o_lora)
     yield Component("inflora", f"{_HERE}.inflora:build_inflora", source=inflora)
+    yield Component("lae", f"{_HERE}.lae:build_lae", source=lae)
     yield Component("sd_lora", f"{_HERE}.sd_lora:build_sd_lora", source=sd_lora)

@@ -23,6 +23,8 @@ SHORT = {"train_epochs": 1, "lr": 0.01, "mixed_precision": "no"}
 METHODS = {
     "o_lora": {"strategy": {"name": "o_lora", "r": 2, **SHORT}},
     "inflora": {"strategy": {"name": "inflora", "r": 2, "n_experiences": 2, **SHORT}},
+    "lae": {"strategy": {"name": "lae", **SHORT}},
+    "lae with a prefix": {"strategy": {"name": "lae", **SHORT}, "module": "prefix"},
     "sd_lora": {"strategy": {"name": "sd_lora", "r": 2, **SHORT}},
     "sd_lora goes on": {"strategy": {"name": "sd_lora", "r": 2, "continuous": True, **SHORT}},
     "o_lora with ridge": {"strategy": {"name": "o_lora", "r": 2, **SHORT}, "head": "ridge"},
@@ -52,7 +54,7 @@ def matrix(folder):
     return list(csv.reader((folder / "accuracy_matrix.csv").open(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("name", ["o_lora", "inflora", "sd_lora"])
+@pytest.mark.parametrize("name", ["o_lora", "inflora", "lae", "sd_lora"])
 def test_found(name, installed):
     registry = discover()
     entry = registry.get("strategy", name)
