@@ -34,3 +34,10 @@ def peftcl_strategies() -> Iterable[Component]:
         source="MOS, Sun et al., AAAI 2025, as described",
         scenarios=("class", "task", "online"),
     )
+
+
+@hookimpl
+def peftcl_modules() -> Iterable[Component]:
+    """Offer what APER adapts beside adapters."""
+    yield Component("ssf", f"{_HERE}.ssf:build_ssf", source="SSF, arXiv 2210.08823")
+    yield Component("vpt", f"{_HERE}.vpt:build_vpt", source="VPT, arXiv 2203.12119")

@@ -28,6 +28,8 @@ METHODS = {
     "simplecil on blocks": {"strategy": {"name": "simplecil", "features": "blocks"}},
     "aper": {"strategy": {"name": "aper", **SHORT}},
     "aper with lora": {"strategy": {"name": "aper", **SHORT}, "module": "lora"},
+    "aper with ssf": {"strategy": {"name": "aper", **SHORT}, "module": "ssf"},
+    "aper with vpt": {"strategy": {"name": "aper", **SHORT}, "module": "vpt"},
     "ranpac": {"strategy": {"name": "ranpac", **SHORT}, "head": HEAD},
     "ease": {"strategy": {"name": "ease", "r": 4, **SHORT}},
     "mos": {"strategy": {"name": "mos", "r": 4, **ALIGNED}},
@@ -105,6 +107,8 @@ def matrix(folder):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
+        ("module", "ssf"),
+        ("module", "vpt"),
         ("strategy", "simplecil"),
         ("strategy", "aper"),
         ("strategy", "ranpac"),
