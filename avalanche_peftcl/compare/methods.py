@@ -11,6 +11,7 @@ from avalanche_peftcl.compare.statistics import Estimate, estimate
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry.kinds import KINDS
+from avalanche_peftcl.runs.idle import idle_options
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.schema import HEADLINES, Record
 
@@ -216,7 +217,9 @@ def _identity(run: RunRecord) -> dict[str, Any]:
             if "root" in options:
                 flat[f"{key}.root"] = folder_name(str(options.pop("root")))
             flat |= {f"{key}.{option}": value for option, value in options.items()}
-    for option in ("benchmark.seed", "backbone.checkpoint"):  # the hash tells the weights
+    idle = idle_options(config.strategy.name) if "module" in flat else ()  # of older records
+    unsaid = "benchmark.seed", "backbone.checkpoint"  # the hash tells the weights
+    for option in (*unsaid, *(f"strategy.{each}" for each in idle)):
         flat.pop(option, None)
     if isinstance(flat.get("benchmark.class_order"), list):  # of a seed; "natural" is of a method
         del flat["benchmark.class_order"]

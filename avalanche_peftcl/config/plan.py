@@ -26,6 +26,7 @@ class Part:
         entry: The component, and who offers it.
         schema: What its builder takes.
         arguments: The options that were given, checked and converted.
+        idle: Options that say nothing in this run, and are in no settings.
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class Part:
     entry: Entry
     schema: Schema
     arguments: Mapping[str, Any]
+    idle: tuple[str, ...] = ()
 
     def option(self, name: str) -> Any:
         """Return an option as given, or its default; ``None`` where there is no such option."""
@@ -44,7 +46,7 @@ class Part:
         defaults = {
             name: list(value) if isinstance(value, tuple) else value
             for name, option in self.schema.options.items()
-            if _is_plain(value := option.default)
+            if name not in self.idle and _is_plain(value := option.default)
         }
         return {"name": self.asked.name} | defaults | self.asked.options
 
@@ -165,7 +167,8 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
 
     Raises:
         ConfigError: ``config`` stands for several runs, an option is wrong, the strategy has no use
-            for a key, or a component does not serve the scenario.
+            for a key, an option has no effect beside the module, or a component does not serve the
+            scenario.
         UnknownComponentError: A component that nobody offers.
         AmbiguousComponentError: A component that several packages offer.
 
@@ -195,7 +198,7 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
                 each = ComponentConfig.model_validate({"seed": config.seed} | each.model_dump())
                 config = config.model_copy(update={kind.key: each})
             parts.append(Part(kind, each, entry, schema, schema.check(each.options)))
-    plan = Plan(config, tuple(parts))
+    plan = _without_idle(Plan(config, tuple(parts)))
     _check_strategy(plan)
     _check_scenario(plan)
     return plan
@@ -221,6 +224,31 @@ def resolved_settings(config: RunConfig, registry: Registry) -> dict[str, Any]:
         ("seeds" if k == "seed" else k): config.seeds if k == "seed" else v
         for k, v in settings.items()
     }
+
+
+def _without_idle(plan: Plan) -> Plan:
+    """Take out what the strategy says of a module that it does not make; refuse what is asked."""
+    (old,) = plan.of("strategy")
+    idle, given = old.entry.component.own_module, old.asked.options
+    if not (idle and plan.of("module")):
+        return plan
+    wanted = [
+        f"{name}={show(given[name])}"
+        for name in idle
+        if name in given and old.arguments[name] != old.schema.options[name].default
+    ]
+    if wanted:
+        (module,) = plan.of("module")
+        raise ConfigError(
+            f"{old.schema.title} makes no module where the run has one, so {' and '.join(wanted)} "
+            f"would have no effect: give module {module.asked.name!r} its own options and leave "
+            f"these out, or leave out the key 'module'"
+        )
+    kept = {"name": old.asked.name} | {k: v for k, v in given.items() if k not in idle}
+    asked = ComponentConfig.model_validate(kept)
+    new = replace(old, asked=asked, arguments=old.schema.check(asked.options), idle=idle)
+    config = plan.config.model_copy(update={old.kind.key: asked})
+    return Plan(config, tuple(new if part is old else part for part in plan.parts))
 
 
 def _check_strategy(plan: Plan) -> None:

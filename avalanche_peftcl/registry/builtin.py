@@ -210,7 +210,12 @@ def peftcl_strategies() -> Iterable[Component]:
     """Methods."""
     return (
         Component("ntk_cl", f"{_TRAINING}.ntk_cl:build_ntk_cl", source="arXiv 2407.17120"),
-        Component("pegp", f"{_TRAINING}.pegp:build_pegp", source="arXiv 2405.13383"),
+        Component(
+            "pegp",
+            f"{_TRAINING}.pegp:build_pegp",
+            source="arXiv 2405.13383",
+            own_module=("peft", "r", "length", "blocks"),
+        ),
         Component(
             "naive", f"{_TRAINING}.naive:build_naive", source="fine-tuning in turn; Avalanche Naive"
         ),

@@ -30,11 +30,13 @@ class Component:
         libraries: Names of further distributions that it computes with, such as ``"scipy"``. A run
             records their versions, where they are installed, and goes on with the same ones only;
             the one that offers it, torch, timm and peft are recorded in any case.
+        own_module: Of a strategy, options that say which module it makes where the run has none.
+            Beside a module they are refused, but for their defaults, and not recorded.
 
     Raises:
         ConfigError: If the name is not lower_snake_case, ``build`` neither a callable nor an import
-            path of that form, the source no text, a scenario none of the four, or a library no
-            name of a distribution.
+            path of that form, the source no text, a scenario none of the four, a library no name of
+            a distribution, or an option of ``own_module`` no text.
 
     Example:
         >>> Component("counter", "collections:Counter", source="Python").load()
@@ -46,6 +48,7 @@ class Component:
     source: str
     scenarios: tuple[Scenario, ...] = SCENARIOS
     libraries: tuple[str, ...] = ()
+    own_module: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -82,6 +85,12 @@ class Component:
             raise ConfigError(
                 f"component {self.name!r}: libraries={show(named)} is not a tuple of names of "
                 'distributions, such as ("scipy",)'
+            )
+        own = self.own_module
+        if not isinstance(own, tuple) or not all(isinstance(each, str) for each in own):
+            raise ConfigError(
+                f"component {self.name!r}: own_module={show(own)} is not a tuple of names of "
+                "options"
             )
 
     def load(self) -> Callable[..., Any]:

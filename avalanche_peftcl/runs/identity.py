@@ -10,6 +10,7 @@ from avalanche_peftcl.config.plan import Plan
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.registry.packages import Entry
 from avalanche_peftcl.runs.facts import describe_versions
+from avalanche_peftcl.runs.idle import without_idle
 
 _FREE = (
     "output",
@@ -72,6 +73,8 @@ class Identity:
                 continue
             now = comparable(here)
             was = saved.get(kind) if isinstance(saved, dict) else None
+            if kind == "settings" and isinstance(was, dict):
+                was = without_idle(was)
             if now != was:
                 raise CheckpointError(
                     f"the run in {output} was begun with {said}: {differences(was, now)}; "
@@ -88,7 +91,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         >>> settings_of({"seed": 1, "output": "a", "benchmark": {"root": "/data", "n": None}})
         {'seed': 1, 'benchmark': {'root': 'a place'}}
     """
-    kept = {key: _told(value) for key, value in comparable(config).items() if key not in _FREE}
+    told = without_idle(comparable(config))
+    kept = {key: _told(value) for key, value in told.items() if key not in _FREE}
     for kind, places in _PLACES.items():
         if isinstance(options := kept.get(kind), dict):
             kept[kind] = {k: "a place" if k in places else v for k, v in options.items()}

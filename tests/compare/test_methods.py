@@ -119,6 +119,17 @@ def test_an_option_that_older_records_do_not_have_is_that_option_unset(run):
     ]
 
 
+def test_options_without_effect_that_older_records_have_make_no_other_method(run):
+    lora = {"config.module": {"name": "lora", "r": 4}}
+    old = run("a", {"name": "pegp", "lr": 0.1, "peft": "adapter", "r": 5}, seed=0, changes=lora)
+    new = run("b", {"name": "pegp", "lr": 0.1}, seed=1, changes=lora)
+    assert labels_of([old, new]) == ["pegp"]
+    assert labels_of([run("c", {"name": "pegp", "r": 5}), run("d", {"name": "pegp", "r": 8})]) == [
+        "pegp r=5",
+        "pegp r=8",
+    ]
+
+
 def test_image_folders_are_told_by_the_name_of_their_root(run):
     def root(path):
         return {"config.benchmark": {"name": "image_folder", "root": path, "seed": 0}}

@@ -49,6 +49,10 @@ def whole(*, backbone, head=None, module=None, evaluator, plugins=(), lr: float 
     return Method(backbone=backbone, head=head and head(7), module=module, lr=lr)
 
 
+def own(*, backbone, module=None, evaluator, plugins=(), r: int = 4, lr: float = 0.1):
+    return Method(module=module, r=r)
+
+
 def bare(*, backbone, evaluator):
     return Method()
 
@@ -78,6 +82,7 @@ PARTS = [
     ("benchmark", Component("tasks", lambda: Stream(), source="", scenarios=("task",))),
     ("benchmark", Component("unsaid", lambda: Stream(), source="")),
     ("strategy", Component("whole", whole, source="")),
+    ("strategy", Component("own", own, source="", own_module=("r",))),
     ("strategy", Component("bare", bare, source="")),
     ("strategy", Component("unmeasured", unmeasured, source="")),
     (
@@ -142,6 +147,19 @@ def test_settings_are_the_defaults_and_what_was_given():
     assert settings["plugins"] == [{"name": "any"}] * 2
     assert (settings["metrics"], settings["output"], settings["seed"]) == ([], "run", 5)
     assert make_plan(config(), Counting()).settings["head"] is None
+
+
+def test_what_a_strategy_says_of_its_own_module_is_said_where_it_makes_one_alone():
+    registry, lora = Counting(), {"name": "lora", "r": 3}
+    alone = make_plan(config(strategy={"name": "own", "r": 8}), registry)
+    assert alone.settings["strategy"] == {"name": "own", "r": 8, "lr": 0.1}
+    for given in ({}, {"r": 4}):  # the default, as records of earlier versions have it
+        plan = make_plan(config(module=lora, strategy={"name": "own", "lr": 0.2} | given), registry)
+        assert plan.settings["strategy"] == {"name": "own", "lr": 0.2}
+        assert plan.config.strategy.options == {"lr": 0.2}
+        assert plan.build("strategy", backbone=1, evaluator=1).options["r"] == 4
+        settled = plan.with_option("strategy", "lr", 0.3)
+        assert settled.settings["strategy"] == {"name": "own", "lr": 0.3}
 
 
 def test_the_benchmark_gets_the_seed_unless_it_has_its_own_or_takes_none():
@@ -225,6 +243,12 @@ TASK = {"benchmark": {"name": "stream", "scenario": "task"}}
         (
             {"strategy": "bare", "head": "ridge"},
             "strategy 'bare' of a-pkg 1 takes no head; leave out the key 'head'",
+        ),
+        (
+            {"strategy": {"name": "own", "r": 8}, "module": {"name": "lora", "r": 3}},
+            "strategy 'own' of a-pkg 1 makes no module where the run has one, so r=8 would have no "
+            "effect: give module 'lora' its own options and leave these out, or leave out the key "
+            "'module'",
         ),
         (
             {"strategy": "bare", "plugins": ["any"]},

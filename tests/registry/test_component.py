@@ -60,5 +60,13 @@ def test_bad_libraries(named):
         Component("thing", build, source="", libraries=named)
 
 
+@pytest.mark.parametrize("named", ["r", ["r"], (1,), None])
+def test_bad_options_of_an_own_module(named):
+    with pytest.raises(
+        ConfigError, match=r"component 'thing': own_module=.* is not a tuple of nam"
+    ):
+        Component("thing", build, source="", own_module=named)
+
+
 def test_a_component_serves_all_scenarios_unless_it_says_otherwise():
     assert Component("thing", build, source="").scenarios == ("class", "task", "domain", "online")

@@ -21,7 +21,7 @@ from avalanche_peftcl.config.plan import make_plan
 from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import discover
-from avalanche_peftcl.runs.identity import Identity
+from avalanche_peftcl.runs.identity import Identity, settings_of
 from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.record import RunRecord
@@ -308,6 +308,20 @@ def test_how_a_run_was_computed_does_not_matter(stage):
     stage.write(earlier, 0)
     stage.run(stage.config([0]))
     assert stage.calls == []
+
+
+def test_options_without_effect_that_an_older_record_has_do_not_matter(stage):
+    config = stage.config([0], strategy={"name": "pegp"}, module={"name": "lora", "r": 4})
+    record = stage.write(config, 0)
+    told = json.loads(record.read_text())
+    assert "peft" not in told["config"]["strategy"]
+    told["config"]["strategy"] |= {"peft": "adapter", "r": 5, "length": 10, "blocks": None}
+    record.write_text(json.dumps(told))
+    stage.run(config)
+    assert stage.calls == []
+    now = settings_of(make_plan(config.for_seed(0), stage.registry).settings)
+    was = now | {"strategy": now["strategy"] | {"peft": "adapter", "r": 5, "length": 10}}
+    Identity(settings=now).check({"settings": was}, stage.output)
 
 
 # --- records that are in the way -----------------------------------------------------------------
