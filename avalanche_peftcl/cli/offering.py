@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from avalanche_peftcl.cli.arguments import Json
-from avalanche_peftcl.console import complain, plain, print_json, standard_console
+from avalanche_peftcl.console import complain, plain, print_json, standard_console, tell_imports
 from avalanche_peftcl.registry import discover
-from avalanche_peftcl.registry.kinds import KINDS
+from avalanche_peftcl.registry.kinds import KINDS, kind_of
 from avalanche_peftcl.registry.tables import (
     broken_builders,
     component_json,
@@ -19,6 +19,8 @@ from avalanche_peftcl.registry.tables import (
     package_table,
     packages_json,
 )
+
+_HEAVY = "what the builders need"  # torch and Avalanche, nearly always
 
 
 def _kinds(incomplete: str) -> list[str]:
@@ -46,6 +48,9 @@ def list_components(
 ) -> None:
     """List the components on offer, or the options of one: type, range, default and meaning."""
     registry, console = discover(), standard_console()
+    if kind is not None and name is not None:
+        registry.get(kind_of(kind).name, name)  # a wrong name waits for nothing
+        tell_imports(_HEAVY)
     if as_json:
         one = kind is not None and name is not None
         print_json(
@@ -74,6 +79,8 @@ def plugins(
     be imported or read.
     """
     registry, console = discover(), standard_console()
+    if check:
+        tell_imports(_HEAVY)
     broken = broken_builders(registry) if check else []
     if as_json:
         told = packages_json(registry)
@@ -103,7 +110,9 @@ def write_schema(
     from avalanche_peftcl.config.json_schema import json_schema
     from avalanche_peftcl.files import write_file
 
-    told = json_schema(discover())
+    registry = discover()
+    tell_imports(_HEAVY)
+    told = json_schema(registry)
     if file is None:
         print_json(standard_console(), told)
     else:

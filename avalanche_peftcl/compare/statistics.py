@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 _SAME = 1e-12  # differences that spread less than this are equal but for rounding
 
@@ -92,6 +91,8 @@ def estimate(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     mean = math.fsum(values) / count
     if count == 1:
         return Estimate(mean, None, None, 1)
+    from scipy import stats  # half a second that one seed does not need
+
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     quantile = float(stats.t.ppf((1 + confidence) / 2, count - 1))
     return Estimate(mean, deviation, quantile * deviation / math.sqrt(count), count)
@@ -130,6 +131,8 @@ def paired_t_test(first: Sequence[float], second: Sequence[float]) -> PairedTest
         return PairedTest(estimate(differences) if differences else None, reason=reason)
     if np.ptp(differences) <= _SAME:
         return PairedTest(estimate(differences), reason="the same difference for every seed")
+    from scipy import stats
+
     result = stats.ttest_rel(first, second)
     return PairedTest(estimate(differences), float(result.statistic), float(result.pvalue))
 
@@ -172,6 +175,8 @@ def correlation(
     value = min(1.0, max(-1.0, value))
     if abs(value) == 1:
         return Correlation(value, value, value, count)
+    from scipy import stats
+
     spread = float(stats.norm.ppf((1 + confidence) / 2)) / math.sqrt(count - 3)
     middle = math.atanh(value)
     return Correlation(value, math.tanh(middle - spread), math.tanh(middle + spread), count)

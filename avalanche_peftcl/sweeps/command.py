@@ -83,6 +83,7 @@ def run_as_asked(
     wanted = None if seeds is None else parse_seeds(seeds)
     settings = load_config(config, overrides, seeds=wanted)
     if print_config:
+        tell_imports(_HEAVY)
         from avalanche_peftcl.config.plan import resolved_settings
 
         console.out(dump_settings(resolved_settings(settings, discover())), end="", highlight=False)
