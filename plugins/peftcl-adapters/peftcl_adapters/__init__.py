@@ -34,6 +34,12 @@ def peftcl_strategies() -> Iterable[Component]:
         source="MOS, Sun et al., AAAI 2025, as described",
         scenarios=("class", "task", "online"),
     )
+    yield Component(
+        "c_ada",
+        f"{_HERE}.c_ada:build_c_ada",
+        source="C-ADA, ECCV 2024, from its abstract",
+        scenarios=("class", "task", "online"),
+    )
 
 
 @hookimpl

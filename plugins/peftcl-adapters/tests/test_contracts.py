@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 from peftcl_adapters.aper import build_aper
+from peftcl_adapters.c_ada import build_c_ada
 from peftcl_adapters.ease import build_ease
 from peftcl_adapters.mos import build_mos
 from peftcl_adapters.ranpac import build_ranpac
@@ -103,4 +104,14 @@ class TestMOS(StrategyContract):
             plugins=plugins,
             evaluator=evaluator,
             **(few_steps | aligned | {"lr": 0.2, "head_lr_scale": 1.0}),
+        )
+
+
+@pytest.mark.slow
+class TestCADA(StrategyContract):
+    scenarios = without_domains
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_c_ada(
+            backbone=backbone, plugins=plugins, evaluator=evaluator, **(few_steps | {"lr": 0.1})
         )

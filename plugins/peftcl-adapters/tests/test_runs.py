@@ -22,7 +22,7 @@ SCENARIOS = ("class", "task", "domain", "online")
 HEAD = {"name": "random_ridge", "n_features": 60}
 SHORT = {"train_epochs": 1, "lr": 0.05}
 ALIGNED = {"align_samples": 8, "align_epochs": 1} | SHORT
-WITHOUT_DOMAINS = ("ease", "mos")
+WITHOUT_DOMAINS = ("c_ada", "ease", "mos")
 METHODS = {
     "simplecil": {"strategy": {"name": "simplecil"}},
     "simplecil on blocks": {"strategy": {"name": "simplecil", "features": "blocks"}},
@@ -32,6 +32,7 @@ METHODS = {
     "aper with vpt": {"strategy": {"name": "aper", **SHORT}, "module": "vpt"},
     "ranpac": {"strategy": {"name": "ranpac", **SHORT}, "head": HEAD},
     "ease": {"strategy": {"name": "ease", "r": 4, **SHORT}},
+    "c_ada": {"strategy": {"name": "c_ada", "r": 4, **SHORT}},
     "mos": {"strategy": {"name": "mos", "r": 4, **ALIGNED}},
     "ssiat": {"strategy": {"name": "ssiat", "later_epochs": 0} | ALIGNED},
     "slca_pp": {"strategy": {"name": "slca_pp"} | ALIGNED},
@@ -112,6 +113,7 @@ def matrix(folder):
         ("strategy", "simplecil"),
         ("strategy", "aper"),
         ("strategy", "ranpac"),
+        ("strategy", "c_ada"),
         ("strategy", "ease"),
         ("strategy", "mos"),
         ("strategy", "slca_pp"),
