@@ -18,3 +18,7 @@ def peftcl_strategies() -> Iterable[Component]:
     yield Component("dualprompt", f"{_HERE}.dualprompt:build_dualprompt", source=dualprompt)
     coda = "CODA-Prompt, arXiv 2211.13218"
     yield Component("coda_prompt", f"{_HERE}.coda_prompt:build_coda_prompt", source=coda)
+    s_prompts = "S-Prompts, arXiv 2207.12819"
+    yield Component(
+        "s_prompts", f"{_HERE}.s_prompts:build_s_prompts", source=s_prompts, scenarios=("domain",)
+    )

@@ -21,6 +21,7 @@ from avalanche_peftcl.models import (
 from avalanche_peftcl.training import PEFTTemplate
 from peftcl_prompts.ranges import Epochs, LearningRate, MinibatchSize, Weight, Width
 from peftcl_prompts.selection import most_similar, similarities
+from peftcl_prompts.tokens import insert
 from peftcl_prompts.tuning import PromptOptions, prompt_model, prompt_strategy
 
 
@@ -92,10 +93,7 @@ class PromptPoolBranch(Branch):
     ) -> Tensor:
         """Put the prompts behind the prefix tokens in the first block, then attend."""
         if index == 0:
-            prefix, prompts = backbone.num_prefix_tokens, context.to(tokens.dtype)
-            if self.token_probe.listening:
-                self.token_probe(torch.cat([tokens, prompts], dim=1))
-            tokens = torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix:]], dim=1)
+            tokens = self.token_probe(insert(tokens, context, backbone.num_prefix_tokens))
         return backbone.attend(index, tokens, queries=queries)
 
     def pool(self, backbone: Backbone, tokens: Any) -> Tensor:

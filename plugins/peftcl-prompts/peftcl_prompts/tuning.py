@@ -18,6 +18,7 @@ from avalanche_peftcl.models import (
     PEFTModel,
 )
 from avalanche_peftcl.training import (
+    OptimizerName,
     PEFTTemplate,
     TrainingOptions,
     annealing,
@@ -29,7 +30,7 @@ from peftcl_prompts.ranges import GradNorm, WeightDecay
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(TrainingOptions):
-    """Options of all methods here: Adam, and a loss over the classes of the experience."""
+    """Options of all methods here: a loss over the classes of the experience."""
 
     loss: Literal["local", "seen"] = "local"
     weight_decay: WeightDecay = 0.0
@@ -60,17 +61,19 @@ def prompt_strategy(
     *,
     anneal: bool | None,
     options: PromptOptions,
+    optimizer: OptimizerName = "adam",
     batchwise: bool = False,
     schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None,
     own_plugins: Sequence[Any] = (),
 ) -> PEFTTemplate:
-    """Return a strategy that trains a network with Adam, anew in each experience.
+    """Return a strategy that trains a network anew in each experience.
 
     Args:
         model: The network.
         anneal: Whether the learning rate falls to 0 as a cosine; ``None`` is yes unless a plugin
             schedules it.
         options: What a strategy that trains takes.
+        optimizer: Which one.
         batchwise: Whether prompts are chosen for a minibatch, which is warned of.
         schedule: From optimizer and epochs to what lets the learning rate fall instead, in the
             places where the cosine would.
@@ -84,12 +87,12 @@ def prompt_strategy(
             ConfigWarning,
             stacklevel=3,
         )
-    optimizer = make_optimizer("adam", model, **options.rates())
+    chosen = make_optimizer(optimizer, model, **options.rates())
     epochs = options.train_epochs
-    falls = annealing(optimizer, options.plugins, anneal=anneal, train_epochs=epochs)
+    falls = annealing(chosen, options.plugins, anneal=anneal, train_epochs=epochs)
     if falls and schedule is not None:
-        falls = [schedule(optimizer, epochs)]
+        falls = [schedule(chosen, epochs)]
     own = [*falls, FreshOptimizerPlugin(), *own_plugins]
-    strategy = PEFTTemplate(model=model, optimizer=optimizer, own_plugins=own, **options.template())
+    strategy = PEFTTemplate(model=model, optimizer=chosen, own_plugins=own, **options.template())
     strategy.batch_independent_at_test = not batchwise
     return strategy

@@ -93,7 +93,12 @@ def test_there_are_no_more_directions_than_dimensions():
 
 def train(*plugins, **options):
     torch.manual_seed(0)
-    settings = {"train_epochs": 2, "train_mb_size": 8, "lr": 0.05} | options
+    settings = {
+        "train_epochs": 2,
+        "train_mb_size": 8,
+        "lr": 0.05,
+        "mixed_precision": "no",
+    } | options
     strategy = build_coda_prompt(
         backbone=seeing_backbone(),
         plugins=plugins,

@@ -5,6 +5,7 @@ import torch
 from peftcl_prompts.coda_prompt import build_coda_prompt, build_coda_prompts
 from peftcl_prompts.dualprompt import build_dual_prompts, build_dualprompt
 from peftcl_prompts.l2p import build_l2p, build_prompt_pool
+from peftcl_prompts.s_prompts import build_domain_prompts, build_s_prompts
 
 from avalanche_peftcl.errors import ConfigWarning
 from avalanche_peftcl.models import Embedded
@@ -137,3 +138,28 @@ class TestCODAPrompt(StrategyContract):
 @pytest.mark.slow
 class TestCODAPromptEverywhere(TestCODAPrompt):
     scenarios = SCENARIOS
+
+
+class TestDomainPrompts(BranchContract):
+    """Each of four images is nearest to the centroid of another experience."""
+
+    identity_at_start = False
+    dead_parameters = ()
+
+    def create_branch(self, backbone):
+        branch = build_domain_prompts(backbone=backbone, length=2)
+        for number, query in enumerate(Embedded(backbone, self.images()).query()):
+            branch.start_experience(1 + number)
+            branch.centroids.put(torch.nn.functional.normalize(query[None]), number)
+            with torch.no_grad():
+                branch.parts.prompts.uniform_(-1, 1)
+        return branch
+
+
+class TestSPrompts(StrategyContract):
+    scenarios = ("domain",)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_s_prompts(
+            backbone=backbone, plugins=plugins, evaluator=evaluator, **(few_steps | {"lr": 0.5})
+        )

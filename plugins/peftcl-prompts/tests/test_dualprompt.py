@@ -81,6 +81,7 @@ def train(*plugins):
         evaluator=EvaluationPlugin(),
         train_epochs=2,
         train_mb_size=8,
+        mixed_precision="no",
         lr=0.05,
     )
     benchmark = learnable_benchmark(per_class=4)

@@ -25,6 +25,7 @@ METHODS = {
     "l2p": {"strategy": {"name": "l2p", **SHORT}},
     "dualprompt": {"strategy": {"name": "dualprompt", "g_blocks": [0], "e_blocks": [1], **SHORT}},
     "coda_prompt": {"strategy": {"name": "coda_prompt", "components": 3, **SHORT}},
+    "s_prompts": {"strategy": {"name": "s_prompts", **SHORT}},
     "l2p with pgp": {"strategy": {"name": "l2p", **SHORT}, "plugins": PGP},
 }
 STOPPER = '''
@@ -90,6 +91,10 @@ def each_method(*quick):
     )
 
 
+def own_scenario(method):
+    return "domain" if method == "s_prompts" else "class"
+
+
 def matrix(folder):
     return list(csv.reader((folder / "accuracy_matrix.csv").open(encoding="utf-8")))
 
@@ -118,6 +123,8 @@ print([m for m in ("torch", "avalanche", "timm") if m in sys.modules])
     "scenario", ["class", *(pytest.param(s, marks=pytest.mark.slow) for s in SCENARIOS[1:])]
 )
 def test_it_runs_in_every_scenario(tmp_path, method, scenario):
+    if method == "s_prompts" and scenario != "domain":
+        pytest.skip("the method serves domains")
     file = tmp_path / "run.yaml"
     asked = config(tmp_path / "run", method, scenario=scenario)
     file.write_text(yaml.safe_dump(asked.model_dump(mode="json", exclude={"seeds"})))
@@ -133,7 +140,11 @@ def test_it_runs_in_every_scenario(tmp_path, method, scenario):
 @each_method()
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, stopper, method):
     plugins = [{"name": "stop", "at": 1}]
-    whole, halves = (config(tmp_path / n, method, plugins=plugins) for n in ("whole", "halves"))
+    scenario = own_scenario(method)
+    whole, halves = (
+        config(tmp_path / n, method, plugins=plugins, scenario=scenario)
+        for n in ("whole", "halves")
+    )
     discover()
     stopper().Stop.armed = False
     avalanche_peftcl.run(whole)
@@ -151,7 +162,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, stopper, meth
 
 @each_method()
 def test_exported_it_predicts_what_the_record_says(tmp_path, method):
-    asked = config(tmp_path / "run", method)
+    asked = config(tmp_path / "run", method, scenario=own_scenario(method))
     metrics = avalanche_peftcl.run(asked).metrics
     file = tmp_path / "network.safetensors"
     result = CliRunner().invoke(app, ["export", str(asked.output), str(file)])
