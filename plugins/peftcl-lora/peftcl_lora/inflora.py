@@ -77,7 +77,7 @@ class InfLoRAPlugin(SupervisedPlugin):
 
     Args:
         threshold: :math:`\lambda`.
-        n_experiences: ``T``, for :math:`\epsilon_t = \lambda + (1 - \lambda)\,t / T`, ``t`` from 0;
+        n_experiences: ``T``, for :math:`\epsilon_t = \lambda + (1 - \lambda) t / T`, ``t`` from 0;
             ``None``: :math:`\epsilon_t = \lambda`.
         n_samples: Images read each time; ``None`` reads all. Of an online stream ``A`` is set by
             the first chunk, and each chunk is remembered while it is there.
@@ -226,7 +226,7 @@ def build_inflora(
         threshold: Share :math:`\lambda` of the energy of old inputs that is remembered; published
             0.98 for ImageNet-R.
         n_experiences: Number ``T`` of experiences; the share then grows to
-            :math:`\lambda + (1 - \lambda)\,t / T` with experience ``t``, from 0, as published.
+            :math:`\lambda + (1 - \lambda) t / T` with experience ``t``, from 0, as published.
             ``None`` leaves it at ``threshold``.
         n_samples: Images of an experience that are read before and after its training; ``None``
             reads all, as published.

@@ -87,6 +87,7 @@ class PairedLinear(ExperienceParts):
 
     base: nn.Linear
     scales: PairScales | None
+    index: Tensor
     down: Tensor
     up: Tensor
     past_down: Tensor
@@ -108,7 +109,8 @@ class PairedLinear(ExperienceParts):
         super().__init__({name: base.weight.new_zeros(shape) for name, shape in first.items()})
         object.__setattr__(self, "base", base)  # no children: the one is the backbone's,
         object.__setattr__(self, "scales", scales)  # the other all layers'
-        self.index = [_PARTS.index(part) for part in parts]
+        index = torch.tensor([_PARTS.index(part) for part in parts], device=base.weight.device)
+        self.register_buffer("index", index, persistent=False)
         self.scale, self.place = scale, place
         self.dropout = nn.Dropout(dropout)
         self.draw()
@@ -144,8 +146,7 @@ class PairedLinear(ExperienceParts):
         added = self.scale * torch.einsum("...tpr,tper->...pe", low, up)
         whole: Tensor = self.base(x)
         split = whole.view(*x.shape[:-1], 3, -1)  # (..., 3, E)
-        index = torch.tensor(self.index, device=x.device)
-        return split.index_add(-2, index, added.to(split.dtype)).flatten(-2)
+        return split.index_add(-2, self.index, added.to(split.dtype)).flatten(-2)
 
 
 @exportable

@@ -1,4 +1,4 @@
-"""The contracts of the core, for each method; most scenarios are for a long run of the tests."""
+"""The contracts of the core, for each method; they are for a long run of the tests, but for one."""
 
 import pytest
 from peftcl_lora.inflora import build_inflora
@@ -65,3 +65,7 @@ class TestLAEWithLoRA(LAEContract):
 
     def module(self, backbone):
         return build_lora(backbone=backbone)
+
+
+def test_inflora_goes_on_from_its_state():
+    TestInfLoRA().test_goes_on_from_its_state()

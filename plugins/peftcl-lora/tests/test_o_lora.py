@@ -85,8 +85,9 @@ def test_orthogonality_makes_new_pairs_orthogonal():
             backbone=toy_backbone(),
             r=2,
             orthogonality=weight,
-            lr=0.02,
-            train_epochs=20,
+            lr=0.05,
+            blocks=[2],
+            train_epochs=8,
             train_mb_size=12,
             **SETTINGS,
         )

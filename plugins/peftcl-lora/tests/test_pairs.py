@@ -29,7 +29,7 @@ def written(backbone, branch, factors):
         size = len(weight) // 3
         pairs = [*zip(layer.past_down, layer.past_up, strict=True), (layer.down, layer.up)]
         for s, (down, up) in enumerate(pairs):
-            for i, part in enumerate(layer.index):
+            for i, part in enumerate(layer.index.tolist()):
                 row = part * size
                 update = factors(s, place, i) * (up[i] @ down[i])
                 weight.data[row : row + size] += update

@@ -1,6 +1,7 @@
 """SD-LoRA: factors train, old directions have norm 1 and stay, their sum is what is computed."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def frozen(model):
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
+@functools.cache
 def train(*, continuous):
     """Return the networks as three experiences began and ended."""
     torch.manual_seed(0)
