@@ -24,6 +24,7 @@ from avalanche_peftcl.benchmarks.sources.classic import (
 from avalanche_peftcl.benchmarks.sources.core50 import core50
 from avalanche_peftcl.benchmarks.sources.digits import digits
 from avalanche_peftcl.benchmarks.sources.five_datasets import five_datasets
+from avalanche_peftcl.benchmarks.sources.hf_dataset import hf_dataset
 from avalanche_peftcl.benchmarks.sources.image_folder import image_folder
 from avalanche_peftcl.benchmarks.sources.image_list import image_list
 from avalanche_peftcl.benchmarks.sources.image_text import image_text
@@ -54,6 +55,7 @@ __all__ = [
     "eval_transform",
     "fashion_mnist",
     "five_datasets",
+    "hf_dataset",
     "image_folder",
     "image_list",
     "image_text",

@@ -40,8 +40,10 @@ class Difference:
 
 
 def dataset(metrics: Record) -> str:
-    """Return the name of the data set: the benchmark's, or that of the image folder's root."""
+    """Return the name of the data set: the benchmark's, its folder's root's, or its own."""
     benchmark = metrics.config.benchmark
+    if benchmark.name.rpartition("/")[2] == "hf_dataset":
+        return folder_name(str(benchmark.options.get("dataset")))
     root = str(benchmark.options.get("root") or "")
     name = benchmark.name.rpartition("/")[2]
     return folder_name(root) or name if _is_folder(name) else name

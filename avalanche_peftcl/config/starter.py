@@ -213,6 +213,12 @@ def _of_benchmark(name: str, wanted: str | None) -> tuple[str, str, str]:
             "scenario: class           # or task, domain, online",
             "n_experiences: 5",
         ]
+    if name == "hf_dataset":
+        lines += [
+            "dataset: OWNER/NAME       # on the Hub, or a folder, or a Parquet file",
+            "scenario: class           # or task, domain, online",
+            "n_experiences: 5",
+        ]
     if name in _DIGITS:
         backbone = _GLYPHS
     elif name in CLASSES:

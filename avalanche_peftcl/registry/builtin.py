@@ -175,6 +175,12 @@ def peftcl_benchmarks() -> Iterable[Component]:
             source="lists of images; DomainNet, arXiv 1812.01754",
         ),
         Component(
+            "hf_dataset",
+            f"{_BENCHMARKS}.sources.hf_dataset:hf_dataset",
+            source="data sets of the Hugging Face Hub, and Parquet files",
+            libraries=("datasets",),
+        ),
+        Component(
             "image_text",
             f"{_BENCHMARKS}.sources.image_text:image_text",
             source="captioned images, such as Flickr8k (Hodosh et al., JAIR 2013)",

@@ -128,3 +128,13 @@ def test_a_folder_of_images_may_have_any_name_if_its_hash_is_known(run):
     unknown = folder | {"protocol.split_sha256": None}
     runs = [run(n, changes=unknown | {"config.benchmark.root": n}) for n in ("old", "older")]
     assert keys(runs) == ["data set"]
+
+
+def test_a_data_set_of_the_hub_has_its_own_name(run):
+    def read(name):
+        return {"config.benchmark": {"name": "hf_dataset", "dataset": name, "seed": 0}}
+
+    runs = [run("a", changes=read("owner/one")), run("b", seed=1, changes=read("other/one"))]
+    assert keys(runs) == []
+    (difference,) = protocol_differences([runs[0], run("c", seed=1, changes=read("owner/two"))])
+    assert [value for value, _ in difference.values] == ["one", "two"]

@@ -71,7 +71,7 @@ def test_it_builds_to_the_end(tmp_path):
     assert "16 images, 3 epochs" in " ".join(shown.split())
 
 
-@pytest.mark.parametrize("name", [*CLASSES, "five_datasets", "image_list"])
+@pytest.mark.parametrize("name", [*CLASSES, "five_datasets", "hf_dataset", "image_list"])
 def test_benchmarks_by_name_are_planned(name, tmp_path):
     config = config_from(starter(name, tmp_path / "a.yaml", discover()))
     assert config.benchmark.name == name

@@ -1,7 +1,7 @@
 """From an image file to what a backbone expects; no Avalanche."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ MAX_PIXELS = 2**27
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")  # modes of Pillow with an alpha channel
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Read an image file as RGB of 8 bits a channel, as :func:`to_rgb` makes it.
 
     Args:
-        path: A file of one of :data:`FORMATS`, known by its content.
+        path: A file of one of :data:`FORMATS`, known by its content, open or not.
+        name: What messages call it; ``None``, its path.
 
     Returns:
         The decoded image, of several the first.
@@ -31,25 +32,26 @@ def read_image(path: Path) -> Image.Image:
         DataError: If the file is missing, is of another format, cannot be decoded, or has more than
             8 bits a channel or :data:`MAX_PIXELS` pixels.
     """
+    name = str(path) if name is None else name
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return _rgb(image, str(path))
+            return _rgb(image, name)
     except DataError:
         raise
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{path} cannot be decoded as an image: it is none of {', '.join(FORMATS)}; convert it "
+            f"{name} cannot be decoded as an image: it is none of {', '.join(FORMATS)}; convert it "
             "or take it out"
         ) from error
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller or take it out"
+            f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller or take it out"
         ) from error
     except Exception as error:  # every decoder of Pillow raises its own kinds
         raise DataError(
-            f"{path} cannot be decoded as an image ({error}); replace it or take it out"
+            f"{name} cannot be decoded as an image ({error}); replace it or take it out"
         ) from error
 
 
