@@ -22,3 +22,5 @@ def peftcl_strategies() -> Iterable[Component]:
     yield Component(
         "s_prompts", f"{_HERE}.s_prompts:build_s_prompts", source=s_prompts, scenarios=("domain",)
     )
+    one = "OnePrompt, arXiv 2402.04129"
+    yield Component("one_prompt", f"{_HERE}.one_prompt:build_one_prompt", source=one)

@@ -5,6 +5,7 @@ import torch
 from peftcl_prompts.coda_prompt import build_coda_prompt, build_coda_prompts
 from peftcl_prompts.dualprompt import build_dual_prompts, build_dualprompt
 from peftcl_prompts.l2p import build_l2p, build_prompt_pool
+from peftcl_prompts.one_prompt import build_one_prompt
 from peftcl_prompts.s_prompts import build_domain_prompts, build_s_prompts
 
 from avalanche_peftcl.errors import ConfigWarning
@@ -163,3 +164,17 @@ class TestSPrompts(StrategyContract):
         return build_s_prompts(
             backbone=backbone, plugins=plugins, evaluator=evaluator, **(few_steps | {"lr": 0.5})
         )
+
+
+class TestOnePrompt(StrategyContract):
+    scenarios = ("class",)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        return build_one_prompt(
+            backbone=backbone, plugins=plugins, evaluator=evaluator, **few_steps
+        )
+
+
+@pytest.mark.slow
+class TestOnePromptEverywhere(TestOnePrompt):
+    scenarios = SCENARIOS

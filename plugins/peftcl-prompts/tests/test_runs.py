@@ -25,6 +25,9 @@ METHODS = {
     "l2p": {"strategy": {"name": "l2p", **SHORT}},
     "dualprompt": {"strategy": {"name": "dualprompt", "g_blocks": [0], "e_blocks": [1], **SHORT}},
     "coda_prompt": {"strategy": {"name": "coda_prompt", "components": 3, **SHORT}},
+    "one_prompt": {
+        "strategy": {"name": "one_prompt", "short_blocks": [0], "long_blocks": [1], **SHORT}
+    },
     "s_prompts": {"strategy": {"name": "s_prompts", **SHORT}},
     "l2p with pgp": {"strategy": {"name": "l2p", **SHORT}, "plugins": PGP},
 }
