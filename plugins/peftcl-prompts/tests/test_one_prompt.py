@@ -30,7 +30,7 @@ def test_all_experiences_train_the_same_and_projection_protects_it():
         backbone=seeing_backbone(),
         plugins=[plugin],
         evaluator=EvaluationPlugin(),
-        train_epochs=1,
+        train_epochs=3,
         train_mb_size=8,
         lr=0.05,
         mixed_precision="no",
