@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from avalanche_peftcl.registry.component import Component
+from avalanche_peftcl.registry.costs import Costs
 from avalanche_peftcl.registry.hookspecs import hookimpl
 from avalanche_peftcl.registry.takes import takes
 
@@ -13,6 +14,7 @@ __all__ = [
     "NTKCL",
     "PEGP",
     "Component",
+    "Costs",
     "PEFTTemplate",
     "__version__",
     "compare",

@@ -8,6 +8,7 @@ import typer
 
 from avalanche_peftcl.cli.arguments import Json
 from avalanche_peftcl.console import complain, plain, print_json, standard_console, tell_imports
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.registry.kinds import KINDS, kind_of
 from avalanche_peftcl.registry.tables import (
@@ -16,6 +17,7 @@ from avalanche_peftcl.registry.tables import (
     component_page,
     component_table,
     components_json,
+    cost_table,
     package_table,
     packages_json,
 )
@@ -44,10 +46,21 @@ def list_components(
             help="Show the options of this component of that kind.", autocompletion=_names
         ),
     ] = None,
+    costs: Annotated[
+        bool,
+        typer.Option("--costs", help="Of strategies: passes and floats kept, as they say."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the components on offer, or the options of one: type, range, default and meaning."""
+    """List the components on offer, or the options of one: type, range, default and meaning.
+
+    With --costs what every strategy says that it costs with its defaults: whether
+    the number of experiences has to be known, passes through the backbone of an
+    image, floats kept. With --json costs are there in any case.
+    """
     registry, console = discover(), standard_console()
+    if costs and (kind is None or kind_of(kind).name != "strategy" or name is not None):
+        raise ConfigError("costs are those of strategies; write: peftcl list strategies --costs")
     if kind is not None and name is not None:
         registry.get(kind_of(kind).name, name)  # a wrong name waits for nothing
         tell_imports(_HEAVY)
@@ -59,6 +72,9 @@ def list_components(
             if one
             else components_json(registry, kind),
         )
+        return
+    if costs:
+        console.print(cost_table(registry, width=console.width))
         return
     if kind is None or name is None:
         console.print(component_table(registry, kind, width=console.width))

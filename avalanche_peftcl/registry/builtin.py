@@ -6,6 +6,7 @@ Import paths instead of imports: listing these costs neither torch nor Avalanche
 from collections.abc import Iterable
 
 from avalanche_peftcl.registry.component import Component, Scenario
+from avalanche_peftcl.registry.costs import Costs
 from avalanche_peftcl.registry.hookspecs import hookimpl
 
 _MODELS = "avalanche_peftcl.models"
@@ -214,34 +215,54 @@ def peftcl_benchmarks() -> Iterable[Component]:
 @hookimpl
 def peftcl_strategies() -> Iterable[Component]:
     """Methods."""
+    tuned = Costs(per_class="D + 1", once="P")
     return (
-        Component("ntk_cl", f"{_TRAINING}.ntk_cl:build_ntk_cl", source="arXiv 2407.17120"),
+        Component(
+            "ntk_cl",
+            f"{_TRAINING}.ntk_cl:build_ntk_cl",
+            source="arXiv 2407.17120",
+            costs=Costs(step="4", test="4", per_class="4*D", once="2*P - 4*D^2 - 2*D"),
+        ),
         Component(
             "pegp",
             f"{_TRAINING}.pegp:build_pegp",
             source="arXiv 2405.13383",
             own_module=("peft", "r", "length", "blocks"),
+            costs=Costs(
+                step="2", per_class="D + 1", once="P + L*(D^2 + r^2)", at_most=("step", "once")
+            ),
         ),
         Component(
-            "naive", f"{_TRAINING}.naive:build_naive", source="fine-tuning in turn; Avalanche Naive"
+            "naive",
+            f"{_TRAINING}.naive:build_naive",
+            source="fine-tuning in turn; Avalanche Naive",
+            costs=tuned,
         ),
         Component(
             "nearest_class_mean",
             f"{_TRAINING}.nearest_class_mean:build_nearest_class_mean",
             source="SimpleCIL, arXiv 2303.07338",
+            costs=Costs(step="0", per_class="D"),
         ),
         Component(
             "closed_form",
             f"{_TRAINING}.closed_form:build_closed_form",
             source="a fitted head on frozen features; RanPAC, arXiv 2307.02251, has one",
+            costs=Costs(step="0", per_class="2*D", once="D^2"),
         ),
         Component(
             "contrastive",
             f"{_TRAINING}.contrastive:build_contrastive",
             source="images and their captions; CLIP, Radford et al., arXiv 2103.00020",
             scenarios=("task",),
+            costs=Costs(once="P"),
         ),
-        Component("joint", f"{_TRAINING}.joint:build_joint", source="Avalanche JointTraining"),
+        Component(
+            "joint",
+            f"{_TRAINING}.joint:build_joint",
+            source="Avalanche JointTraining",
+            costs=tuned,
+        ),
     )
 
 

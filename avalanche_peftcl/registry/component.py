@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, Literal, get_args
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.costs import Costs
 from avalanche_peftcl.registry.wording import join, show
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -32,11 +33,12 @@ class Component:
             the one that offers it, torch, timm and peft are recorded in any case.
         own_module: Of a strategy, options that say which module it makes where the run has none.
             Beside a module they are refused, but for their defaults, and not recorded.
+        costs: Of a strategy, passes and floats, see :class:`Costs`; ``None`` where it does not say.
 
     Raises:
         ConfigError: If the name is not lower_snake_case, ``build`` neither a callable nor an import
             path of that form, the source no text, a scenario none of the four, a library no name of
-            a distribution, or an option of ``own_module`` no text.
+            a distribution, an option of ``own_module`` no text, or the costs no :class:`Costs`.
 
     Example:
         >>> Component("counter", "collections:Counter", source="Python").load()
@@ -49,6 +51,7 @@ class Component:
     scenarios: tuple[Scenario, ...] = SCENARIOS
     libraries: tuple[str, ...] = ()
     own_module: tuple[str, ...] = ()
+    costs: Costs | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -91,6 +94,11 @@ class Component:
             raise ConfigError(
                 f"component {self.name!r}: own_module={show(own)} is not a tuple of names of "
                 "options"
+            )
+        if not isinstance(self.costs, Costs | None):
+            raise ConfigError(
+                f"component {self.name!r}: costs={show(self.costs)} is no Costs(...) of "
+                "avalanche_peftcl"
             )
 
     def load(self) -> Callable[..., Any]:

@@ -11,12 +11,22 @@ from rich.text import Text
 
 from avalanche_peftcl.console import add_row, plain, plain_table, visible
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.costs import FORMULAS, SYMBOLS, Costs
 from avalanche_peftcl.registry.kinds import kind_of
 from avalanche_peftcl.registry.packages import Entry
 from avalanche_peftcl.registry.registry import Registry, schema_of
 from avalanche_peftcl.registry.schema import Option
 
 _WIDE = 110  # letters of a line that tables with borders want
+_COST_WIDE = 170  # likewise, those with formulas
+_COST_COLUMNS = (
+    "length known",
+    "passes a step",
+    "a test image",
+    "floats a class",
+    "an experience",
+    "once",
+)
 _COLUMNS = ("kind", "name", "provider", "version", "source")
 
 
@@ -47,6 +57,40 @@ def component_table(registry: Registry, kind: str | None = None, *, width: int =
     return table
 
 
+def cost_table(registry: Registry, *, width: int = _WIDE) -> RenderableType:
+    """Return what each strategy says that it costs with the defaults of its builder.
+
+    Args:
+        registry: What is installed.
+        width: Letters of a line; where it is narrow, what a strategy says stands in lines.
+    """
+    names = registry.names("strategy")
+    entries = dict(zip(names, registry.entries("strategy"), strict=True))
+    told = {name: _cost_cells(entry.component.costs) for name, entry in entries.items()}
+    legend = [plain(f"{symbol}: {meaning}") for symbol, meaning in SYMBOLS.items()]
+    legend += [plain("<=: fewer, as data and options have it; -: it does not say")]
+    if width < _COST_WIDE:
+        lines: list[RenderableType] = []
+        for name, cells in told.items():
+            scenarios = ", ".join(entries[name].component.scenarios)
+            lines.append(Text.assemble((visible(name), "bold"), visible(f"  {scenarios}")))
+            pairs = zip(_COST_COLUMNS, cells, strict=True)
+            text = "; ".join(f"{column} {cell}" for column, cell in pairs)
+            lines.append(Padding(plain(text), (0, 0, 0, 4)))
+        return Group(*lines, plain(""), *legend)
+    table = plain_table("strategy", "scenarios", *_COST_COLUMNS)
+    for name, cells in told.items():
+        add_row(table, name, ", ".join(entries[name].component.scenarios), *cells)
+    return Group(table, *legend)
+
+
+def _cost_cells(costs: Costs | None) -> tuple[str, ...]:
+    if costs is None:
+        return ("-",) * len(_COST_COLUMNS)
+    told = [("<= " * (name in costs.at_most)) + getattr(costs, name) for name in FORMULAS]
+    return ("yes" if costs.needs_length else "no"), *told
+
+
 def component_page(
     registry: Registry, kind: str, name: str, *, width: int = _WIDE
 ) -> list[RenderableType]:
@@ -70,6 +114,9 @@ def component_page(
         plain(f"{kind} {component.name} of {entry.provider}: {component.source}"),
         plain(f"scenarios: {', '.join(component.scenarios)}"),
     ]
+    if component.costs is not None:
+        pairs = zip(_COST_COLUMNS, _cost_cells(component.costs), strict=True)
+        head.append(plain("costs: " + "; ".join(f"{column} {cell}" for column, cell in pairs)))
     options = schema_of(entry).told()
     if not options:
         return [*head, plain("It has no options.")]
@@ -137,6 +184,7 @@ def _component_json(name: str, entry: Entry) -> dict[str, Any]:
         "version": entry.provider.version,
         "source": entry.component.source,
         "scenarios": list(entry.component.scenarios),
+        "costs": None if entry.component.costs is None else asdict(entry.component.costs),
     }
 
 

@@ -4,6 +4,7 @@ from avalanche_peftcl.testing.backbone import BackboneContract
 from avalanche_peftcl.testing.benchmark import BenchmarkContract
 from avalanche_peftcl.testing.branch import BranchContract
 from avalanche_peftcl.testing.captions import captioned_backbone, captioned_benchmark
+from avalanche_peftcl.testing.costs import Counted, count_costs, differing_costs
 from avalanche_peftcl.testing.head import HeadContract
 from avalanche_peftcl.testing.learnable import (
     blind_backbone,
@@ -26,6 +27,7 @@ __all__ = [
     "BackboneContract",
     "BenchmarkContract",
     "BranchContract",
+    "Counted",
     "HeadContract",
     "LoggerContract",
     "MetricContract",
@@ -34,6 +36,8 @@ __all__ = [
     "blind_backbone",
     "captioned_backbone",
     "captioned_benchmark",
+    "count_costs",
+    "differing_costs",
     "learnable_benchmark",
     "learnable_images",
     "seeing_backbone",
