@@ -24,3 +24,5 @@ def peftcl_strategies() -> Iterable[Component]:
     )
     one = "OnePrompt, arXiv 2402.04129"
     yield Component("one_prompt", f"{_HERE}.one_prompt:build_one_prompt", source=one)
+    nsp = "VPT-NSP, arXiv 2406.05658"
+    yield Component("vpt_nsp", f"{_HERE}.vpt_nsp:build_vpt_nsp", source=nsp)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
+from torch import Tensor
 
 from avalanche_peftcl.errors import ConfigWarning
 from avalanche_peftcl.models import (
@@ -20,6 +21,7 @@ from avalanche_peftcl.models import (
 from avalanche_peftcl.training import (
     OptimizerName,
     PEFTTemplate,
+    TemplateArguments,
     TrainingOptions,
     annealing,
     make_optimizer,
@@ -61,9 +63,10 @@ def prompt_strategy(
     *,
     anneal: bool | None,
     options: PromptOptions,
-    optimizer: OptimizerName = "adam",
+    optimizer: OptimizerName | torch.optim.Optimizer = "adam",
     batchwise: bool = False,
     schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     own_plugins: Sequence[Any] = (),
 ) -> PEFTTemplate:
     """Return a strategy that trains a network anew in each experience.
@@ -73,10 +76,11 @@ def prompt_strategy(
         anneal: Whether the learning rate falls to 0 as a cosine; ``None`` is yes unless a plugin
             schedules it.
         options: What a strategy that trains takes.
-        optimizer: Which one.
+        optimizer: Which one, or one that is built.
         batchwise: Whether prompts are chosen for a minibatch, which is warned of.
         schedule: From optimizer and epochs to what lets the learning rate fall instead, in the
             places where the cosine would.
+        criterion: From logits and targets to the loss; ``None``: cross-entropy.
         own_plugins: Of the method.
     """
     if batchwise:
@@ -87,12 +91,15 @@ def prompt_strategy(
             ConfigWarning,
             stacklevel=3,
         )
-    chosen = make_optimizer(optimizer, model, **options.rates())
+    chosen = optimizer
+    if not isinstance(chosen, torch.optim.Optimizer):
+        chosen = make_optimizer(chosen, model, **options.rates())
     epochs = options.train_epochs
     falls = annealing(chosen, options.plugins, anneal=anneal, train_epochs=epochs)
     if falls and schedule is not None:
         falls = [schedule(chosen, epochs)]
     own = [*falls, FreshOptimizerPlugin(), *own_plugins]
-    strategy = PEFTTemplate(model=model, optimizer=chosen, own_plugins=own, **options.template())
+    template = options.template() | TemplateArguments(criterion=criterion)
+    strategy = PEFTTemplate(model=model, optimizer=chosen, own_plugins=own, **template)
     strategy.batch_independent_at_test = not batchwise
     return strategy

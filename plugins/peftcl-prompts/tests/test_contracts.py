@@ -7,6 +7,7 @@ from peftcl_prompts.dualprompt import build_dual_prompts, build_dualprompt
 from peftcl_prompts.l2p import build_l2p, build_prompt_pool
 from peftcl_prompts.one_prompt import build_one_prompt
 from peftcl_prompts.s_prompts import build_domain_prompts, build_s_prompts
+from peftcl_prompts.vpt_nsp import build_deep_prompts, build_vpt_nsp
 
 from avalanche_peftcl.errors import ConfigWarning
 from avalanche_peftcl.models import Embedded
@@ -177,4 +178,26 @@ class TestOnePrompt(StrategyContract):
 
 @pytest.mark.slow
 class TestOnePromptEverywhere(TestOnePrompt):
+    scenarios = SCENARIOS
+
+
+class TestDeepPrompts(BranchContract):
+    identity_at_start = False
+
+    def create_branch(self, backbone):
+        return build_deep_prompts(backbone=backbone)
+
+
+class TestVPTNSP(StrategyContract):
+    scenarios = ("class",)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        more = {"lr": 0.2, "temperature": 1.0}
+        return build_vpt_nsp(
+            backbone=backbone, plugins=plugins, evaluator=evaluator, **(few_steps | more)
+        )
+
+
+@pytest.mark.slow
+class TestVPTNSPEverywhere(TestVPTNSP):
     scenarios = SCENARIOS

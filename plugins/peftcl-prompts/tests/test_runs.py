@@ -29,6 +29,7 @@ METHODS = {
         "strategy": {"name": "one_prompt", "short_blocks": [0], "long_blocks": [1], **SHORT}
     },
     "s_prompts": {"strategy": {"name": "s_prompts", **SHORT}},
+    "vpt_nsp": {"strategy": {"name": "vpt_nsp", **SHORT}},
     "l2p with pgp": {"strategy": {"name": "l2p", **SHORT}, "plugins": PGP},
 }
 STOPPER = '''
