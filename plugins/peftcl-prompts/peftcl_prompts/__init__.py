@@ -5,24 +5,51 @@ Import paths instead of imports: listing these costs neither torch nor Avalanche
 
 from collections.abc import Iterable
 
-from avalanche_peftcl import Component, hookimpl
+from avalanche_peftcl import Component, Costs, hookimpl
 
 _HERE = "peftcl_prompts"
 
 
 @hookimpl
 def peftcl_strategies() -> Iterable[Component]:
-    """Offer the methods."""
-    yield Component("l2p", f"{_HERE}.l2p:build_l2p", source="L2P, arXiv 2112.08654")
-    dualprompt = "DualPrompt, arXiv 2204.04799"
-    yield Component("dualprompt", f"{_HERE}.dualprompt:build_dualprompt", source=dualprompt)
-    coda = "CODA-Prompt, arXiv 2211.13218"
-    yield Component("coda_prompt", f"{_HERE}.coda_prompt:build_coda_prompt", source=coda)
-    s_prompts = "S-Prompts, arXiv 2207.12819"
+    """Offer the methods; each serves every scenario, if it says no other."""
+    head = "D + 1"  # a row of it
     yield Component(
-        "s_prompts", f"{_HERE}.s_prompts:build_s_prompts", source=s_prompts, scenarios=("domain",)
+        "l2p",
+        f"{_HERE}.l2p:build_l2p",
+        source="L2P, arXiv 2112.08654",
+        costs=Costs(step="2", test="2", per_class=head, once="P"),
     )
-    one = "OnePrompt, arXiv 2402.04129"
-    yield Component("one_prompt", f"{_HERE}.one_prompt:build_one_prompt", source=one)
-    nsp = "VPT-NSP, arXiv 2406.05658"
-    yield Component("vpt_nsp", f"{_HERE}.vpt_nsp:build_vpt_nsp", source=nsp)
+    yield Component(
+        "dualprompt",
+        f"{_HERE}.dualprompt:build_dualprompt",
+        source="DualPrompt, arXiv 2204.04799",
+        costs=Costs(
+            step="2", test="2", per_class=head, per_experience="31*D", once="P - 31*D"
+        ),  # three blocks of five keys and values, and a key
+    )
+    yield Component(
+        "coda_prompt",
+        f"{_HERE}.coda_prompt:build_coda_prompt",
+        source="CODA-Prompt, arXiv 2211.13218",
+        costs=Costs(step="2", test="2", per_class=head, per_experience="P"),
+    )
+    yield Component(
+        "s_prompts",
+        f"{_HERE}.s_prompts:build_s_prompts",
+        source="S-Prompts, arXiv 2207.12819",
+        scenarios=("domain",),
+        costs=Costs(test="2", per_class="T*(D + 1)", per_experience="P + 5*D"),
+    )
+    yield Component(
+        "one_prompt",
+        f"{_HERE}.one_prompt:build_one_prompt",
+        source="OnePrompt, arXiv 2402.04129",
+        costs=Costs(per_class=head, once="P"),
+    )
+    yield Component(
+        "vpt_nsp",
+        f"{_HERE}.vpt_nsp:build_vpt_nsp",
+        source="VPT-NSP, arXiv 2406.05658",
+        costs=Costs(per_class=head, once="2*P + L*(D^2 + 16)"),
+    )
