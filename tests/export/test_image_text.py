@@ -158,14 +158,18 @@ TRAINED = {
     "zero_shot_ridge": ("naive", {}),
     "zero_shot": ("pegp", {"merge_epochs": 1}),
 }
-MODULES = {"text_tower": {"name": "lora", "r": 2, "tower": "both"}}
+MODULES = {
+    "lora": {"name": "lora", "r": 2, "tower": "both"},
+    "prefix": {"name": "prefix", "length": 2, "tower": "both"},
+}
 
 
 @pytest.mark.parametrize(
     "head",
     [
         "text_context",
-        pytest.param("text_tower", marks=pytest.mark.slow),
+        pytest.param("lora", marks=pytest.mark.slow),
+        pytest.param("prefix", marks=pytest.mark.slow),
         pytest.param("zero_shot_ridge", marks=pytest.mark.slow),
         pytest.param("zero_shot", marks=pytest.mark.slow),
     ],
@@ -177,7 +181,7 @@ def test_a_run_that_was_stopped_within_an_experience_goes_on_to_the_bit(
     stop = Entry("strategy_plugin", Component("stop", Stop, source="t"), Provider("test", "1"))
     registry = Registry([*discover().entries(), stop])
     module = MODULES.get(head, {"name": "linear_adapter", "r": 2})
-    head = "zero_shot" if head == "text_tower" else head
+    head = "zero_shot" if head in MODULES else head
     strategy, more = TRAINED[head]
     words = {"class_words": settings["head"]["class_words"]}
     settings |= {
@@ -220,11 +224,15 @@ def test_a_run_that_was_stopped_within_an_experience_goes_on_to_the_bit(
     ]
 
 
-@pytest.mark.parametrize("module", ["adapter", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "module",
+    ["adapter", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "prefix"))],
+)
 def test_a_text_tower_that_was_trained_stays_behind(made, tmp_path, module):
     """What became of the texts is in the file, and nothing that made it."""
     settings, options = made
-    settings["module"] = {"name": module, "r": 2, "tower": "text"}
+    settings["module"] = {"name": module, "tower": "text"}
+    settings["module"] |= {"length": 2} if module == "prefix" else {"r": 2}
     settings["strategy"] = {
         "name": "naive",
         "train_epochs": 2,

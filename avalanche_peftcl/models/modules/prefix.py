@@ -1,13 +1,12 @@
 """Key and value tokens in front of those of a block's attention: Attn(q, [K; k], [V; v])."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_peftcl.models.backbones.attention import (
-    SelfAttention,
     in_front,
     split_heads,
 )
@@ -15,6 +14,8 @@ from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.branch import Branch
 from avalanche_peftcl.models.exportable import exportable
 from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
+from avalanche_peftcl.models.modules.text_prefix import put_prefixes
+from avalanche_peftcl.models.modules.tuned_text import Tower, tune_text
 from avalanche_peftcl.models.projection.sites import (
     Probe,
     ProjectionSite,
@@ -26,7 +27,15 @@ from avalanche_peftcl.registry.ranges import InitBound, Width
 Against = Literal["queries", "inputs"]
 
 
-def weights_on_first(attention: SelfAttention, q: Tensor, k: Tensor, *, length: int) -> Tensor:
+class Scaled(Protocol):
+    """An attention whose affinities have a factor, ``scale``."""
+
+    scale: float
+
+
+def weights_on_first(
+    attention: Scaled, q: Tensor, k: Tensor, *, length: int, mask: Tensor | None = None
+) -> Tensor:
     """Return the attention weights that fall on the first keys, in float32.
 
     Args:
@@ -34,12 +43,15 @@ def weights_on_first(attention: SelfAttention, q: Tensor, k: Tensor, *, length: 
         q: ``(B, H, Q, D / H)``.
         k: All keys, ``(B, H, P + N, D / H)``.
         length: ``P``, how many keys.
+        mask: Added to affinities, so shaped that it fits ``(B, H, Q, P + N)``.
 
     Returns:
         ``(B, H, Q, P)``; a row sums to less than 1.
     """
     with torch.autocast(q.device.type, enabled=False):
         affinities = attention.scale * (q.float() @ k.float().transpose(2, 3))
+        if mask is not None:
+            affinities = affinities + mask.float()
         weights: Tensor = affinities.softmax(dim=3)[..., :length]
     return weights
 
@@ -90,8 +102,20 @@ class PrefixTokens(nn.Module):
         self.values = nn.Parameter(torch.empty(length, embed_dim).uniform_(0, init_bound))
         self.key_probe, self.value_probe = Probe(), Probe()
 
+    @property
+    def length(self) -> int:
+        """``P``."""
+        return len(self.keys)
+
     def forward(
-        self, attention: SelfAttention, tokens: Tensor, q: Tensor, k: Tensor, v: Tensor
+        self,
+        attention: Scaled,
+        tokens: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values with the prefix in front.
 
@@ -101,6 +125,7 @@ class PrefixTokens(nn.Module):
             q: ``(B, H, Q, D / H)``.
             k: ``(B, H, N, D / H)``.
             v: ``(B, H, N, D / H)``.
+            mask: Added to affinities, so shaped that it fits ``(B, H, Q, P + N)``.
 
         Returns:
             Two of ``(B, H, P + N, D / H)``.
@@ -110,7 +135,7 @@ class PrefixTokens(nn.Module):
         if self.key_probe.listening:
             self.key_probe(tokens if self.against == "inputs" else q.transpose(1, 2).flatten(2))
         if self.value_probe.listening:
-            weights = weights_on_first(attention, q, k, length=len(self.keys))
+            weights = weights_on_first(attention, q, k, length=self.length, mask=mask)
             self.value_probe(weights.transpose(1, 2).flatten(2))  # (B, Q, H * P)
         return k, v
 
@@ -207,8 +232,9 @@ def build_prefix(
     against: Against = "queries",
     project_values: bool = True,
     blocks: list[int] | None = None,
-) -> PrefixBranch:
-    """Build a :class:`PrefixBranch` that fits ``backbone``.
+    tower: Tower = "image",
+) -> Branch:
+    """Build a :class:`PrefixBranch` that fits ``backbone``, or prefixes in its text tower.
 
     Args:
         backbone: The frozen network.
@@ -216,19 +242,28 @@ def build_prefix(
         init_bound: Keys and values start uniform in [0, ``init_bound``].
         against: What the keys must not move along, see :class:`PrefixTokens`.
         project_values: Whether gradient projection keeps the values too.
-        blocks: Which blocks, from 0; ``None`` takes the first five.
+        blocks: Which blocks of a tower, from 0; ``None`` takes the first five.
+        tower: Where: ``"text"``, in the text tower, see :class:`.TunedText`, or ``"both"``.
 
     Raises:
-        ConfigError: If ``blocks`` does not fit the network, or an attention takes no further keys.
+        ConfigError: If ``blocks`` does not fit the network, an attention takes no further keys, or
+            there is no text tower, or not of a kind that is known.
     """
-    chosen = choose_blocks(blocks, backbone.depth, default=5)
-    attentions = [backbone.attention(index) for index in chosen]
-    return PrefixBranch(
-        backbone.embed_dim,
-        attentions[0].num_heads,
-        chosen,
-        length=length,
-        init_bound=init_bound,
-        against=against,
-        project_values=project_values,
-    )
+    options: dict[str, Any] = {
+        "length": length,
+        "init_bound": init_bound,
+        "against": against,
+        "project_values": project_values,
+    }
+    branch = Branch()
+    if tower != "text":
+        chosen = choose_blocks(blocks, backbone.depth, default=5)
+        heads = [backbone.attention(index).num_heads for index in chosen]
+        branch = PrefixBranch(backbone.embed_dim, heads[0], chosen, **options)
+    if tower == "image":
+        return branch
+
+    def make(width: int, heads: int) -> PrefixTokens:
+        return PrefixTokens(width, heads, **options)
+
+    return tune_text(branch, backbone, lambda view: put_prefixes(view, make, blocks))

@@ -12,34 +12,46 @@ _MLPS = {"mlp": ("mlp",), "output": ("intermediate", "output")}
 """What of a block is put beside an adapter, and what of it is the MLP: of open_clip, of BERT."""
 
 
-class Beside(nn.Module):
-    """An MLP, or the end of one, with an adapter beside it that reads what the MLP reads.
-
-    The end of BERT's is handed that too, as the residual to which it adds and which it then norms.
+class PutIn(nn.Module):
+    """What takes the place of a module of a text tower, runs it, and has a part that trains.
 
     Args:
         inner: What it takes the place of; its attributes are found here too.
-        adapter: From tokens to what is added to them.
+        part: What was put in.
     """
 
-    def __init__(self, inner: nn.Module, adapter: nn.Module) -> None:
+    inner: Any
+    part: Any
+
+    def __init__(self, inner: nn.Module, part: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.adapter = adapter
-
-    def forward(self, tokens: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the MLP's output and the adapter's, ``(B, n, D)``."""
-        if residual is None:
-            both: Tensor = self.inner(tokens) + self.adapter(tokens)
-        else:
-            both = self.inner(tokens, residual + self.adapter(residual))
-        return both
+        self.part = part
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
+
+
+class Beside(PutIn):
+    """An MLP, or the end of one, with an adapter beside it that reads what the MLP reads.
+
+    The end of BERT's is handed that too, as the residual to which it adds and which it then norms.
+
+    Args:
+        inner: What it takes the place of.
+        part: From tokens to what is added to them.
+    """
+
+    def forward(self, tokens: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the MLP's output and the adapter's, ``(B, n, D)``."""
+        if residual is None:
+            both: Tensor = self.inner(tokens) + self.part(tokens)
+        else:
+            both = self.inner(tokens, residual + self.part(residual))
+        return both
 
 
 def text_blocks(tower: nn.Module) -> dict[str, nn.Module]:

@@ -19,7 +19,7 @@ from avalanche_peftcl.models.exportable import OnlyLearns
 from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
 from avalanche_peftcl.models.modules.injection import brought_by, key_of, shared_copy
 from avalanche_peftcl.models.modules.text_blocks import (
-    Beside,
+    PutIn,
     text_blocks,
     text_layers,
 )
@@ -41,7 +41,8 @@ class TunedText(OnlyLearns):
 
     Args:
         tower: The frozen tower.
-        change: Puts layers of peft, or adapters (:class:`.Beside`), into the view that it is given.
+        change: Puts layers of peft, adapters or prefixes (:class:`.PutIn`) into the view that it is
+            given.
         logit_scale: Of the backbone.
 
     Attributes:
@@ -51,9 +52,9 @@ class TunedText(OnlyLearns):
         ConfigError: If peft refuses, or other parameters would train than those that were put in.
 
     Source:
-        Hu et al., arXiv 2106.09685; Chen et al., AdaptFormer, NeurIPS 2022; their place in a text
-        tower: own. Differs: an adapter in open_clip's blocks reads what the MLP reads, after the
-        norm. Prefixes are not there.
+        Hu et al., arXiv 2106.09685; Chen et al., AdaptFormer, NeurIPS 2022; prefixes: Qiao et al.,
+        arXiv 2405.13383; their place in a text tower: own. Differs: an adapter in open_clip's
+        blocks reads what the MLP reads, after the norm.
 
     Example:
         >>> from avalanche_peftcl.models.modules.text_blocks import put_adapters
@@ -93,7 +94,7 @@ class TunedText(OnlyLearns):
         object.__setattr__(self, "_view", view)  # no child: its weights are the backbone's
         shared = {id(module._parameters) for module in tower.module.modules()}
         parts = {
-            key_of(name): brought_by(m, shared) if isinstance(m, BaseTunerLayer) else m.adapter
+            key_of(name): brought_by(m, shared) if isinstance(m, BaseTunerLayer) else m.part
             for name, m in self.places()
         }
         self.tuners = nn.ModuleDict(parts)
@@ -118,7 +119,7 @@ class TunedText(OnlyLearns):
     def places(self) -> Iterator[tuple[str, Any]]:
         """Return the name and the module of every place where something was put in."""
         for name, module in self.__dict__["_view"].named_modules():
-            if isinstance(module, BaseTunerLayer | Beside):
+            if isinstance(module, BaseTunerLayer | PutIn):
                 yield name, module
 
     @property
@@ -149,7 +150,7 @@ class TunedText(OnlyLearns):
         """State what must hold for the embeddings of old texts to stay.
 
         The features are those of the texts of all classes so far, with all their tokens. Adapters
-        say so themselves.
+        and prefixes say so themselves.
         """
         names = {id(p): name for name, p in self.named_parameters() if p.requires_grad}
         for _, module in self.places():

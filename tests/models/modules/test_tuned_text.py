@@ -13,9 +13,12 @@ from avalanche_peftcl.models import (
     build_adapters,
     build_lora,
     build_peft_tuner,
+    build_prefix,
     create_dual_encoder,
     projection_sites,
 )
+from avalanche_peftcl.models.modules.prefix import PrefixTokens
+from avalanche_peftcl.models.modules.text_prefix import put_prefixes
 from avalanche_peftcl.testing import toy_backbone, toy_image_text
 from tests.models.backbones import test_dual_encoder as dual
 from tests.models.backbones import test_open_clip as clip
@@ -31,6 +34,7 @@ BUILDS = {
     "adapter": (build_adapters, {"r": 2, "scale": 1.0, "dropout": 0.0}),
     "lora": (build_lora, {"r": 2}),
     "ia3": (build_peft_tuner, {"tuner": "ia3", "feedforward_modules": []}),
+    "prefix": (build_prefix, {"length": 3, "init_bound": 0.0}),
 }
 
 
@@ -57,7 +61,9 @@ def shake(text):
 
 def test_it_starts_as_the_frozen_tower_and_then_changes_what_it_says(backbone, branch):
     frozen, text = backbone.encode_text(NAMES, ["a {}", "{}"]), branch.text
-    torch.testing.assert_close(text.encode_text(NAMES, ["a {}", "{}"]), frozen, atol=1e-6, rtol=0)
+    starts = text.encode_text(NAMES, ["a {}", "{}"])
+    if not hasattr(next(iter(text.tuners.values())), "keys"):  # a prefix has attention at once
+        torch.testing.assert_close(starts, frozen, atol=1e-6, rtol=0)
     assert text.logit_scale == backbone.logit_scale
     assert branch.text_side(backbone) is text
     shake(text)
@@ -101,10 +107,15 @@ def test_copies_share_the_frozen_tower_and_no_more(backbone, branch):
     }
 
 
-def test_texts_stay_where_the_sites_are_kept(backbone):
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [(build_lora, {"r": 2}), (build_prefix, {"length": 12, "blocks": [1]})],
+    ids=["lora", "prefix"],
+)
+def test_texts_stay_where_the_sites_are_kept(backbone, build, options):
     """Steps beside all features of the sites, which are those of every token of the texts."""
     torch.manual_seed(0)
-    text = build_lora(backbone=backbone, r=2, tower="text").text
+    text = build(backbone=backbone, tower="text", **options).text
     shake(text)
     with torch.no_grad():
         old, seen = text.encode_text(["cat"]), {}
@@ -123,10 +134,49 @@ def test_texts_stay_where_the_sites_are_kept(backbone):
         assert seen.keys() == {site.name for site in sites} == dict(text.named_parameters()).keys()
         for site in sites:
             (x,) = seen[site.name]
-            step, x = torch.randn_like(site.parameter).double(), x.double()
-            site.parameter.add_(step - step @ torch.linalg.pinv(x) @ x)
+            step, x = site.view(torch.randn_like(site.parameter)).double(), x.double()
+            x = x.view(len(x), -1, step.shape[-1]).transpose(0, 1)  # head by head
+            site.view(site.parameter).add_(step - step @ torch.linalg.pinv(x) @ x)
         torch.testing.assert_close(text.encode_text(["cat"]), old, atol=2e-5, rtol=0)
         assert (text.encode_text(["dog"]) - backbone.encode_text(["dog"])).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("seen", ["all", "not what comes", "not the last"])
+def test_a_prefix_is_torchs_attention_with_further_keys(seen):
+    """Against MultiheadAttention's own, given the prefix as tokens that its maps leave alone."""
+    torch.manual_seed(0)
+    inner = nn.MultiheadAttention(8, 2, batch_first=True)
+    block = nn.ModuleDict({"attn": inner, "mlp": nn.Linear(8, 8)})
+    tower = nn.ModuleDict({"blocks": nn.ModuleList([block])})
+    put_prefixes(tower, lambda width, heads: PrefixTokens(width, heads, length=3), [0])
+    tokens, mask = torch.randn(2, 5, 8), torch.zeros(5, 5)
+    if seen != "all":
+        hidden = (
+            torch.ones(5, 5).triu(1) if seen == "not what comes" else torch.eye(5)[4].expand(5, 5)
+        )
+        mask = mask.masked_fill(hidden.bool(), float("-inf"))
+    out, _ = block["attn"](tokens, tokens, tokens, attn_mask=mask)
+    part = block["attn"].part
+    q, k, v = nn.functional.linear(tokens, inner.in_proj_weight, inner.in_proj_bias).chunk(3, 2)
+    k, v = (
+        torch.cat([p.expand(2, -1, -1), own], 1) for p, own in ((part.keys, k), (part.values, v))
+    )
+    expected, _ = nn.functional.multi_head_attention_forward(
+        *(x.transpose(0, 1) for x in (q, k, v)),
+        8,
+        2,
+        torch.eye(8).repeat(3, 1),
+        None,
+        None,
+        None,
+        False,
+        0.0,
+        inner.out_proj.weight,
+        inner.out_proj.bias,
+        attn_mask=torch.cat([torch.zeros(5, 3), mask], 1),
+        need_weights=False,
+    )
+    torch.testing.assert_close(out, expected.transpose(0, 1), atol=1e-6, rtol=0)
 
 
 def test_dropout_is_of_training_alone(backbone):
@@ -164,6 +214,9 @@ def test_what_cannot_be_tuned_is_told(backbone):
         build_lora(backbone=backbone, tower="text", text_modules=["out_proj"])
     with pytest.raises(ConfigError, match="has one that the network lacks"):
         build_lora(backbone=backbone, tower="text", blocks=[9])
+    odd = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(4, 4)})])})
+    with pytest.raises(ConfigError, match="has no attention as those of open_clip or BERT, before"):
+        put_prefixes(odd, PrefixTokens, None)
     with pytest.raises(ConfigError, match="outside the tuned layers of the text tower would train"):
         build_peft_tuner(backbone=backbone, tuner="lora", bias="all", tower="text")
 
