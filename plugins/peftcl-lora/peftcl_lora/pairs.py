@@ -30,8 +30,9 @@ class PairScales(Growing):
 
     Args:
         start: What a new one begins with.
-        n_places: 1 for one factor in the whole network, or the number ``S`` of layers.
-        n_parts: 1 too, or the number ``P`` of parts that are tuned in each.
+        shared: Whether there is one for all layers and parts; then ``S`` and ``P`` below are 1.
+        n_places: Number ``S`` of layers.
+        n_parts: Number ``P`` of parts that are tuned in each.
 
     Attributes:
         values: ``(T, S, P)``, the newest pair last.
@@ -39,14 +40,15 @@ class PairScales(Growing):
 
     row_tensors = ("values",)
 
-    def __init__(self, start: float, n_places: int, n_parts: int) -> None:
+    def __init__(self, start: float, *, shared: bool, n_places: int, n_parts: int) -> None:
         super().__init__()
-        self.start = start
-        self.values = nn.Parameter(torch.full((1, n_places, n_parts), start))
+        self.start, self.shared = start, shared
+        size = (1, 1, 1) if shared else (1, n_places, n_parts)
+        self.values = nn.Parameter(torch.full(size, start))
 
     def of(self, place: int) -> Tensor:
         """Return those of layer number ``place``, from 0: ``(T, P)`` or ``(T, 1)``."""
-        return self.values[:, min(place, self.values.shape[1] - 1)]
+        return self.values[:, 0 if self.shared else place]
 
     @torch.no_grad()
     def add(self, norms: Tensor) -> None:
@@ -58,10 +60,10 @@ class PairScales(Growing):
             norms: What the present pair was divided by, ``(S, P)``.
         """
         old, new = self.values.detach(), torch.full_like(self.values[:1], self.start)
-        if old.shape[1:] == norms.shape and norms.numel() > 1:
-            old = torch.cat([old[:-1], old[-1:] * norms])
-        else:
+        if self.shared:
             old = torch.full_like(old, self.start)
+        else:
+            old = torch.cat([old[:-1], old[-1:] * norms])
         self.values = nn.Parameter(torch.cat([old, new]))
 
 
@@ -208,8 +210,9 @@ class PairedLoRA(Branch):
         vit = _checked(backbone, parts, chosen)
         self.scales = None
         if scales != "fixed":
-            size = (1, 1) if scales == "shared" else (len(chosen), len(parts))
-            self.scales = PairScales(start, *size)
+            self.scales = PairScales(
+                start, shared=scales == "shared", n_places=len(chosen), n_parts=len(parts)
+            )
         layers: dict[str, PairedLinear] = {}
 
         def replace(module: Any) -> None:

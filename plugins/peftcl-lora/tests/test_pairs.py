@@ -70,6 +70,20 @@ def test_a_copy_with_its_backbone_is_whole_and_alone():
     assert both[1].paired()[0].scales is both[1].scales
 
 
+@pytest.mark.parametrize("blocks", [[1], [0, 1, 2]])  # one factor in all, or several
+def test_factors_of_each_pair_take_over_its_length(blocks):
+    torch.manual_seed(0)
+    backbone = toy_backbone()
+    branch = PairedLoRA(backbone, r=2, parts=("v",), blocks=blocks, scales="each", start=0.8)
+    branch.start_experience(1)
+    before = forward_branches(backbone, [shaken(branch)], IMAGES)[0]
+    branch.start_experience(2)
+    after = forward_branches(backbone, [branch], IMAGES)[0]
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+    assert branch.scales.values.shape == (2, len(blocks), 1)
+    assert not torch.allclose(after, backbone(IMAGES), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
