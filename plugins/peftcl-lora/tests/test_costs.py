@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import peftcl_lora
 import pytest
 from avalanche.training.plugins import EvaluationPlugin
 from peftcl_lora.inflora import build_inflora
@@ -9,7 +10,7 @@ from peftcl_lora.lae import build_lae
 from peftcl_lora.o_lora import build_o_lora
 from peftcl_lora.sd_lora import build_sd_lora
 
-from avalanche_peftcl.testing import toy_backbone, toy_benchmark
+from avalanche_peftcl.testing import count_costs, differing_costs, toy_backbone, toy_benchmark
 
 P, L, R, D = 2, 3, 2, 32  # parts, blocks, rank, width
 PAIR = P * L * R * (D + D)
@@ -60,3 +61,15 @@ def test_costs_are_what_is_said(method):
     strategy.eval(toy_benchmark().test_stream[:1])
     assert sum(seen) == model.forward_passes * 6  # of 6 images
     assert model.forward_passes == (2 if method == "lae" else 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*classes at hand, and there is one")
+@pytest.mark.parametrize(
+    "component", list(peftcl_lora.peftcl_strategies()), ids=lambda component: component.name
+)
+def test_a_method_costs_what_it_says(component):
+    """With classes of unlike number in each experience, so that they tell what is whose."""
+    options = {"train_epochs": 1, "train_mb_size": 6, "mixed_precision": "no"}
+    strategy = component.load()(backbone=toy_backbone(), evaluator=EvaluationPlugin(), **options)
+    counted = count_costs(strategy, toy_benchmark(classes_per_experience=(1, 2, 3), per_class=4))
+    assert differing_costs(component.costs, counted, D=D, L=L) == []
