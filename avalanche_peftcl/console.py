@@ -6,6 +6,7 @@ spreadsheet have one function each; LaTeX and HTML have theirs where they are wr
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -136,9 +137,11 @@ def add_row(table: Table, *cells: str) -> None:
 
 
 def standard_console(*, stderr: bool = False) -> Console:
-    """Return a console as wide as the terminal; wide enough for any table when piped."""
+    """Return a console as wide as the terminal; piped, as ``COLUMNS`` says, else wide."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 200)
+    columns = os.environ.get("COLUMNS", "")
+    told = stream.isatty() or (columns.isdecimal() and int(columns) > 0)
+    return Console(stderr=stderr, width=None if told else 200)
 
 
 def print_json(console: Console, told: Any) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,14 @@ from typer.testing import CliRunner
 import avalanche_peftcl
 from avalanche_peftcl import cli
 from avalanche_peftcl.config.settings import dump_settings
-from avalanche_peftcl.console import csv_cell, markdown, markdown_row, plain, visible
+from avalanche_peftcl.console import (
+    csv_cell,
+    markdown,
+    markdown_row,
+    plain,
+    standard_console,
+    visible,
+)
 from avalanche_peftcl.registry.packages import SWITCH
 
 SIGNS = st.sampled_from(
@@ -223,3 +231,14 @@ def test_so_does_compare(evil_run, monkeypatch):
     for kind in formats:
         harmless((folder / f"c.{kind}").read_text())
     assert "<b>" not in (folder / "c.html").read_text().partition('id="library"')[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [(None, 200), ("80", 80), ("", 200), ("wide", 200), ("0", 200)]
+)
+def test_what_is_piped_is_wide_unless_somebody_says_how_wide(monkeypatch, columns, width):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert standard_console().width == width
