@@ -123,6 +123,16 @@ def plain(text: object, *, lines: bool = False, justify: JustifyMethod | None = 
     return Text(visible(text, lines=lines), justify=justify)
 
 
+def broken(text: object, at: re.Pattern[str]) -> Text:
+    """Return text for a console as :func:`plain` does, with line ends in the place of ``at``."""
+    return Text(at.sub("\n", visible(text)))
+
+
+def headed(head: str, text: str, *, style: str = "bold") -> Text:
+    """Return a line for a console whose head has a style, and no order in either part."""
+    return Text.assemble((visible(head), style), visible(text, lines=True))
+
+
 def plain_table(*columns: str) -> Table:
     """Return an empty table whose cells wrap instead of being cut."""
     table = Table()
@@ -162,5 +172,5 @@ def tell_imports(of: str) -> None:
 
 def complain(head: str, text: str, style: str) -> None:
     """Say ``head: text`` on standard error, the head in colour."""
-    line = Text.assemble((f"{head}: ", f"bold {style}"), visible(text, lines=True))
+    line = headed(f"{head}: ", text, style=f"bold {style}")
     standard_console(stderr=True).print(line, soft_wrap=True)

@@ -128,7 +128,7 @@ def test_no_text_reaches_a_console_by_another_way():
             )
         )
     }
-    assert other == {"console.py": ["from rich.text", "Text("]}
+    assert other == {"console.py": ["from rich.text", "Text(", "Text("]}
     printed = {
         path.relative_to(root).as_posix(): found
         for path in root.rglob("*.py")

@@ -7,9 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
-from avalanche_peftcl.console import add_row, plain, plain_table, visible
+from avalanche_peftcl.console import add_row, headed, plain, plain_table
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry.costs import FORMULAS, SYMBOLS, Costs
 from avalanche_peftcl.registry.kinds import kind_of
@@ -212,7 +211,7 @@ def package_table(registry: Registry, *, width: int = _WIDE) -> RenderableType:
 def _option_lines(option: Option) -> tuple[RenderableType, RenderableType]:
     """Return name, type and default of an option, and below them what it is."""
     default = "required" if option.required else f"default {option.default}"
-    head = Text.assemble((visible(option.name), "bold"), visible(f"  {option.type}, {default}"))
+    head = headed(option.name, f"  {option.type}, {default}")
     return head, Padding(plain(option.text), (0, 0, 0, 4))
 
 

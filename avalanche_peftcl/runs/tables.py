@@ -3,15 +3,15 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import JustifyMethod
+from rich.console import JustifyMethod, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from avalanche_peftcl.console import markdown_row, plain, visible
+from avalanche_peftcl.console import broken, markdown_row, plain, visible
 from avalanche_peftcl.runs.names import numbered
 
 WIDTH = 80  # letters of a line, where nothing says how wide it may be
@@ -145,21 +145,21 @@ def terminal_tables(sheet: Sheet, *, width: int) -> list[Table]:
     if _taken([_widest(sheet, i, lambda cell: [cell]) for i in columns]) <= width:
         return [terminal_table(sheet)]
     least = [_widest(sheet, i, _unbroken) for i in columns]
-    first = _widest(sheet, 0, lambda cell: str(_broken(cell)).splitlines())
+    first = _widest(sheet, 0, lambda cell: str(broken(cell, _BREAK)).splitlines())
     least[0] = max(least[0], min(first, _NAME))
-    tables = []
+    tables, stacked = [], partial(broken, at=_BREAK)
     for number, part in enumerate(_parted(sheet, least, width)):
         widths = {i: least[i] for i in part}
         widths[0] = min(first, max(least[0], least[0] + width - _taken(list(widths.values()))))
         fits = _taken(list(widths.values())) <= width
-        tables.append(_drawn(sheet, part, _broken, widths if fits else {}, title=not number))
+        tables.append(_drawn(sheet, part, stacked, widths if fits else {}, title=not number))
     return tables
 
 
 def _drawn(
     sheet: Sheet,
     columns: Sequence[int],
-    shown: Callable[[str], Text],
+    shown: Callable[[str], RenderableType],
     widths: Mapping[int, int],
     *,
     title: bool,
@@ -199,13 +199,9 @@ def _parted(sheet: Sheet, least: Sequence[int], width: int) -> list[list[int]]:
     return parts
 
 
-def _broken(cell: str) -> Text:
-    return Text(_BREAK.sub("\n", visible(cell)))
-
-
 def _unbroken(cell: str) -> list[str]:
     """Return what of a cell has to stay in one line: numbers with their spread, words."""
-    lines = str(_broken(cell)).splitlines()
+    lines = str(broken(cell, _BREAK)).splitlines()
     return [
         word for line in lines for word in (line.split() if any(map(str.isalpha, line)) else [line])
     ]
