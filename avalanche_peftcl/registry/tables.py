@@ -72,7 +72,7 @@ def cost_table(registry: Registry, *, width: int = _WIDE) -> RenderableType:
         lines: list[RenderableType] = []
         for name, cells in told.items():
             scenarios = ", ".join(entries[name].component.scenarios)
-            lines.append(Text.assemble((visible(name), "bold"), visible(f"  {scenarios}")))
+            lines.append(headed(name, f"  {scenarios}"))
             pairs = zip(_COST_COLUMNS, cells, strict=True)
             text = "; ".join(f"{column} {cell}" for column, cell in pairs)
             lines.append(Padding(plain(text), (0, 0, 0, 4)))
