@@ -53,3 +53,17 @@ def peftcl_strategies() -> Iterable[Component]:
         source="VPT-NSP, arXiv 2406.05658",
         costs=Costs(per_class=head, once="2*P + L*(D^2 + 16)"),
     )
+    yield Component(
+        "hide_prompt",
+        f"{_HERE}.hide_prompt:build_hide_prompt",
+        source="HiDe-Prompt, arXiv 2310.07234",
+        scenarios=("class", "task"),
+        costs=Costs(
+            step="2",
+            test="2",
+            per_class="2*(D + 1) + 40*D",
+            per_experience="50*D",
+            once="P - 50*D",
+            at_most=("per_class",),
+        ),
+    )

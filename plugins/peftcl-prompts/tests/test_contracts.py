@@ -4,6 +4,7 @@ import pytest
 import torch
 from peftcl_prompts.coda_prompt import build_coda_prompt, build_coda_prompts
 from peftcl_prompts.dualprompt import build_dual_prompts, build_dualprompt
+from peftcl_prompts.hide_prompt import build_hide_prompt
 from peftcl_prompts.l2p import build_l2p, build_prompt_pool
 from peftcl_prompts.one_prompt import build_one_prompt
 from peftcl_prompts.s_prompts import build_domain_prompts, build_s_prompts
@@ -201,3 +202,18 @@ class TestVPTNSP(StrategyContract):
 @pytest.mark.slow
 class TestVPTNSPEverywhere(TestVPTNSP):
     scenarios = SCENARIOS
+
+
+class TestHiDePrompt(StrategyContract):
+    scenarios = ("class",)
+
+    def create_strategy(self, backbone, *, plugins, evaluator):
+        more = {"head_lr": 0.02, "identity_lr": 0.01, "align_epochs": 2, "align_samples": 8}
+        return build_hide_prompt(
+            backbone=backbone, plugins=plugins, evaluator=evaluator, **few_steps, **more
+        )
+
+
+@pytest.mark.slow
+class TestHiDePromptInTasks(TestHiDePrompt):
+    scenarios = ("class", "task")

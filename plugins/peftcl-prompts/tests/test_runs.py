@@ -30,6 +30,9 @@ METHODS = {
     },
     "s_prompts": {"strategy": {"name": "s_prompts", **SHORT}},
     "vpt_nsp": {"strategy": {"name": "vpt_nsp", **SHORT}},
+    "hide_prompt": {
+        "strategy": {"name": "hide_prompt", "align_epochs": 1, "align_samples": 4, **SHORT}
+    },
     "l2p with pgp": {"strategy": {"name": "l2p", **SHORT}, "plugins": PGP},
 }
 STOPPER = '''
@@ -127,8 +130,11 @@ print([m for m in ("torch", "avalanche", "timm") if m in sys.modules])
     "scenario", ["class", *(pytest.param(s, marks=pytest.mark.slow) for s in SCENARIOS[1:])]
 )
 def test_it_runs_in_every_scenario(tmp_path, method, scenario):
-    if method == "s_prompts" and scenario != "domain":
-        pytest.skip("the method serves domains")
+    if (
+        scenario
+        not in discover().get("strategy", METHODS[method]["strategy"]["name"]).component.scenarios
+    ):
+        pytest.skip("the method does not serve the scenario")
     file = tmp_path / "run.yaml"
     asked = config(tmp_path / "run", method, scenario=scenario)
     file.write_text(yaml.safe_dump(asked.model_dump(mode="json", exclude={"seeds"})))

@@ -1,0 +1,438 @@
+"""HiDe-Prompt: which experience, which prompt, which class: three problems, solved apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avalanche_peftcl import takes
+from avalanche_peftcl.models import (
+    Backbone,
+    Branch,
+    Embedded,
+    ExperienceParts,
+    Head,
+    LinearHead,
+    PEFTModel,
+    Probe,
+    attend_with_prefix,
+    exportable,
+)
+from avalanche_peftcl.training import PEFTTemplate, add_loss, feature_pass
+from peftcl_prompts.blocks import Block, chosen_blocks
+from peftcl_prompts.clusters import Clusters, align, cluster
+from peftcl_prompts.ranges import (
+    Epochs,
+    GradNorm,
+    LearningRate,
+    MinibatchSize,
+    Weight,
+    WeightDecay,
+    Width,
+)
+from peftcl_prompts.tuning import PromptOptions, prompt_strategy
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class OwnedRows(LinearHead):
+    """A linear head that knows with which experience each of its classes came last.
+
+    Args:
+        in_features: ``D``.
+
+    Attributes:
+        owners: Number of the experience of each row, from 0, ``(R,)``.
+    """
+
+    free_tensors = ("owners",)
+    owners: Tensor
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__(in_features)
+        self.register_buffer("owners", torch.zeros(0, dtype=torch.long))
+        self._begins: list[int] = []
+
+    def grow(self, n_rows: int) -> None:
+        """Lengthen to ``n_rows``."""
+        super().grow(n_rows)
+        self.owners = F.pad(self.owners, (0, n_rows - len(self.owners)))
+
+    def learn_rows(self, rows: Sequence[int]) -> None:
+        """Hear the rows of the classes of the experience that begins."""
+        self._begins = list(rows)
+
+    def own(self, number: int) -> None:
+        """Give these rows to an experience."""
+        self.owners[self._begins] = number
+
+
+class Identity(nn.Module):
+    """Tells the experience of an image by its class, of its frozen feature.
+
+    Args:
+        width: ``E``, of a frozen feature.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = OwnedRows(width)
+
+    def read(self, query: Tensor) -> Tensor:
+        """Return what its head reads: ``(B, E)`` to ``(B, E)``."""
+        read: Tensor = self.norm(query + self.mlp(query))
+        return read
+
+    def forward(self, query: Tensor) -> Tensor:
+        """Return a logit a row: ``(B, E)`` to ``(B, R)``."""
+        logits: Tensor = self.head(self.read(query))
+        return logits
+
+
+class HiDePromptBranch(Branch):
+    r"""A pass with the keys and values of one experience in some blocks.
+
+    In train mode they are those of the experience that trains, drawn to the mean of the earlier
+    ones: :math:`(1 - m)\,P_t + m\,\bar P_{<t}`. In eval mode they are those of the experience of
+    the class that the frozen feature looks like.
+
+    Args:
+        embed_dim: Width ``D`` of a token.
+        query_dim: Width ``E`` of a frozen feature.
+        blocks: The ``L`` blocks, from 0.
+        length: ``P``, keys of a block.
+        mix: :math:`m`.
+
+    Attributes:
+        parts: Of each experience ``prompts``, ``(L, 2, P, D)``, keys before values; they start as
+            those before, the first from U(-1, 1).
+        identity: Tells the experience.
+        mixed: Whether the latest prompts are drawn to the earlier ones for good.
+        identity_logits: Of the last pass in train mode, ``(B, R)``.
+        forced: The experience whose prompts all images get; ``None``: as said above.
+
+    Source:
+        See :func:`build_hide_prompt`.
+    """
+
+    forward_passes = 2
+    mixed: Tensor
+
+    def __init__(
+        self,
+        embed_dim: int,
+        query_dim: int,
+        blocks: Sequence[int],
+        *,
+        length: int = 5,
+        mix: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.shares_start = 0 not in blocks
+        self.blocks, self.mix = list(blocks), mix
+        prompts = torch.empty(len(blocks), 2, length, embed_dim).uniform_(-1, 1)
+        self.parts = ExperienceParts({"prompts": prompts})
+        self.identity = Identity(query_dim)
+        self.register_buffer("mixed", torch.zeros((), dtype=torch.bool))
+        self.query_probe = Probe()
+        self.identity_logits: Tensor | None = None
+        self.forced: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"identity_logits": None}  # a graph cannot be copied
+
+    def start_experience(self, number: int) -> None:
+        """Give the experience prompts, a copy of the last ones."""
+        if self.parts.start(number):
+            self.mixed.fill_(False)
+
+    def prompts(self) -> Tensor:
+        """Return the prompts of all experiences as they are used, ``(T, L, 2, P, D)``."""
+        past, last = self.parts.past("prompts"), self.parts.every("prompts")[-1]
+        if len(past) and not bool(self.mixed):
+            last = (1 - self.mix) * last + self.mix * past.mean(dim=0)
+        return torch.cat([past, last[None]])
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Set the latest prompts to what they are used as."""
+        self.parts.get_parameter("prompts").copy_(self.prompts()[-1])
+        self.mixed.fill_(True)
+
+    def begin(self, backbone: Backbone, embedded: Embedded) -> Tensor:
+        """Return each image's keys and values, ``(B, L, 2, P, D)``."""
+        query = self.query_probe(embedded.query())
+        last = len(self.parts) - 1
+        if self.training:
+            self.identity_logits = self.identity(query)
+            owner = torch.full((len(query),), last, device=query.device)
+        elif self.forced is not None:
+            owner = torch.full((len(query),), self.forced, device=query.device)
+        elif len(self.identity.head.owners):
+            owner = self.identity.head.owners[self.identity(query).argmax(dim=1)]
+        else:
+            owner = torch.full((len(query),), last, device=query.device)
+        return self.prompts()[owner]
+
+    def attend(
+        self,
+        backbone: Backbone,
+        index: int,
+        tokens: Tensor,
+        *,
+        queries: int | None = None,
+        context: Any = None,
+    ) -> Tensor:
+        """Return tokens plus their attention, to the block's further keys too."""
+        if index not in self.blocks:
+            return backbone.attend(index, tokens, queries=queries)
+        keys, values = context[:, self.blocks.index(index)].unbind(dim=1)  # (B, P, D)
+        return attend_with_prefix(
+            backbone, index, tokens, keys=keys, values=values, queries=queries
+        )
+
+
+@exportable
+def build_hide_prompts(
+    *,
+    backbone: Backbone,
+    blocks: list[Block] | None = None,
+    length: Width = 5,
+    mix: Share = 0.01,
+) -> HiDePromptBranch:
+    """Build a :class:`HiDePromptBranch` that fits ``backbone``."""
+    chosen = chosen_blocks(backbone, blocks, default=range(5), what="blocks")
+    query_dim = Branch().out_features(backbone)
+    return HiDePromptBranch(backbone.embed_dim, query_dim, chosen, length=length, mix=mix)
+
+
+@exportable
+class HiDePromptModel(PEFTModel):
+    """A pass with the prompts of an experience, a head of all classes, and one that tells them.
+
+    Args:
+        backbone: The frozen network.
+        branch: The prompts.
+    """
+
+    branch: HiDePromptBranch
+
+    def __init__(self, backbone: Backbone, branch: HiDePromptBranch) -> None:
+        super().__init__(backbone, branch)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The head that tells the experience, and the one that predicts."""
+        return self.branch.identity.head, self.head
+
+    def start_branches(self, experience: Any) -> None:
+        """Begin the experience's prompts; its classes are its own."""
+        super().start_branches(experience)
+        self.branch.identity.head.own(len(self.branch.parts) - 1)
+
+
+class HiDePromptPlugin(SupervisedPlugin):
+    """What HiDe-Prompt does beside training prompts: contrast, statistics, and two alignments.
+
+    Args:
+        branch: The prompts.
+        contrast: Weight of the term that holds features apart from stored centroids and from each
+            other.
+        centroids: Of a class.
+        align_epochs: Of each alignment, from the second experience on.
+        align_samples: Features drawn around each centroid in an epoch, and in a minibatch.
+        align_lr: Learning rate.
+        align_weight_decay: Of SGD.
+        seed: Of k-means and of the draws; no global generator is touched.
+
+    Attributes:
+        prompted: Clusters of features with the prompts of the class's experience, by name.
+        frozen: Those of frozen features.
+    """
+
+    remembers = ("prompted", "frozen", "n_experiences_done")
+
+    def __init__(
+        self,
+        branch: HiDePromptBranch,
+        *,
+        contrast: float,
+        centroids: int,
+        align_epochs: int,
+        align_samples: int,
+        align_lr: float,
+        align_weight_decay: float,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.branch, self.contrast, self.centroids, self.seed = branch, contrast, centroids, seed
+        self.align_epochs, self.align_samples = align_epochs, align_samples
+        self.align_lr, self.align_weight_decay = align_lr, align_weight_decay
+        self.prompted: dict[str, Tensor] = {}
+        self.frozen: dict[str, Tensor] = {}
+        self.n_experiences_done = 0
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the loss of what tells the experience, and the contrast."""
+        logits = self.branch.identity_logits
+        if logits is not None:
+            add_loss(strategy, "identity", strategy.class_loss(logits.float()))
+            self.branch.identity_logits = None
+        if self.contrast:
+            add_loss(strategy, "contrast", self.contrast * self._contrast(strategy.mb_features[-1]))
+
+    def _contrast(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            rows = features.float()
+            if self.prompted:
+                rows = torch.cat([self.prompted["centroids"].to(rows), rows])
+            apart = rows @ rows.T / 0.8
+            return F.cross_entropy(apart, torch.arange(len(rows), device=rows.device))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Read the experience's images, with its own prompts; then align both heads."""
+        branch, network = self.branch, strategy.network
+        branch.write_back()
+        queries: list[Tensor] = []
+        features: list[Tensor] = []
+        rows: list[Tensor] = []
+
+        def take(batch: Any) -> None:
+            features.append(batch.features.float().cpu())
+            rows.append(batch.rows.cpu())
+
+        handle = branch.query_probe.register_forward_pre_hook(
+            lambda module, args: queries.append(args[0].float().cpu())
+        )
+        branch.forced = len(branch.parts) - 1
+        try:
+            feature_pass(strategy, take, num_workers=kwargs.get("num_workers", 0))
+        finally:
+            branch.forced = None
+            handle.remove()
+        generator = torch.Generator().manual_seed(self.seed + self.n_experiences_done)
+        done = self.n_experiences_done
+        self.n_experiences_done += 1
+        for name, read, head, seen in (
+            ("prompted", nn.Identity(), network.head, features),
+            ("frozen", branch.identity.read, branch.identity.head, queries),
+        ):
+            new = cluster(torch.cat(seen), torch.cat(rows), count=self.centroids, seed=self.seed)
+            held = getattr(self, name)
+            known = Clusters(**held).replaced(new) if held else new
+            setattr(self, name, dict(vars(known)))
+            if done:
+                align(
+                    head,
+                    known,
+                    read=read,
+                    epochs=self.align_epochs,
+                    samples=self.align_samples,
+                    lr=self.align_lr,
+                    weight_decay=self.align_weight_decay,
+                    generator=generator,
+                )
+
+    @property
+    def stored_floats(self) -> int:
+        """Floats kept from experience to experience."""
+        held = [*self.prompted.items(), *self.frozen.items()]
+        return sum(tensor.numel() for name, tensor in held if name != "rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiDePromptOptions(PromptOptions):
+    """Options of the training; the defaults are those published for CIFAR-100."""
+
+    lr: LearningRate = 2.8125e-3
+    train_mb_size: MinibatchSize = 24
+    train_epochs: Epochs = 50
+    max_grad_norm: GradNorm | None = None
+
+
+@takes(HiDePromptOptions)
+def build_hide_prompt(
+    *,
+    backbone: Backbone,
+    blocks: list[Block] | None = None,
+    length: Width = 5,
+    mix: Share = 0.01,
+    contrast: Weight = 0.1,
+    head_lr: LearningRate = 2.8125e-4,
+    identity_lr: LearningRate = 4.6875e-5,
+    centroids: Width = 10,
+    align_epochs: Epochs = 30,
+    align_samples: MinibatchSize = 120,
+    align_lr: LearningRate = 0.005,
+    align_weight_decay: WeightDecay = 5e-4,
+    anneal: bool | None = False,
+    options: HiDePromptOptions,
+) -> PEFTTemplate:
+    """Build HiDe-Prompt: prompts of each experience, which a classifier of frozen features finds.
+
+    Serves scenarios ``class`` and ``task``, where a class tells its experience. Grows on demand: an
+    experience adds its keys and values. Two passes an image, in training and in prediction, of
+    which one without gradient; after an experience its images are read once more, in two. A class
+    stores rows of two heads, and centroids and variances of its features with prompts and without.
+
+    Args:
+        backbone: The frozen network.
+        blocks: Blocks with keys and values, from 0; ``None``: the first five.
+        length: Keys of a block; 20 is published for ImageNet-R.
+        mix: Share of the mean of earlier prompts in those that train.
+        contrast: Weight of the contrastive term; 0.5 is published for ImageNet-R.
+        head_lr: Learning rate of the head.
+        identity_lr: Learning rate of the MLP and the head that tell the experience.
+        centroids: Of a class.
+        align_epochs: In which each head is aligned to features drawn of all classes, from the
+            second experience on.
+        align_samples: Features drawn around each centroid in such an epoch.
+        align_lr: Learning rate there.
+        align_weight_decay: Weight decay there.
+        anneal: Whether learning rates fall to 0 as a cosine in each experience, as published for
+            ImageNet-R.
+        options: The defaults are published for CIFAR-100: Adam with rate 0.03 * 24 / 256 of the
+            prompts, a tenth of it of the head, 50 epochs of minibatches of 24 (on each of eight
+            GPUs), and a loss over the classes of the experience. ImageNet-R: 150 epochs.
+
+    Source:
+        Wang et al., NeurIPS 2023, arXiv 2310.07234; released code thu-ml/HiDe-Prompt 0ed4333.
+        Differs: what tells the experience trains beside the prompts and for as long, where the
+        release does so before, in 20 epochs; they share no parameter. Its MLP stays as it is while
+        its head is aligned, on frozen features. The release's step of the learning rate is not
+        known here: it is constant. Images get their own keys and values, where the release mixes
+        them as DualPrompt's does. Heads start at zero.
+    """
+    branch = build_hide_prompts(backbone=backbone, blocks=blocks, length=length, mix=mix)
+    model = HiDePromptModel(backbone, branch)
+    momentum, decay = options.momentum, options.weight_decay
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(branch.parts.parameters()), "lr": options.lr},
+            {"params": list(branch.identity.parameters()), "lr": identity_lr},
+            {"params": list(model.head.parameters()), "lr": head_lr},
+        ],
+        betas=(momentum, 0.999),
+        weight_decay=decay,
+    )
+    plugin = HiDePromptPlugin(
+        branch,
+        contrast=contrast,
+        centroids=centroids,
+        align_epochs=align_epochs,
+        align_samples=align_samples,
+        align_lr=align_lr,
+        align_weight_decay=align_weight_decay,
+    )
+    return prompt_strategy(
+        model, optimizer=optimizer, anneal=anneal, options=options, own_plugins=[plugin]
+    )
