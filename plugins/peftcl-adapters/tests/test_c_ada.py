@@ -16,6 +16,7 @@ TRAINING = {"r": 4, "train_epochs": 2, "train_mb_size": 6, "lr": 0.1, "mixed_pre
 TRAINING |= {"evaluator": EvaluationPlugin()}
 
 
+@pytest.mark.slow
 class TestBranch(BranchContract):
     def create_branch(self, backbone):
         return build_growing_adapters(backbone=backbone, r=2)

@@ -65,7 +65,7 @@ class TestSSIAT(StrategyContract):
             backbone=backbone,
             plugins=plugins,
             evaluator=evaluator,
-            later_epochs=0,
+            later_epochs=10,
             scale=5.0,
             **(few_steps | aligned | {"lr": 0.2}),
         )

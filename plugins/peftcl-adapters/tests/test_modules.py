@@ -13,13 +13,13 @@ from avalanche_peftcl.testing import BranchContract, toy_backbone, toy_benchmark
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 class TestSSF(BranchContract):
-    dead_parameters = ()
-
     def create_branch(self, backbone):
         return build_ssf(backbone=backbone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [True, False])
 class TestVPT(BranchContract):
     identity_at_start = False

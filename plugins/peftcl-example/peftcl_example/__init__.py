@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable
 
-from avalanche_peftcl import Component, hookimpl
+from avalanche_peftcl import Component, Costs, hookimpl
 
 
 @hookimpl
 def peftcl_strategies() -> Iterable[Component]:
     """Offer the linear probe."""
-    yield Component("linear_probe", "peftcl_example.probe:linear_probe", source="arXiv 1610.01644")
+    yield Component(
+        "linear_probe",
+        "peftcl_example.probe:linear_probe",
+        source="arXiv 1610.01644",
+        costs=Costs(per_class="D + 1"),
+    )
 
 
 @hookimpl
