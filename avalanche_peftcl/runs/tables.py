@@ -189,7 +189,7 @@ def _parted(sheet: Sheet, least: Sequence[int], width: int) -> list[list[int]]:
     heads = list(range(sheet.heads))
     starts = [sheet.heads, *sheet.parts] if sheet.parts else range(sheet.heads, len(least))
     runs = [list(range(a, b)) for a, b in pairwise([*starts, len(least)])]
-    parts: list[list[int]] = []
+    parts: list[list[int]] = [] if runs else [heads]
     for run in runs:
         longer = [*(parts[-1] if parts else heads), *run]
         if not parts or _taken([least[i] for i in longer]) > width:

@@ -5,6 +5,8 @@ import re
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from avalanche_peftcl.compare import compare_runs
@@ -18,6 +20,8 @@ from avalanche_peftcl.compare.render import (
 )
 from avalanche_peftcl.compare.sheets import Scale, pairs_sheet, results_sheet
 from avalanche_peftcl.compare.statistics import estimate
+from avalanche_peftcl.runs.tables import Sheet
+from avalanche_peftcl.runs.tables import terminal_tables as drawn
 
 FORMATS = (markdown_tables, latex_tables, csv_table)
 
@@ -301,3 +305,24 @@ def test_at_80_columns_tables_are_stacked_and_nothing_is_lost(write, tmp_path):
         known = Counter(text.split())
         wanted = Counter(word for row in sheet.rows for cell in row for word in cell.split())
         assert not wanted - known
+
+
+@given(
+    st.integers(1, 2),
+    st.integers(0, 5),
+    st.integers(10, 120),
+    st.lists(st.sampled_from(["a", "pegp adapter / x", "y" * 40, "5.0 ± 1.0 (± 2.5)", "漢字", ""])),
+)
+def test_no_column_is_lost_whatever_the_width(heads, more, width, cells):
+    columns = tuple(f"column {i}" for i in range(heads + more))
+    row = tuple((cells * len(columns) or [""] * len(columns))[: len(columns)])
+    sheet = Sheet("title", columns, (row,), heads=heads)
+    tables = drawn(sheet, width=width)
+    found = [str(column.header) for table in tables for column in table.columns]
+    assert set(found) == set(columns)
+    assert len(found) == len(columns) + heads * (len(tables) - 1)
+    shown = io.StringIO()
+    for table in tables:
+        Console(width=width, file=shown).print(table)
+    letters = Counter("".join(row)) - Counter(shown.getvalue())
+    assert set(letters) <= {" "}
