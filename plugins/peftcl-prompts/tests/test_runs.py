@@ -102,6 +102,11 @@ def own_scenario(method):
     return "domain" if method == "s_prompts" else "class"
 
 
+def serves(method, scenario):
+    name = METHODS[method]["strategy"]["name"]
+    return scenario in discover().get("strategy", name).component.scenarios
+
+
 def matrix(folder):
     return list(csv.reader((folder / "accuracy_matrix.csv").open(encoding="utf-8")))
 
@@ -148,9 +153,13 @@ def test_it_runs_in_every_scenario(tmp_path, method, scenario):
 
 
 @each_method()
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, stopper, method):
+@pytest.mark.parametrize("online", [False, True])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, stopper, method, online):
+    """Between experiences, and online between two chunks of the first."""
+    scenario = "online" if online else own_scenario(method)
+    if not serves(method, scenario):
+        pytest.skip("the method does not serve the scenario")
     plugins = [{"name": "stop", "at": 1}]
-    scenario = own_scenario(method)
     whole, halves = (
         config(tmp_path / n, method, plugins=plugins, scenario=scenario)
         for n in ("whole", "halves")
