@@ -183,6 +183,20 @@ def _result_notes(comparison: Comparison) -> list[str]:
             for method in comparison.methods
             if method.joint
         ),
+        *_overlaps(comparison),
+    ]
+
+
+def _overlaps(comparison: Comparison) -> list[str]:
+    """Return what pre-training knew of the classes, and of which methods where they differ."""
+    found: dict[str, list[str]] = {}
+    for method in comparison.methods:
+        told = {run.record.overlap.said() for run in method.runs if run.record.overlap is not None}
+        for words in sorted(told):
+            found.setdefault(words, []).append(method.label)
+    return [
+        f"Pre-training{'' if len(found) == 1 else ' of ' + ', '.join(labels)}: {words}."
+        for words, labels in found.items()
     ]
 
 

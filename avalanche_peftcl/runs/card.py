@@ -18,9 +18,9 @@ _OVERLAPS = {  # what is known of backbones and data that come with the package
     ("vit_glyph", "digits"): "none: the backbone has seen letters and symbols, and no digit"
 }
 _UNKNOWN = (
-    "not known. Whether classes of this data were among those that the backbone was pre-trained "
-    "on, with labels, is not recorded; if they were, the accuracies are those of recognising them "
-    "again."
+    "not known. The record has no labels of the backbone's pre-training to hold the names of these "
+    "classes against; if they were among them, the accuracies are those of recognising "
+    "them again."
 )
 
 
@@ -156,6 +156,8 @@ def _data(record: Record, overlap: str | None) -> list[str]:
         named = zip(rows, protocol.domains, strict=False)
         rows = [(f"{t} ({domain})", *rest) for (t, *rest), domain in named]  # type: ignore[misc]  # four texts
     known = _OVERLAPS.get((record.config.backbone.name, record.config.benchmark.name), _UNKNOWN)
+    if record.overlap is not None:
+        known = record.overlap.said(most=_MOST)
     columns = ("experience", "classes", "training images", "test images")
     return [
         "## Data",

@@ -40,6 +40,7 @@ from avalanche_peftcl.runs.folder import (
 from avalanche_peftcl.runs.identity import Identity
 from avalanche_peftcl.runs.matrix_file import MatrixFile
 from avalanche_peftcl.runs.names import domain_names
+from avalanche_peftcl.runs.overlap import overlap_of
 from avalanche_peftcl.runs.protocol import describe_protocol, describe_stream, per_domain
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.saved import SavedRun, kept_rows
@@ -108,6 +109,10 @@ class Journal:
             "components": self._components,
             "weights_sha256": weights,
             "model_name": BackboneOffers.of(backbone.network).model_name,
+            "overlap": overlap_of(
+                config.backbone,
+                [name for each in self.stream.experiences for name in each.class_names],
+            ),
             "platform": describe_platform(torch.device(strategy.device)),
             "versions": describe_versions(plan.entries),
             "resume_obstacles": self._checkpoints.obstacles,

@@ -122,6 +122,7 @@ def markdown_report(record: Record) -> str:
         f"- input: {markdown(_pairs(protocol.normalisation))}",
         *_if(record.model_name, "- timm's name of the backbone: "),
         f"- weights of the backbone: sha256 {record.weights_sha256}",
+        *_if(record.overlap.said() if record.overlap else None, "- pre-training: "),
         "",
         *_table(
             ("experience", "classes", "train images", "test images"),

@@ -159,6 +159,43 @@ class Cost(_Part):
     peak_memory_bytes: Count | None = None
 
 
+class Overlap(_Part):
+    """Which classes of the stream the backbone's pre-training had labels for.
+
+    Args:
+        pretrained_on: Sets of labels; empty of random weights.
+        classes: How many the stream has.
+        known: Those that are labels there, by name or by WordNet's id.
+        kinds: Further ones of which there are labels for kinds: "dog" of "Eskimo dog".
+    """
+
+    pretrained_on: list[str]
+    classes: Count
+    known: list[str]
+    kinds: list[str]
+
+    def said(self, *, most: int = 10) -> str:
+        """Return it in words.
+
+        Args:
+            most: Names that are listed of each.
+
+        Example:
+            >>> Overlap(pretrained_on=["imagenet-1k"], classes=4, known=["hen"], kinds=[]).said()
+            'of 4 classes, labels of imagenet-1k name 1 (hen), and kinds of 0 others'
+        """
+        if not self.pretrained_on:
+            return "none: its weights are random"
+        known, kinds = (
+            f" ({', '.join(names[:most])}{', ...' * (len(names) > most)})" if names else ""
+            for names in (self.known, self.kinds)
+        )
+        return (
+            f"of {self.classes} classes, labels of {' and '.join(self.pretrained_on)} name "
+            f"{len(self.known)}{known}, and kinds of {len(self.kinds)} others{kinds}"
+        )
+
+
 class Record(_Part):
     """Everything that a run recorded.
 
@@ -181,6 +218,7 @@ class Record(_Part):
         complete: Whether all experiences are finished.
         experiences: How many are.
         protocol: What its evaluation depends on besides the method.
+        overlap: What of the classes the backbone's pre-training knew; ``None`` where nobody knows.
         trainable: What trained in the last experience.
         accuracy: Numbers that follow from the accuracy matrix.
         per_domain: Last accuracy on each domain by name; ``None`` of other streams.
@@ -213,6 +251,7 @@ class Record(_Part):
     complete: bool
     experiences: Progress
     protocol: Protocol
+    overlap: Overlap | None = None
     trainable: list[Parameter] = []
     accuracy: Accuracy
     per_domain: dict[str, Fraction | None] | None = None

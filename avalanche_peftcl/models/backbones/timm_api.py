@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import timm
+from timm.data import ImageNetInfo
 from timm.layers import Attention as Attention
 from timm.models import _hub, _registry, vision_transformer
 from timm.models.deit import VisionTransformerDistilled as VisionTransformerDistilled
@@ -48,6 +49,26 @@ def data_config(vit: nn.Module) -> dict[str, Any]:
 def pretrained_config(vit: nn.Module) -> dict[str, Any]:
     """Return what timm knows of a model's weights; empty for a network that it did not build."""
     return cast(dict[str, Any], vars(vit).get("pretrained_cfg")) or {}
+
+
+def weights_tag(model_name: str) -> str:
+    """Return timm's name of the weights of a model; empty if it knows none.
+
+    Args:
+        model_name: Name in timm's registry, with the tag of its weights or without.
+    """
+    config = timm.models.get_pretrained_cfg(model_name)
+    return str(config.tag or "") if config is not None else ""
+
+
+def imagenet_labels(data_set: str) -> dict[str, str]:
+    """Return the names of each label of a set of ImageNet's, parted by commas, by WordNet's id.
+
+    Args:
+        data_set: ``"imagenet-1k"``, ``"imagenet-12k"`` or ``"imagenet-21k"``.
+    """
+    info = ImageNetInfo(data_set)
+    return {synset: info.label_name_to_description(synset) for synset in info.label_names()}
 
 
 def convert_weights(state: dict[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
