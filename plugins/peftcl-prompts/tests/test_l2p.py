@@ -7,7 +7,13 @@ from avalanche.training.plugins import EvaluationPlugin
 from peftcl_prompts.l2p import build_l2p, build_prompt_pool
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import Embedded, forward_branches
+from avalanche_peftcl.models import (
+    Embedded,
+    LinearHead,
+    PrototypeHead,
+    forward_branches,
+    projection_sites,
+)
 from avalanche_peftcl.testing import learnable_benchmark, seeing_backbone
 from avalanche_peftcl.training.plugins import GradientProjectionPlugin
 
@@ -98,6 +104,34 @@ def test_with_gradient_projection_it_is_pgp(protected):
         sites = [report["site"] for report in plugin.summary()["experiences"][0]]
         assert sites == ["branch.prompts", "branch.keys"]
         assert plugin.summary()["unprotected"] == ["head.weight", "head.bias"]
+
+
+def test_prompts_and_keys_may_have_thresholds_of_their_own():
+    """The two that PGP has, by two plugins with the sites of one kind each."""
+
+    def sites_of(name):
+        return lambda model: [site for site in projection_sites(model) if site.name.endswith(name)]
+
+    both = {
+        name: GradientProjectionPlugin(threshold, n_samples=None, sites=sites_of(name))
+        for name, threshold in (("prompts", 0.5), ("keys", 0.97))
+    }
+    train(*both.values())
+    for name, plugin in both.items():
+        ((report,),) = plugin.summary()["experiences"][:1]
+        assert report["site"] == f"branch.{name}"
+        assert plugin.threshold <= report["captured_energy"]
+    sizes = {name: plugin.summary()["experiences"][1][0]["size"] for name, plugin in both.items()}
+    assert sizes["prompts"] < sizes["keys"] < 32
+
+
+def test_a_fitted_head_gets_proxies_that_train():
+    strategy = build_l2p(backbone=seeing_backbone(), head=PrototypeHead, top_k=2, **SHORT)
+    network = strategy.network
+    strategy.train(learnable_benchmark(per_class=4).train_stream[0])
+    assert isinstance(network.proxies, LinearHead)
+    assert bool((network.proxies.weight != 0).any())
+    assert network.eval()(torch.rand(2, 3, 16, 16)).abs().max() <= 1  # cosines
 
 
 def test_no_more_prompts_than_there_are():
