@@ -10,6 +10,7 @@ import guides
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from said_twice import said_twice
 
 from avalanche_peftcl.models import Backbone
 from avalanche_peftcl.runs import Record
@@ -38,9 +39,12 @@ doctest.DocTestFinder._from_module = _is_of_unwrapped
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items) -> None:
-    """Give tests that are known to be long a longer time limit than the others."""
+    """Mark tests that say what others say, and give long ones a longer time limit."""
     for item in items:
+        if said_twice(item.nodeid):
+            item.add_marker(pytest.mark.slow)
         long = any(map(item.get_closest_marker, ("slow", "gpu", "download", "reproduces")))
         if long and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(3600))

@@ -111,7 +111,7 @@ def test_a_card_says_method_data_numbers_of_all_seeds_and_limits(runs, tmp_path)
     assert "mean ± standard deviation" in card
     assert "| 7 |" not in card  # another method
     assert "of one seed" not in card
-    assert "class overlap with the backbone's pre-training: none: its weights are random" in card
+    assert "not known. The record has no labels of the backbone's pre-training" in card  # "7"
     assert "weights of the backbone are not here" in card
     with pytest.raises(ConfigError, match="holds something already"):
         write_hub_folder(runs / "seed1", tmp_path / "new")
