@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -42,17 +43,33 @@ def describe_components(entries: Iterable[Entry]) -> list[Provided]:
 
 
 def describe_plugins(plugins: Iterable[Any]) -> dict[str, Any]:
-    """Return by class name what those of ``plugins`` tell that have a ``summary()``."""
+    """Return by class name what those of ``plugins`` tell that have a ``summary()``.
+
+    The second of a class goes by its name and ``_2``, and so on.
+
+    Example:
+        >>> class Told(dict):
+        ...     def summary(self):
+        ...         return dict(self)
+        >>> describe_plugins([Told(a=1), object(), Told(a=2)])
+        {'Told': {'a': 1}, 'Told_2': {'a': 2}}
+    """
     return _summaries((type(each).__name__, PluginOffers.of(each).summary) for each in plugins)
 
 
 def describe_metrics(metrics: Iterable[Any]) -> dict[str, Any]:
-    """Return by class name what those of ``metrics`` tell that have a ``summary()``."""
+    """Return what those of ``metrics`` tell, named as by :func:`describe_plugins`."""
     return _summaries((type(each).__name__, MetricOffers.of(each).summary) for each in metrics)
 
 
 def _summaries(told: Iterable[tuple[str, Callable[[], Any] | None]]) -> dict[str, Any]:
-    found = {name: plain(summary()) for name, summary in told if summary is not None}
+    found: dict[str, Any] = {}
+    times: Counter[str] = Counter()
+    for name, offered in told:
+        if offered is None:
+            continue
+        times[name] += 1
+        found[f"{name}_{times[name]}" if times[name] > 1 else name] = plain(offered())
     for name, summary in found.items():
         try:
             json.dumps(summary)
