@@ -26,6 +26,8 @@ if "OMP_NUM_THREADS" not in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist's: pipes are wide unless a test says otherwise
+
 _is_of = doctest.DocTestFinder._from_module
 
 
