@@ -27,12 +27,19 @@ tests/testing/test_strategy_contracts\.py::Test(NTKCL::test_trains.*\[online|Ker
 tests/testing/test_plugin_contracts\.py::Test(Ratio|SoftCentred|Watched|Released|Centred)Projection::
 tests/testing/test_plugin_contracts\.py::TestGradientProjectionOfTheGradient::
 tests/testing/test_strategy_violators\.py::test_noticed\[test_(learns-Trains|optimizer|backbone_is|uses)
-tests/training/test_strangers\.py::TestL2P::test_trains_and_evaluates\[(domain|task|online)
+tests/training/test_strangers\.py::TestL2P::
 tests/training/test_strangers\.py::test_it_learns.*\[task
 tests/training/test_validation\.py::test_classes_in_training.*-(task|domain)\]
 tests/training/test_validation\.py::test_training_does_not_notice_it\[(released|corrected|pegp)-epoch
 tests/training/test_validation\.py::test_a_plugin_that_reads.*\[released
 tests/training/test_ntk_cl\.py::test_(several_copies\[3|every_scenario_is_learned\[.*-released)
+tests/training/test_training_metrics\.py::test_accuracy_and_loss.*\[released
+tests/training/test_pegp_stages\.py::test_both_stages.*\[(lora-0|prefix|adapter)
+tests/training/plugins/test_drift_of_heads\.py::test_(a_head.*knows|inside).*\[(lda|gaussian)
+tests/evaluation/test_any_time\.py::test_training_does_not_notice_it\[(pegp-task|naive_ridge-online)
+tests/registry/test_ranges\.py::test_extreme_values.*\[strategy-(pegp|ntk_cl)
+tests/checkpoints/test_script\.py::test_a_script.*\[(pegp domain|ntk_cl\]|host cumulative)
+plugins/peftcl-adapters/tests/test_runs\.py::test_(it_runs.*\[(task|domain|online)|a_run.*\[ease)
 tests/export/test_write\.py::test_an_export.*-(pegp_lora|ntk_cl_released|patch_prompt|pissa|dora)\]
 tests/export/test_write\.py::test_an_export.*-(bfloat16|joint|prompt)\]
 plugins/peftcl-adapters/tests/test_contracts\.py::Test(APER|RanPAC.*)::test_trains.*\[(domain|task|online)
