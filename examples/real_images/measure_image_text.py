@@ -136,9 +136,14 @@ def run(path: Path, stream: str, method: str, seed: int, settings: list[str]) ->
     run_from_file(file, [*where, *changed, *settings], True, Console())
 
 
+def said_of(values: list[float]) -> str:
+    """Return mean and standard deviation, of equal values the value alone."""
+    return spread(values[:1] if len(set(values)) == 1 else values)
+
+
 def signed(values: list[float]) -> str:
     """Return mean and standard deviation of changes, in points."""
-    said = spread(values)
+    said = said_of(values)
     return said if said.startswith("-") else f"+{said}"
 
 
@@ -154,7 +159,7 @@ def recalled(runs: list[Record], name: str) -> str:
     """Return recall before the stream, and after it."""
     found = [run.metric_summaries.get("RetrievalMetric") for run in runs]
     there = [(some["before"][name], some["after"][-1][name]) for some in found if some]
-    return " → ".join(spread(list(values)) for values in zip(*there, strict=True)) or "-"
+    return " → ".join(said_of(list(values)) for values in zip(*there, strict=True)) or "-"
 
 
 def wrong(runs: list[Record], name: str) -> str:
