@@ -214,7 +214,7 @@ def parse_seeds(text: str) -> list[int]:
         raise ConfigError(
             f"seeds {show(text)} are not whole numbers from 0 with commas between them, as 0,1,2"
         )
-    return [int(seed) for seed in text.split(",")]
+    return [int(seed.strip()) for seed in text.split(",")]
 
 
 def _problem(details: Any) -> str:

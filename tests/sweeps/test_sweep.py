@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
@@ -186,10 +186,11 @@ def test_one_seed_is_a_run_of_its_own(file):
 
 
 @given(st.text(max_size=20) | st.from_regex(r"[0-9 ,+-]*", fullmatch=True))
+@example("0\x1f")  # a space to regular expressions and none to int
 def test_seeds_on_the_command_line_are_numbers_or_a_message(text):
     if re.fullmatch(r"\s*[0-9]{1,10}\s*(,\s*[0-9]{1,10}\s*)*", text):
         seeds = parse_seeds(text)
-        assert seeds == [int(part) for part in text.split(",")]
+        assert seeds == [int(part.strip()) for part in text.split(",")]
         assert min(seeds) >= 0
     else:
         with pytest.raises(ConfigError, match="as 0,1,2"):
