@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avalanche_peftcl import takes
+from avalanche_peftcl.functional import centroid_contrast
 from avalanche_peftcl.models import (
     Backbone,
     Branch,
@@ -291,12 +292,9 @@ class HiDePromptPlugin(SupervisedPlugin):
             add_loss(strategy, "contrast", self.contrast * self._contrast(strategy.mb_features[-1]))
 
     def _contrast(self, features: Tensor) -> Tensor:
+        held = self.prompted.get("centroids", features.new_zeros(0, features.shape[1]))
         with torch.autocast(features.device.type, enabled=False):
-            rows = features.float()
-            if self.prompted:
-                rows = torch.cat([self.prompted["centroids"].to(rows), rows])
-            apart = rows @ rows.T / 0.8
-            return F.cross_entropy(apart, torch.arange(len(rows), device=rows.device))
+            return centroid_contrast(features, held)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Read the experience's images, with its own prompts; then align both heads."""
