@@ -25,6 +25,9 @@ class BackboneOffers(_Offers):
     Args:
         input_config: What it expects of an image; a run needs it to build the benchmark.
         model_name: Its name in timm, for the record.
+        pretrained_on: Sets of labels that its weights were trained on, ``"imagenet-1k"``,
+            ``"imagenet-12k"`` or ``"imagenet-21k"``; empty of random weights, ``None`` where nobody
+            knows.
         out_features: Width of what it pools; ``None``: that of a token.
         has_text: Whether it encodes class names too.
 
@@ -37,6 +40,7 @@ class BackboneOffers(_Offers):
 
     input_config: Any = None
     model_name: str | None = None
+    pretrained_on: Sequence[str] | None = None
     out_features: int | None = None
     has_text: bool = False
 

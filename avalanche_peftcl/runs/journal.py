@@ -110,7 +110,7 @@ class Journal:
             "weights_sha256": weights,
             "model_name": BackboneOffers.of(backbone.network).model_name,
             "overlap": overlap_of(
-                config.backbone,
+                BackboneOffers.of(backbone.network).pretrained_on,
                 [name for each in self.stream.experiences for name in each.class_names],
             ),
             "platform": describe_platform(torch.device(strategy.device)),

@@ -82,6 +82,8 @@ class Backbone(nn.Module):
             nothing else has to be computed.
         model_name: What timm calls the network, with the tag of the weights if they are timm's;
             ``None`` for others.
+        pretrained_on: Sets of labels that its weights were trained on, see
+            :class:`.BackboneOffers`.
         has_text: Whether there is a text side, see :class:`TextSide`.
 
     Example:
@@ -131,6 +133,7 @@ class Backbone(nn.Module):
     num_prefix_tokens: int = 0
     pools_cls: bool = False
     model_name: str | None = None
+    pretrained_on: Sequence[str] | None = None
     has_text: bool = False
 
     # --- what a subclass says ------------------------------------------------------------------

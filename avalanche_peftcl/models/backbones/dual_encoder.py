@@ -113,7 +113,7 @@ def create_dual_encoder(
         make = partial(api.tokenizer, folder, str(folder), context_length=context_length)
         text = TextTower(encoder, Later(make), masked=True)
     config = image.input_config
-    return ImageTextBackbone(
+    backbone = ImageTextBackbone(
         image.vit,
         projection,
         InputConfig(
@@ -127,3 +127,5 @@ def create_dual_encoder(
         logit_scale=scale,
         text=text,
     )
+    backbone.pretrained_on = image.pretrained_on
+    return backbone

@@ -54,4 +54,6 @@ def vit_glyph(
             crop_pct=1.0,
         )
     backbone.model_name = None  # timm has no such network
+    if pretrained:
+        backbone.pretrained_on = None  # glyphs, of which there are no such labels
     return backbone

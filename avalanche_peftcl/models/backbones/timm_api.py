@@ -11,6 +11,10 @@ from timm.models.vision_transformer import Block as Block
 from timm.models.vision_transformer import VisionTransformer as VisionTransformer
 from torch import Tensor, nn
 
+from avalanche_peftcl.errors import ConfigError
+
+LABEL_SETS = ("imagenet-1k", "imagenet-12k", "imagenet-21k")
+
 
 def create_model(model_name: str, **options: Any) -> Any:
     """Build a model of timm's registry."""
@@ -66,7 +70,15 @@ def imagenet_labels(data_set: str) -> dict[str, str]:
 
     Args:
         data_set: ``"imagenet-1k"``, ``"imagenet-12k"`` or ``"imagenet-21k"``.
+
+    Raises:
+        ConfigError: If it is another one.
     """
+    if data_set not in LABEL_SETS:
+        raise ConfigError(
+            f"pretrained_on names {data_set!r}, of which no labels are known; there are "
+            f"{', '.join(LABEL_SETS)}, and None for what nobody knows"
+        )
     info = ImageNetInfo(data_set)
     return {synset: info.label_name_to_description(synset) for synset in info.label_names()}
 

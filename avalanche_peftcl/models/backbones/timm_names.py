@@ -10,9 +10,12 @@ from avalanche_peftcl.models.backbones.timm_api import (
     given_up_names,
     model_names,
     weight_names,
+    weights_tag,
 )
 from avalanche_peftcl.registry.wording import clip, say
 
+_LABELS = {"1k": "imagenet-1k", "12k": "imagenet-12k", "21k": "imagenet-21k", "22k": "imagenet-21k"}
+_TAG = re.compile(r"(?<![a-z])in(1k|12k|21k|22k)(?![0-9])")  # in timm's names of weights
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 _PLACE = re.compile(r"(hf[-_]hub|local-dir):(.+)", re.IGNORECASE)
 _LONGEST = 200  # of a name in a message
@@ -54,6 +57,22 @@ def architecture_of(model_name: str) -> str:
         raise CheckpointError(
             f"model_name={shown!r} cannot be read ({clip(say(error), _LONGEST)}); {way_out}"
         ) from error
+
+
+def label_sets(model_name: str) -> tuple[str, ...] | None:
+    """Return the sets of labels that timm's weights of a name were trained on, if it says so.
+
+    Args:
+        model_name: Name in timm's registry, with the tag of the weights or without.
+
+    Example:
+        >>> label_sets("vit_base_patch16_224.augreg2_in21k_ft_in1k")
+        ('imagenet-21k', 'imagenet-1k')
+        >>> label_sets("vit_base_patch14_dinov2") is None
+        True
+    """
+    found = _TAG.findall(weights_tag(model_name))
+    return tuple(dict.fromkeys(_LABELS[each] for each in found)) or None
 
 
 def current_name(model_name: str) -> str:

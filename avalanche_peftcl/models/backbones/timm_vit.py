@@ -16,7 +16,12 @@ from avalanche_peftcl.models.backbones.timm_api import (
     data_config,
     pretrained_config,
 )
-from avalanche_peftcl.models.backbones.timm_names import architecture_of, current_name, place_of
+from avalanche_peftcl.models.backbones.timm_names import (
+    architecture_of,
+    current_name,
+    label_sets,
+    place_of,
+)
 from avalanche_peftcl.models.backbones.vit import ViTBackbone, not_plain
 from avalanche_peftcl.models.backbones.weight_files import load_checkpoint
 from avalanche_peftcl.registry.schema import Schema
@@ -140,7 +145,12 @@ def create_backbone(
         told = model_name if pretrained and place[0] == "hf-hub" else called
     else:
         told = _with_tag(vit, model_name) if pretrained else model_name
-    return ViTBackbone(vit, input_config, model_name=told)
+    backbone = ViTBackbone(vit, input_config, model_name=told)
+    if not pretrained and checkpoint is None:
+        backbone.pretrained_on = ()
+    elif place is None or checkpoint is not None:  # a file is taken for timm's of that name
+        backbone.pretrained_on = label_sets(called)
+    return backbone
 
 
 def _create_filled(
