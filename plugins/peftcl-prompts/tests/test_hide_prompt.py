@@ -5,7 +5,8 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from peftcl_prompts.clusters import Clusters, align, cluster
-from peftcl_prompts.hide_prompt import HiDePromptPlugin, build_hide_prompt, build_hide_prompts
+from peftcl_prompts.hide_branch import build_hide_prompts
+from peftcl_prompts.hide_prompt import HiDePromptPlugin, build_hide_prompt
 from sklearn.cluster import KMeans
 from torch import nn
 from torch.nn import functional as F
