@@ -14,6 +14,14 @@ from avalanche_peftcl.testing.learnable import (
 )
 from avalanche_peftcl.testing.logger import LoggerContract
 from avalanche_peftcl.testing.metric import MetricContract
+from avalanche_peftcl.testing.packages import (
+    check_configuration,
+    check_export,
+    check_goes_on,
+    check_run,
+    install_for_tests,
+    toy_run,
+)
 from avalanche_peftcl.testing.plugin import PluginContract
 from avalanche_peftcl.testing.strategy import StrategyContract
 from avalanche_peftcl.testing.toys import (
@@ -36,8 +44,13 @@ __all__ = [
     "blind_backbone",
     "captioned_backbone",
     "captioned_benchmark",
+    "check_configuration",
+    "check_export",
+    "check_goes_on",
+    "check_run",
     "count_costs",
     "differing_costs",
+    "install_for_tests",
     "learnable_benchmark",
     "learnable_images",
     "seeing_backbone",
@@ -45,4 +58,5 @@ __all__ = [
     "toy_benchmark",
     "toy_image_text",
     "toy_images",
+    "toy_run",
 ]
