@@ -24,7 +24,7 @@ def peftcl_strategies() -> Iterable[Component]:
         "aper",
         f"{_HERE}.aper:build_aper",
         source="APER, arXiv 2303.07338",
-        costs=Costs(step="2", test="2", per_class="2*D", once="P + C1*D"),
+        costs=Costs(test="2", per_class="2*D", once="P + C1*D"),
     )
     yield Component(
         "ranpac",

@@ -68,8 +68,10 @@ class FirstExperienceModel(DynamicModel):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The frozen pass, if it is concatenated, then the adapted one."""
-        return (self.branch,) if self.unadapted is None else (self.unadapted, self.branch)
+        """The frozen pass, if it is concatenated, then the adapted one; alone while it adapts."""
+        if self.unadapted is None or (self.training and self.adapts):
+            return (self.branch,)
+        return self.unadapted, self.branch
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -89,14 +91,16 @@ class FirstExperienceModel(DynamicModel):
             self.temporary.grow(len(self.classes))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the features side by side: ``(B, 3, H, W)`` to ``(B, D)`` or ``(B, 2 D)``."""
+        """Return the features side by side: ``(B, 3, H, W)`` to ``(B, D)`` or ``(B, 2 D)``.
+
+        While it adapts the temporary head reads the adapted one, and no other is computed.
+        """
         return torch.cat(forward_branches(self.backbone, self.branches, images), dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
         """Return a logit a row: while it adapts from the temporary head, else from the other."""
         if self.training and self.adapts:
-            adapted = features[:, -self.temporary.in_features :]
-            by_proxy: Tensor = self.temporary(adapted)
+            by_proxy: Tensor = self.temporary(features)
             return by_proxy
         logits: Tensor = self.head(features)
         return logits
