@@ -38,16 +38,13 @@ class Task:
 
     Args:
         config: The run.
+        name: What it is called where a person looks.
         anew: Whether it begins at the start though there is a checkpoint.
     """
 
     config: RunConfig
+    name: str
     anew: bool = False
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.config.seed
 
     @property
     def log(self) -> Path:
@@ -60,14 +57,14 @@ class Event:
     """A run has started, got on or ended.
 
     Args:
-        seed: Whose.
+        task: Whose.
         ended: Whether it has ended.
         error: Why it ended without success.
         line: What its log says of an experience that is finished.
         bar: How far it is.
     """
 
-    seed: int
+    task: Task
     ended: bool = False
     error: str | None = None
     line: str | None = None
@@ -101,26 +98,26 @@ def run_processes(
     def work(task: Task, path: Path) -> None:
         try:
             path.write_text(dump_settings(task.config.model_dump(mode="json")), encoding="utf-8")
-            with opened_log(task) as log:
+            with opened_log(task.config, anew=task.anew) as log:
                 begun, bar = log.tell(), path.with_suffix(".bar") if bars else None
                 env = environment(task.config, jobs) | ({BAR: str(bar)} if bar else {})
                 child = children.start(_command(task, path), log, env)
                 if child is None:
                     return
-                events.put(Event(task.seed))
+                events.put(Event(task))
                 code = _watched(child, task, events, Tail(task.log, begun), bar)
             error = None if code == 0 else last_words(task.log, code, begun)
         except PEFTCLError as failure:
             error = str(failure)
         except Exception as failure:  # whatever it is, somebody waits for the end
             error = f"{type(failure).__name__}: {failure}"
-        events.put(Event(task.seed, ended=True, error=error))
+        events.put(Event(task, ended=True, error=error))
 
     with TemporaryDirectory(prefix="peftcl-") as folder:
         pool = ThreadPoolExecutor(min(jobs, len(tasks)))
         try:
-            for task in tasks:
-                pool.submit(work, task, Path(folder) / f"seed{task.seed}.yaml")
+            for number, task in enumerate(tasks):
+                pool.submit(work, task, Path(folder) / f"{number}.yaml")
             running = len(tasks)
             while running:
                 event = events.get()
@@ -144,24 +141,29 @@ def _watched(
         with suppress(subprocess.TimeoutExpired):
             code = child.wait(_LOOK)
         for line in tail.lines():
-            events.put(Event(task.seed, line=line))
+            events.put(Event(task, line=line))
         bar = None if file is None else read_bar(file)
         if bar is not None and bar != shown:
             shown = bar
-            events.put(Event(task.seed, bar=bar))
+            events.put(Event(task, bar=bar))
     return code
 
 
 @contextmanager
-def opened_log(task: Task) -> Iterator[BinaryIO]:
+def opened_log(config: RunConfig, *, anew: bool) -> Iterator[BinaryIO]:
     """Open the log of a run to write at its end; no other sweep writes there meanwhile.
 
     What earlier attempts said stays, unless the run replaces an earlier one.
 
+    Args:
+        config: The run.
+        anew: Whether it begins at the start.
+
     Raises:
         ConfigError: If another process has it open so, or it cannot be written.
     """
-    with held_log(task.log, anew=task.anew and bool(listed_files(task.config.output))) as log:
+    replaces = anew and bool(listed_files(config.output))
+    with held_log(config.output / LOG, anew=replaces) as log:
         if log.tell():
             log.write(f"--- again, {datetime.now(UTC).isoformat(timespec='seconds')}\n".encode())
             log.flush()

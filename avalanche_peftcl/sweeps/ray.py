@@ -22,6 +22,7 @@ from typing import Any
 
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.errors import ConfigError, PEFTCLError
+from avalanche_peftcl.runs.folder import LOG
 from avalanche_peftcl.sweeps.processes import Event, Task, opened_log
 from avalanche_peftcl.sweeps.watch import Tail
 
@@ -60,7 +61,7 @@ def run_on_ray(tasks: Sequence[Task], *, address: str) -> Generator[Event, None,
         return
     with TemporaryDirectory(prefix="peftcl-") as folder:
         order, said = Path(folder) / "order.json", Path(folder) / "said.txt"
-        orders = {"address": address, "folder": os.getcwd(), "anew": any(t.anew for t in tasks)}
+        orders = {"address": address, "folder": os.getcwd(), "anew": [t.anew for t in tasks]}
         runs = [task.config.model_dump(mode="json") for task in tasks]
         order.write_text(json.dumps(orders | {"runs": runs}))
         with said.open("wb") as stderr:
@@ -133,18 +134,20 @@ def _events(
 
     timer = threading.Timer(_CONNECT, give_up)
     timer.start()
-    connected, open_ = False, {task.seed for task in tasks}
+    connected, open_ = False, dict(enumerate(tasks))
     try:
         for line in driver.stdout or ():
             if not line.startswith(_MARK):
                 continue
             told = json.loads(line.removeprefix(_MARK))
-            if "seed" not in told:
+            if "run" not in told:
                 timer.cancel()
                 connected = True
                 continue
-            event = Event(**told)
-            open_ -= {event.seed} if event.ended else set()
+            number = told.pop("run")
+            event = Event(tasks[number], **told)
+            if event.ended:
+                del open_[number]
             yield event
     finally:
         timer.cancel()
@@ -154,9 +157,8 @@ def _events(
         cause = f"no answer in {_CONNECT:.0f} s" if late.is_set() else _last_line(said)
         verb = "cannot be started" if address == "local" else "does not answer"
         raise ConfigError(f"Ray {verb} {where}: {cause}")
-    for task in tasks:
-        if task.seed in open_:
-            yield Event(task.seed, ended=True, error=f"Ray {where} ended: {_last_line(said)}")
+    for task in open_.values():
+        yield Event(task, ended=True, error=f"Ray {where} ended: {_last_line(said)}")
 
 
 def _last_line(said: Path) -> str:
@@ -196,34 +198,34 @@ def drive() -> None:
     _check_resources(ray, order)
     _tell()
     work = ray.remote(max_retries=0, max_calls=1)(work_on)  # max_calls: a process for each
-    pending: dict[Any, RunConfig] = {}
-    said: dict[int, int] = {}  # bytes in its log before a run begins
-    tails: dict[int, Tail] = {}
-    for settings in order["runs"]:
+    pending: dict[Any, int] = {}  # which run
+    logs: list[Path] = []
+    said: list[int] = []  # bytes in its log before a run begins
+    tails: list[Tail] = []
+    for number, (settings, anew) in enumerate(zip(order["runs"], order["anew"], strict=True)):
         config = RunConfig.model_validate(settings)
-        log = Path(order["folder"]) / Task(config).log
-        said[config.seed] = _size(log)
-        tails[config.seed] = Tail(log, 0 if order["anew"] else max(0, said[config.seed]))
+        logs.append(Path(order["folder"]) / config.output / LOG)
+        said.append(_size(logs[-1]))
+        tails.append(Tail(logs[-1], 0 if anew else max(0, said[-1])))
         asked = {"num_cpus": config.num_threads or 1, "num_gpus": int(config.device == "cuda")}
-        pending[work.options(**asked).remote(settings, order["folder"], order["anew"])] = config
+        pending[work.options(**asked).remote(settings, order["folder"], anew)] = number
     started: set[int] = set()
     while pending:
         ready, _ = ray.wait(list(pending), timeout=_POLL)
-        for reference, config in pending.items():
-            log = Path(order["folder"]) / Task(config).log
-            begun = reference in ready or _size(log) != said[config.seed]
-            if config.seed not in started and begun:
-                started.add(config.seed)
-                _tell(seed=config.seed)
-            for line in tails[config.seed].lines() if config.seed in started else ():
-                _tell(seed=config.seed, line=line)
+        for reference, number in pending.items():
+            begun = reference in ready or _size(logs[number]) != said[number]
+            if number not in started and begun:
+                started.add(number)
+                _tell(run=number)
+            for line in tails[number].lines() if number in started else ():
+                _tell(run=number, line=line)
         for reference in ready:
-            config = pending.pop(reference)
+            number = pending.pop(reference)
             try:
                 error = ray.get(reference)
             except ray.exceptions.RayError as failure:  # the process was killed, or its node
                 error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
-            _tell(seed=config.seed, ended=True, error=error)
+            _tell(run=number, ended=True, error=error)
     ray.shutdown()
 
 
@@ -247,7 +249,7 @@ def work_on(settings: dict[str, Any], folder: str, anew: bool) -> str | None:
     config = RunConfig.model_validate(settings)
     try:
         with (
-            opened_log(Task(config, anew=anew)) as file,
+            opened_log(config, anew=anew) as file,
             io.TextIOWrapper(file, encoding="utf-8", line_buffering=True) as log,
         ):
             reporter = RunProgress(Console(file=log, width=200))

@@ -96,8 +96,9 @@ def run_sweep(
     }
     for seed, outcome in outcomes.items():
         _say(console, f"seed {seed}: finished earlier, {_last_accuracy(outcome)}")
-    tasks = [Task(run, anew=overwrite) for run in runs if run.seed not in outcomes]
-    by_seed = {task.seed: task for task in tasks}
+    tasks = [
+        Task(run, f"seed {run.seed}", anew=overwrite) for run in runs if run.seed not in outcomes
+    ]
     if tasks and (how := how_to_stop()):
         _say(console, how)
     bars = SeedBars(console)
@@ -108,21 +109,21 @@ def run_sweep(
     ):
         try:
             for event in events:
-                task = by_seed[event.seed]
+                task = event.task
                 if event.bar is not None:
-                    bars.show(event.seed, event.bar)
+                    bars.show(task.name, event.bar)
                 elif event.line is not None:
-                    _say(console, f"seed {event.seed}: {event.line}")
+                    _say(console, f"{task.name}: {event.line}")
                 elif event.started:
-                    _say(console, f"seed {event.seed}: started, {task.config.output}")
-                    bars.begin(event.seed)
+                    _say(console, f"{task.name}: started, {task.config.output}")
+                    bars.begin(task.name)
                 else:
-                    bars.end(event.seed)
-                    outcome = _outcome(task, event)
-                    outcomes[event.seed] = outcome
+                    bars.end(task.name)
+                    outcome = _outcome(event)
+                    outcomes[outcome.seed] = outcome
                     ended = outcome.error and f"failed: {outcome.error}\n  see {task.log}"
                     ended = ended or f"finished, {_last_accuracy(outcome)}"
-                    _say(console, f"seed {event.seed}: {ended}")
+                    _say(console, f"{task.name}: {ended}")
         except KeyboardInterrupt as stop:
             done = [str(s) for s, o in sorted(outcomes.items()) if o.record is not None]
             missing = [str(run.seed) for run in runs if str(run.seed) not in done]
@@ -135,10 +136,9 @@ def run_sweep(
             raise
     results = [outcomes[run.seed] for run in runs]
     console.print(summary(config, results))
-    for outcome in results:
-        if outcome.error is not None:
-            log = by_seed[outcome.seed].log
-            _say(console, f"seed {outcome.seed} failed: {outcome.error}\n  see {log}")
+    for task in tasks:
+        if error := outcomes[task.config.seed].error:
+            _say(console, f"{task.name} failed: {error}\n  see {task.log}")
     with shared_features() if ray is None else nullcontext():
         for floor in further:
             results += run_sweep(floor, jobs=jobs, ray=ray, overwrite=overwrite, console=console)
@@ -177,9 +177,10 @@ def _engine(
     return run_on_ray(tasks, address=ray)
 
 
-def _outcome(task: Task, event: Event) -> Outcome:
+def _outcome(event: Event) -> Outcome:
     """Return what became of a run that ended; its record has the last word."""
-    folder, error, record = task.config.output, event.error, None
+    config, error, record = event.task.config, event.error, None
+    folder = config.output
     if error is None:
         try:
             record = read_earlier(folder)
@@ -187,7 +188,7 @@ def _outcome(task: Task, event: Event) -> Outcome:
             error = str(unreadable)
         if error is None and (record is None or not record.complete):
             error = f"it ended without a complete record in {folder}"
-    return Outcome(task.seed, folder, None if error else record, error)
+    return Outcome(config.seed, folder, None if error else record, error)
 
 
 def _last_accuracy(outcome: Outcome) -> str:

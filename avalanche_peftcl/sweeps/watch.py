@@ -36,7 +36,7 @@ class Tail:
 
 
 class SeedBars:
-    """A bar for each seed that runs, on a terminal; elsewhere nothing.
+    """A bar for each task that runs, on a terminal; elsewhere nothing.
 
     Args:
         console: Where to.
@@ -44,7 +44,7 @@ class SeedBars:
 
     def __init__(self, console: Console) -> None:
         self._bars: Progress | None = None
-        self._tasks: dict[int, TaskID] = {}
+        self._tasks: dict[str, TaskID] = {}
         if console.is_terminal and not console.quiet:
             columns = (
                 TextColumn("{task.description}"),
@@ -72,24 +72,24 @@ class SeedBars:
         if self._bars is not None:
             self._bars.stop()
 
-    def begin(self, seed: int) -> None:
-        """Show the bar of a seed."""
+    def begin(self, name: str) -> None:
+        """Show the bar of a task."""
         if self._bars is not None:
-            self._tasks[seed] = self._bars.add_task(f"seed {seed} starts", total=None, pace="")
+            self._tasks[name] = self._bars.add_task(f"{name} starts", total=None, pace="")
 
-    def show(self, seed: int, bar: Bar) -> None:
-        """Show how far a seed is."""
-        if self._bars is not None and seed in self._tasks:
+    def show(self, name: str, bar: Bar) -> None:
+        """Show how far a task is."""
+        if self._bars is not None and name in self._tasks:
             what = bar.description.removeprefix("experience ")  # 80 letters are few
             self._bars.update(
-                self._tasks[seed],
-                description=f"seed {seed} {what}".rstrip(),
+                self._tasks[name],
+                description=f"{name} {what}".rstrip(),
                 completed=bar.completed,
                 total=bar.total,
                 pace=bar.pace,
             )
 
-    def end(self, seed: int) -> None:
-        """Take the bar of a seed away."""
-        if self._bars is not None and seed in self._tasks:
-            self._bars.remove_task(self._tasks.pop(seed))
+    def end(self, name: str) -> None:
+        """Take the bar of a task away."""
+        if self._bars is not None and name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))

@@ -30,7 +30,7 @@ with held_log(Path(sys.argv[1])) as log:
 def task(tmp_path) -> Task:
     benchmark = {"name": "image_folder", "root": "nowhere", "n_experiences": 1}
     settings = {"output": tmp_path / "run", "backbone": "vit_glyph", "benchmark": benchmark}
-    return Task(RunConfig.model_validate(settings | {"strategy": "naive"}))
+    return Task(RunConfig.model_validate(settings | {"strategy": "naive"}), "seed 0")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_what_earlier_attempts_said_stays_and_is_not_quoted(task, says):
 def test_a_run_that_replaces_another_begins_its_log_anew(task, says):
     task.log.parent.mkdir()
     task.log.write_text("mine")
-    anew = Task(task.config, anew=True)
+    anew = Task(task.config, task.name, anew=True)
     says("first")
     outcome(anew)
     assert task.log.read_text().startswith("mine--- again, ")  # no record says whose it is
@@ -85,7 +85,7 @@ def test_the_log_of_a_run_that_goes_on_is_neither_emptied_nor_quoted(task, says)
         before = task.log.read_bytes()
         busy = f"another process is running in {task.config.output}; wait until it ends, or end it"
         for anew in False, True:
-            events = list(run_processes([Task(task.config, anew=anew)], jobs=1))
+            events = list(run_processes([Task(task.config, task.name, anew=anew)], jobs=1))
             assert [event.error for event in events] == [f"{busy} first"]
         settings = task.config.model_dump(mode="json")
         assert work_on(settings, os.getcwd(), True) == f"{busy} first"
@@ -140,4 +140,15 @@ def test_a_log_with_a_second_name_elsewhere_is_parted_from_it(task, says, tmp_pa
 
 def test_a_run_says_where_it_starts(task, says):
     says("hello", 0)
-    assert list(run_processes([task], jobs=1)) == [Event(0), Event(0, ended=True)]
+    assert list(run_processes([task], jobs=1)) == [Event(task), Event(task, ended=True)]
+
+
+def test_runs_of_one_seed_are_kept_apart(task, says, tmp_path):
+    says("hello", 0)
+    config = task.config.model_copy(update={"output": tmp_path / "other"})
+    other = Task(config, "trial 1")
+    (tmp_path / "other").write_text("a file")
+    events = list(run_processes([task, other], jobs=2, bars=True))
+    ends = {event.task.name: event.error for event in events if event.ended}
+    assert ends["seed 0"] is None
+    assert str(tmp_path / "other") in ends["trial 1"]

@@ -58,7 +58,8 @@ class Remote:
         return self
     def remote(self, settings, folder, anew):
         assert not anew or mode == "anew"
-        return settings["seed"] + 10 * anew
+        trial = pathlib.Path(settings["output"]).parent.name
+        return (int(trial) if trial.isdecimal() else settings["seed"]) + 10 * anew
 
 def remote(**options):
     assert options == {"max_retries": 0, "max_calls": 1}
@@ -96,7 +97,7 @@ def stand_in(tmp_path, monkeypatch):
 
 def tasks(output: Path, seeds, **changed) -> list[Task]:
     config = RunConfig.model_validate(SETTINGS | {"output": output, "seeds": seeds} | changed)
-    return [Task(config.for_seed(seed)) for seed in seeds]
+    return [Task(config.for_seed(seed), f"seed {seed}") for seed in seeds]
 
 
 @pytest.fixture
@@ -166,14 +167,15 @@ def test_devices(stand_in, tmp_path):
 @pytest.mark.slow
 def test_each_run_starts_and_ends_whatever_becomes_of_the_others(stand_in, tmp_path):
     stand_in("works")
-    events = list(run_on_ray(tasks(tmp_path, [0, 1, 2]), address="local"))
+    same = [tasks(tmp_path / str(trial), [0])[0] for trial in range(3)]  # of one seed
+    events = list(run_on_ray(same, address="local"))
     assert events == [
-        Event(2),
-        Event(2, ended=True, error="RayError: The worker died"),
-        Event(1),
-        Event(1, ended=True, error="no images"),
-        Event(0),
-        Event(0, ended=True),
+        Event(same[2]),
+        Event(same[2], ended=True, error="RayError: The worker died"),
+        Event(same[1]),
+        Event(same[1], ended=True, error="no images"),
+        Event(same[0]),
+        Event(same[0], ended=True),
     ]
     assert list(run_on_ray([], address="local")) == []
 
@@ -181,23 +183,30 @@ def test_each_run_starts_and_ends_whatever_becomes_of_the_others(stand_in, tmp_p
 @pytest.mark.slow
 def test_a_run_is_told_to_begin_anew(stand_in, tmp_path):
     stand_in("anew")
-    runs = [Task(task.config, anew=True) for task in tasks(tmp_path, [0])]
-    assert list(run_on_ray(runs, address="local"))[-1] == Event(0, ended=True, error="anew")
+    goes_on, other = tasks(tmp_path, [0, 1])
+    anew = Task(other.config, other.name, anew=True)
+    told = list(run_on_ray([goes_on, anew], address="local"))
+    assert [event for event in told if event.ended] == [
+        Event(anew, ended=True, error="anew"),
+        Event(goes_on, ended=True),
+    ]
 
 
 @pytest.mark.slow
 def test_runs_that_a_lost_cluster_leaves_have_failed(stand_in, tmp_path):
     stand_in("dies")
-    events = list(run_on_ray(tasks(tmp_path, [0, 1]), address="auto"))
-    assert events[-1].seed == 0
+    both = tasks(tmp_path, [0, 1])
+    events = list(run_on_ray(both, address="auto"))
+    assert events[-1].task is both[0]
     assert events[-1].error == "Ray at auto ended: GCS may have been killed"
 
 
 @pytest.mark.slow
 def test_closing_ends_the_driver(stand_in, tmp_path):
     stand_in("runs for ever")
-    events = run_on_ray(tasks(tmp_path, [0, 1]), address="local")
-    assert next(events) == Event(1)
+    both = tasks(tmp_path, [0, 1])
+    events = run_on_ray(both, address="local")
+    assert next(events) == Event(both[1])
     driver = int((tmp_path / "pid").read_text())
     os.kill(driver, 0)
     events.close()
@@ -212,7 +221,7 @@ def test_an_earlier_log_does_not_count_as_a_start(stand_in, tmp_path):
     task.log.parent.mkdir(parents=True)
     task.log.write_text("of an earlier attempt")
     assert sweep_ray._size(task.log) == len("of an earlier attempt")
-    assert list(run_on_ray([task], address="local")) == [Event(0), Event(0, ended=True)]
+    assert list(run_on_ray([task], address="local")) == [Event(task), Event(task, ended=True)]
     assert task.log.read_text() == "of an earlier attempt"  # the stand-in says nothing
 
 

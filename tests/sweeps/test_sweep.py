@@ -43,9 +43,9 @@ SETTINGS = {
 }
 
 CHILD = """
-import json, os, pathlib, shutil, signal, sys, time
+import json, os, pathlib, re, shutil, signal, sys, time
 stage = pathlib.Path(sys.argv[1])
-seed = int(pathlib.Path(sys.argv[2]).stem.removeprefix("seed"))
+seed = int(re.search(r"^seed: (\\d+)$", pathlib.Path(sys.argv[2]).read_text(), re.M)[1])
 folder = pathlib.Path(json.loads((stage / "folders.json").read_text())[str(seed)])
 def wait_for(path):
     for _ in range(30_000):  # a test that was killed leaves nobody waiting for ever
@@ -667,7 +667,7 @@ def test_a_real_run_is_that_of_its_seed_alone(tmp_path):
     assert read_matrix(outcome.folder, 2) == alone.metrics["accuracy_matrix"]
     assert outcome.record.weights_sha256 == alone.record.weights_sha256
     assert "experience 2/2" in (outcome.folder / "run.log").read_text()
-    assert Task(config.for_seed(3)).log == outcome.folder / "run.log"
+    assert Task(config.for_seed(3), "seed 3").log == outcome.folder / "run.log"
 
 
 @pytest.mark.slow
