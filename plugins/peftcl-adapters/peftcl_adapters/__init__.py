@@ -64,7 +64,6 @@ def peftcl_strategies() -> Iterable[Component]:
         "c_ada",
         f"{_HERE}.c_ada:build_c_ada",
         source="C-ADA, ECCV 2024, from its abstract",
-        scenarios=("class", "task", "online"),
         costs=Costs(per_class="D + 1", per_experience=adapters, once="2*L*D"),
     )
 

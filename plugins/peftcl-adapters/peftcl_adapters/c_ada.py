@@ -1,6 +1,5 @@
 """C-ADA: one adapter a block that grows new columns with each experience, the old ones frozen."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,7 +37,8 @@ class GrowingAdapterBranch(Branch):
               + s \sum_t \bigl(U_t\,\mathrm{relu}(D_t h + b_t) + c_t\bigr)
 
     which is one adapter with the rows of all :math:`D_t` and the columns of all :math:`U_t`. The
-    newest part trains, all others are frozen; scale and shift train with the first part alone.
+    newest part trains, all others are frozen; scale and shift train with the first part alone. A
+    part begins with each experience; where it is not known where they begin there is one.
 
     Args:
         embed_dim: Width of a token.
@@ -51,7 +51,10 @@ class GrowingAdapterBranch(Branch):
     Attributes:
         sets: The parts, each of all blocks.
         shifts: Scale and shift of each block.
+        begun: Number of the experience begun last, 0 before the first.
     """
+
+    begun: Tensor
 
     def __init__(
         self, embed_dim: int, depth: int, *, r: int, scale: float, dropout: float, weight: float
@@ -60,12 +63,16 @@ class GrowingAdapterBranch(Branch):
         self.sets = AdapterSets(embed_dim, depth, r=r, scale=scale, dropout=dropout)
         self.shifts = nn.ModuleList(ScaleShift(embed_dim) for _ in range(depth))
         self.weight = weight
+        self.register_buffer("begun", torch.zeros((), dtype=torch.long))
         self.register_load_state_dict_post_hook(_hold_shifts)  # type: ignore[no-untyped-call]  # torch's own
 
-    def open(self) -> None:
-        """Freeze what there is and begin a new part."""
-        self.sets.open()
-        _hold_shifts(self)
+    def start_experience(self, number: int) -> None:
+        """Freeze what there is and begin a new part, with another experience than the last."""
+        known = int(self.begun)
+        self.begun.fill_(number)
+        if known not in (0, number):
+            self.sets.open()
+            _hold_shifts(self)
 
     def begin(self, backbone: Backbone, embedded: Embedded) -> None:
         """State the term of the loss."""
@@ -130,21 +137,6 @@ def build_growing_adapters(
     return GrowingAdapterBranch(width, depth, r=r, scale=scale, dropout=dropout, weight=weight)
 
 
-@exportable
-class CADAModel(PEFTModel):
-    """One pass whose adapters grow with each experience that brings classes, and a linear head."""
-
-    def start_experience(self, pairs: Iterable[tuple[int, int]], *, fresh: bool = True) -> None:
-        """Make room for the classes of an experience; a new part begins with new classes.
-
-        Where it is not known where experiences begin there is one part.
-        """
-        known = len(self.classes)
-        super().start_experience(pairs, fresh=fresh)
-        if known and len(self.classes) > known and fresh:
-            cast(GrowingAdapterBranch, self.branch).open()
-
-
 @dataclass(frozen=True, kw_only=True)
 class CADAOptions(LocalOptions):
     """Options of C-ADA; the published ones are not known to us, these are those of EASE."""
@@ -163,7 +155,7 @@ def build_c_ada(
     anneal: bool | None = None,
     options: CADAOptions,
 ) -> PEFTTemplate:
-    """Build C-ADA from its description.
+    """Build C-ADA from its description, for all scenarios.
 
     One adapter beside each MLP grows new columns with each experience; those of earlier ones are
     frozen, and all are used at test, so that nothing has to be chosen. A scale and a shift of each
@@ -195,7 +187,7 @@ def build_c_ada(
     branch = build_growing_adapters(
         backbone=backbone, r=r, scale=scale, dropout=dropout, weight=orthogonality_weight
     )
-    model = CADAModel(backbone, branch)
+    model = PEFTModel(backbone, branch)
     optimizer = make_optimizer("sgd", model, **options.rates())
     own = annealing(optimizer, options.plugins, anneal=anneal, train_epochs=options.train_epochs)
     return PEFTTemplate(model=model, optimizer=optimizer, own_plugins=own, **options.template())

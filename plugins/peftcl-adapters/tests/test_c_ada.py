@@ -83,7 +83,8 @@ def test_its_parts_are_the_columns_of_one_adapter(trained):
 def test_old_columns_and_the_shift_stay(trained):
     strategy, states, _ = trained
     for number, (earlier, later) in enumerate(pairwise(states), start=1):
-        assert all(torch.equal(later[name], value) for name, value in earlier.items())
+        stays = {name: value for name, value in earlier.items() if name != "begun"}
+        assert all(torch.equal(later[name], value) for name, value in stays.items())
         new = [name for name in later if name.startswith(f"sets.{number}.") and "up" in name]
         assert new
         assert all(bool(later[name].any()) for name in new)
@@ -106,3 +107,15 @@ def test_the_term_is_the_squared_inner_product_with_old_columns(trained):
             for k in (0, 1)
         ]
         np.testing.assert_allclose(found, 0.5 * np.mean(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("scenario", "parts"), [("domain", 3), ("online", 3)])
+def test_a_part_begins_with_each_experience_and_with_no_chunk(scenario, parts):
+    strategy = build_c_ada(backbone=toy_backbone(), **(TRAINING | {"train_epochs": 1}))
+    stream = list(toy_benchmark(scenario).train_stream)
+    for experience in [*stream, stream[-1]]:  # the last one again is no new one
+        strategy.train(experience)
+    branch = strategy.model.branch
+    assert len(branch.sets) == parts
+    training = {n.split(".")[1] for n, p in branch.named_parameters() if p.requires_grad}
+    assert training == {str(parts - 1)}

@@ -109,8 +109,6 @@ class TestMOS(StrategyContract):
 
 @pytest.mark.slow
 class TestCADA(StrategyContract):
-    scenarios = without_domains
-
     def create_strategy(self, backbone, *, plugins, evaluator):
         return build_c_ada(
             backbone=backbone, plugins=plugins, evaluator=evaluator, **(few_steps | {"lr": 0.1})
