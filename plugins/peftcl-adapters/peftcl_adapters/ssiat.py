@@ -34,7 +34,7 @@ def build_ssiat(
     *,
     backbone: Backbone,
     module: Branch | None = None,
-    later_epochs: EpochsOrNone = 10,
+    later_epochs: EpochsOrNone | None = None,
     scale: Positive = 20.0,
     margin: Margin = 0.0,
     sigma: Positive = 4.0,
@@ -60,7 +60,8 @@ def build_ssiat(
     Args:
         backbone: The frozen network.
         module: What trains; ``None``: adapters of width 64 beside each MLP, scale 0.1, dropout 0.1.
-        later_epochs: Epochs from the second experience on; 0 for as many as in the first.
+        later_epochs: Epochs from the second experience on; ``None`` for half of those of the first,
+            as published; 0 for as many.
         scale: Factor of the cosines.
         margin: By which the cosine to the own class is to be the largest, in training.
         sigma: Width of the kernel, in the units of the features.
@@ -81,8 +82,10 @@ def build_ssiat(
     with torch.no_grad():
         model.head.get_parameter("sigma").fill_(scale).requires_grad_(False)
     optimizer = make_optimizer("sgd", model, **options.rates())
-    own = annealing(optimizer, options.plugins, anneal=anneal, train_epochs=options.train_epochs)
-    later = [LaterEpochsPlugin(later_epochs, own)] if later_epochs else []
+    epochs = options.train_epochs
+    own = annealing(optimizer, options.plugins, anneal=anneal, train_epochs=epochs)
+    fewer = (epochs + 1) // 2 if later_epochs is None else later_epochs
+    later = [LaterEpochsPlugin(fewer, own)] if fewer else []
     margins = [MarginLossPlugin(margin, scale=None)] if margin else []
     drift = DriftCompensationPlugin("gaussian", sigma=sigma)
     replay = FeatureReplayPlugin(

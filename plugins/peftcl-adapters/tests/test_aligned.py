@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin
 from peftcl_adapters.slca_pp import build_slca_pp
 from peftcl_adapters.ssiat import build_ssiat
 
@@ -72,9 +72,9 @@ def test_ssiat_moves_old_means_by_the_drift_of_images_near_them(sigma):
         np.testing.assert_allclose(means[c], b[classes == c].mean(0), rtol=0, atol=1e-5)
 
 
-def test_ssiat_trains_later_experiences_for_less_and_its_factor_stays():
+def test_ssiat_trains_later_experiences_for_half_and_its_factor_stays():
     noted = Epochs()
-    options = {"train_epochs": 4, "later_epochs": 2}
+    options = {"train_epochs": 4}
     strategy = build_ssiat(backbone=toy_backbone(), plugins=[noted], **(TRAINING | options))
     for experience in toy_benchmark().train_stream:
         strategy.train(experience)
@@ -107,6 +107,14 @@ def test_ssiat_with_a_margin_is_cosface():
         torch.testing.assert_close(
             loss.detach().double().reshape(()), expected, rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize(("epochs", "after"), [(20, 18), (3, 3), (10, 9)])
+def test_rates_of_slca_pp_fall_after_nine_tenths_of_the_epochs(epochs, after):
+    strategy = build_slca_pp(backbone=toy_backbone(), **(TRAINING | {"train_epochs": epochs}))
+    (schedule,) = (p.scheduler for p in strategy.plugins if isinstance(p, LRSchedulerPlugin))
+    rate = schedule.lr_lambdas[0]
+    assert [rate(after - 1), rate(after)] == [1.0, 0.1]
 
 
 def test_slca_pp_trains_the_module_slower_and_leaves_old_rows():
