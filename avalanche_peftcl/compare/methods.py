@@ -33,7 +33,8 @@ class Quantity:
     Args:
         key: Its name in files.
         title: Its name in tables.
-        unit: ``"fraction"``, ``"seconds"`` or ``"parameters"``; empty where nobody knows it.
+        unit: ``"fraction"``, ``"passes"``, ``"seconds"`` or ``"parameters"``; empty where nobody
+            knows it.
         value: Takes it from a run's record; ``None`` where it is undefined.
     """
 
@@ -51,8 +52,16 @@ def _last(name: str) -> Callable[[Record], float | None]:
     return lambda record: (record.further_metrics.get(name) or [None])[-1]
 
 
+def _passes(record: Record) -> float | None:
+    images = [each.train_images for each in record.protocol.experiences]
+    if record.joint:  # all of them were trained on with the last
+        return record.cost.training_passes[-1] if record.cost.training_passes else None
+    return record.cost.passes_per_image(images)
+
+
 QUANTITIES = (
     *(Quantity(key, name, "fraction", _headline(name)) for key, name in HEADLINES.items()),
+    Quantity("training_passes", "passes a training image", "passes", _passes),
     Quantity(
         "training_seconds",
         "training time",

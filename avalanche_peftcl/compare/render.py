@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from avalanche_peftcl.compare.comparison import Comparison
-from avalanche_peftcl.compare.methods import QUANTITIES
 from avalanche_peftcl.compare.sheets import (
     further_sheet,
     left_out_lines,
     pairs_sheet,
     results_sheet,
+    shown_quantities,
 )
 from avalanche_peftcl.compare.statistics import Estimate
 from avalanche_peftcl.console import csv_row, markdown, plain, visible
@@ -155,7 +155,7 @@ def _rows(comparison: Comparison) -> Iterator[list[Any]]:
     note = "; ".join(f"protocols differ in {difference}" for difference in comparison.differences)
     for method in comparison.methods:
         seeds = " ".join(map(str, method.seeds))
-        for quantity in (*QUANTITIES, *comparison.further):
+        for quantity in (*shown_quantities(comparison.methods), *comparison.further):
             numbers = _numbers(method.estimate(quantity))
             row = ["own", method.label, quantity.key, quantity.unit, seeds, len(method.runs)]
             yield [*row, *numbers, None, None, None, note]

@@ -40,14 +40,26 @@ def scale_of(quantity: Quantity, methods: Sequence[Method]) -> Scale:
         return Scale(100.0, "%", 1)
     if quantity.unit == "parameters":
         return Scale(1.0, "", 0)
+    if quantity.unit == "passes":
+        return Scale(1.0, "", 2)
     longest = max((e.mean for m in methods if (e := m.estimate(quantity))), default=0.0)
     divisor, unit = next((divisor, unit) for least, divisor, unit in _TIMES if longest >= least)
     return Scale(1 / divisor, unit, 1)
 
 
+def shown_quantities(methods: Sequence[Method]) -> list[Quantity]:
+    """Return what methods are compared by; passes where a record has counted them."""
+    return [
+        quantity
+        for quantity in QUANTITIES
+        if quantity.unit != "passes" or any(method.by_seed(quantity) for method in methods)
+    ]
+
+
 def results_sheet(comparison: Comparison) -> Sheet:
     """Return the table of methods: mean, spread and interval of every quantity, number of seeds."""
-    scales = {quantity: scale_of(quantity, comparison.methods) for quantity in QUANTITIES}
+    shown = shown_quantities(comparison.methods)
+    scales = {quantity: scale_of(quantity, comparison.methods) for quantity in shown}
     columns = (
         "method",
         "seeds",

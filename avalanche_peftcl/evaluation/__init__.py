@@ -14,6 +14,7 @@ from avalanche_peftcl.evaluation.zero_shot_retention import (
     ZeroShotRetentionMetric,
     zero_shot_retention_metrics,
 )
+from avalanche_peftcl.models.counting import uncounted_passes
 
 __all__ = [
     "AccuracyMatrix",
@@ -30,6 +31,7 @@ __all__ = [
     "ntk_metrics",
     "released_accuracy_metrics",
     "retrieval_metrics",
+    "uncounted_passes",
     "wrong_matches_metrics",
     "zero_shot_retention_metrics",
 ]

@@ -1,7 +1,6 @@
-"""What a run costs: parameters, stored floats, forward passes, seconds, memory."""
+"""What a run costs: parameters, stored floats, passes, steps, seconds, memory."""
 
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,19 +8,22 @@ import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import stream_type
-from torch import Tensor, nn
+from avalanche.training.supervised import JointTraining
+from torch import nn
 
 from avalanche_peftcl.evaluation.accuracy_matrix import trained_experience
-from avalanche_peftcl.registry.offers import ModelOffers, PluginOffers
+from avalanche_peftcl.models.meter import Meter
+from avalanche_peftcl.models.stored import stored_floats as stored_floats
+from avalanche_peftcl.registry.offers import ModelOffers
 
-Summary = dict[str, int | float | list[float] | None]
+Summary = dict[str, int | float | list[float] | list[int] | None]
 
 
 class CostMetric(PluginMetric[Summary]):
     """Measure the cost of any Avalanche strategy.
 
     Emitted after each training experience (``Trainable_Parameters/train_phase/train_stream``, and
-    the share, stored floats, forward passes, seconds, peak memory) and after each evaluation
+    the share, stored floats, passes, seconds, peak memory) and after each evaluation
     (``Evaluation_Seconds/eval_phase/test_stream``).
 
     Example:
@@ -41,28 +43,19 @@ class CostMetric(PluginMetric[Summary]):
         self._forward_passes = 1
         self._peak: int | None = None
         self._earlier_peak = 0  # of a process that this run goes on from
-        self._training: dict[int, float] = {}
-        self._evaluation: dict[int, float] = {}
-        self._row: int | None = None  # of the experience last trained
-        self._running: list[tuple[dict[int, float], int]] = []  # innermost last
-        self._mark = 0.0
+        self._meter = Meter()
+        self._steps: dict[int, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cost so far, the time since the last reading included."""
-        training, evaluation = dict(self._training), dict(self._evaluation)
-        if self._running:
-            seconds, row = self._running[-1]
-            copy = training if seconds is self._training else evaluation
-            copy[row] = copy.get(row, 0.0) + time.perf_counter() - self._mark
         return {
             "trainable": self._trainable,
             "total": self._total,
             "stored": self._stored,
             "forward_passes": self._forward_passes,
             "peak": self._peak,
-            "training": training,
-            "evaluation": evaluation,
-            "row": self._row,
+            "meter": self._meter.state_dict(),
+            "steps": dict(self._steps),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -70,12 +63,8 @@ class CostMetric(PluginMetric[Summary]):
         self._trainable, self._total = state["trainable"], state["total"]
         self._stored, self._forward_passes = state["stored"], state["forward_passes"]
         self._peak, self._earlier_peak = state["peak"], state["peak"] or 0
-        self._row = state["row"]
-        # the clocks that run refer to these two
-        for kept, saved in ((self._training, "training"), (self._evaluation, "evaluation")):
-            kept.clear()
-            kept.update(state[saved])
-        self._mark = time.perf_counter()
+        self._meter.load_state_dict(state["meter"])
+        self._steps = dict(state["steps"])
 
     def summary(self) -> Summary:
         """Return the cost so far.
@@ -84,19 +73,27 @@ class CostMetric(PluginMetric[Summary]):
             ``trainable_parameters`` (the most that trained at once in the last experience),
             ``total_parameters`` and ``trainable_share``, their quotient; ``stored_floats``, see
             :func:`stored_floats`; ``forward_passes``, of the backbone for one test image;
-            ``training_seconds``, one value a training experience, without the evaluations in it;
+            ``training_passes``, one value a training experience: images that passed through the
+            backbone in its training, by the training images it has, whatever they passed for (an
+            epoch, a second view, statistics, what a plugin measures), but for evaluations, the
+            metrics of this package and features that lay in a :class:`.FeatureCache`;
+            ``training_steps``, of the
+            optimizer, and ``training_seconds``, likewise, without the evaluations in it;
             ``evaluation_seconds``, all evaluations since that experience began, one value each;
             ``peak_memory_bytes``, see :func:`peak_memory_bytes`. ``None`` where undefined.
         """
-        rows = range(max([-1, *self._training, *self._evaluation]) + 1)
+        training, evaluation = (self._meter.seconds[k] for k in ("training", "evaluation"))
+        rows = range(max([-1, *training, *evaluation]) + 1)
         return {
             "trainable_parameters": self._trainable,
             "total_parameters": self._total,
             "trainable_share": self._trainable / self._total if self._total else None,
             "stored_floats": self._stored,
             "forward_passes": self._forward_passes,
-            "training_seconds": [self._training.get(row, 0.0) for row in rows],
-            "evaluation_seconds": [self._evaluation.get(row, 0.0) for row in rows],
+            "training_passes": [self._meter.passes_per_image(row) for row in rows],
+            "training_steps": [self._steps.get(row, 0) for row in rows],
+            "training_seconds": [training.get(row, 0.0) for row in rows],
+            "evaluation_seconds": [evaluation.get(row, 0.0) for row in rows],
             "peak_memory_bytes": self._peak,
         }
 
@@ -106,18 +103,18 @@ class CostMetric(PluginMetric[Summary]):
 
     def before_training(self, strategy: Any) -> None:
         """Drop the clocks of a training that was interrupted."""
-        self._running.clear()
+        self._meter.drop()
 
     def before_train_dataset_adaptation(self, strategy: Any) -> None:
         """Start the clock of a training experience."""
-        self._lap(strategy)
-        self._row = int(trained_experience(strategy).current_experience)
-        self._running = [(self._training, self._row)]
+        self._meter.lap(strategy.device)
+        row = int(trained_experience(strategy).current_experience)
+        self._meter.begin(strategy.model, row=row, images=training_images(strategy))
         self._trainable = 0
 
     def before_training_exp(self, strategy: Any) -> None:
         """Count what trains; the model has been adapted."""
-        if not self._running:  # a strategy that adapts no dataset
+        if not self._meter.runs:  # a strategy that adapts no dataset
             self.before_train_dataset_adaptation(strategy)
         self._count_trainable(strategy.model)
 
@@ -125,12 +122,18 @@ class CostMetric(PluginMetric[Summary]):
         """Count what trains; a later stage may train other parameters."""
         self._count_trainable(strategy.model)
 
+    def after_update(self, strategy: Any) -> None:
+        """Count a step of the optimizer."""
+        row = self._meter.row
+        self._steps[row] = self._steps.get(row, 0) + 1
+
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Emit the cost of the experience."""
-        self._lap(strategy)
+        self._meter.lap(strategy.device)
         self._measure(strategy)
-        summary = self.summary()
-        summary["training_seconds"] = self._training.get(-1 if self._row is None else self._row)
+        summary, row = self.summary(), self._meter.row
+        summary["training_seconds"] = self._meter.seconds["training"].get(row)
+        summary["training_passes"] = self._meter.passes_per_image(row)
         del summary["total_parameters"], summary["evaluation_seconds"]
         suffix = f"train_phase/{stream_type(strategy.experience)}_stream"
         return [
@@ -141,39 +144,28 @@ class CostMetric(PluginMetric[Summary]):
 
     def after_training(self, strategy: Any) -> None:
         """Stop the clock; it includes what the strategy did after the plugins' last call."""
-        self._lap(strategy)
-        self._running.clear()
+        self._meter.lap(strategy.device)
+        self._meter.end()
         self._measure(strategy)
 
     def before_eval(self, strategy: Any) -> None:
         """Pause the clock of the training, start that of the evaluation."""
-        self._lap(strategy)
-        self._running.append((self._evaluation, -1 if self._row is None else self._row))
+        self._meter.lap(strategy.device)
+        self._meter.enter_evaluation()
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Emit the seconds of all evaluations since the last training experience began."""
-        self._lap(strategy)
-        seconds, row = self._running.pop()
+        self._meter.lap(strategy.device)
+        self._meter.leave_evaluation()
         self._measure(strategy)
         if strategy.experience is None:
             return []
         name = f"Evaluation_Seconds/eval_phase/{stream_type(strategy.experience)}_stream"
-        return [MetricValue(self, name, seconds[row], strategy.clock.train_iterations)]
+        seconds = self._meter.seconds["evaluation"][self._meter.row]
+        return [MetricValue(self, name, seconds, strategy.clock.train_iterations)]
 
     def __str__(self) -> str:
         return "Cost"
-
-    def _lap(self, strategy: Any) -> None:
-        """Book the time since the last lap on the innermost clock."""
-        if strategy.device.type == "cuda":
-            torch.cuda.synchronize(strategy.device)
-        elif strategy.device.type == "mps":
-            torch.mps.synchronize()
-        now = time.perf_counter()
-        if self._running:
-            seconds, row = self._running[-1]
-            seconds[row] = seconds.get(row, 0.0) + now - self._mark
-        self._mark = now
 
     def _count_trainable(self, model: nn.Module) -> None:
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -190,32 +182,16 @@ class CostMetric(PluginMetric[Summary]):
         self._peak = None if peak is None else max(peak, self._earlier_peak)
 
 
+def training_images(strategy: Any) -> int:
+    """Return how many images there are to train on: of an experience, or of a chunk of one."""
+    host = isinstance(strategy, JointTraining)
+    experiences = strategy._experiences if host else [strategy.experience]
+    return sum(len(each.dataset) for each in experiences)
+
+
 def cost_metrics() -> CostMetric:
     """Build the cost metric."""
     return CostMetric()
-
-
-def stored_floats(strategy: Any) -> int:
-    """Count the floats that a strategy has to keep besides the backbone.
-
-    Args:
-        strategy: Any Avalanche strategy.
-
-    Returns:
-        Elements of the floating-point tensors in the state dict of ``strategy.model``, each tensor
-        once, without those of ``strategy.model.backbone`` if there is one; plus ``stored_floats``
-        of every plugin that tells it.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> stored_floats(SimpleNamespace(model=nn.Linear(3, 2), plugins=[]))
-        8
-    """
-    model = strategy.model
-    backbone = ModelOffers.of(model).backbone
-    frozen = set(_floats(backbone)) if isinstance(backbone, nn.Module) else set()
-    own = sum(size for key, size in _floats(model).items() if key not in frozen)
-    return own + sum(int(PluginOffers.of(plugin).stored_floats) for plugin in strategy.plugins)
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
@@ -241,12 +217,3 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-
-
-def _floats(module: nn.Module) -> dict[int, int]:
-    """Return the number of elements of each floating-point tensor by the tensor's id."""
-    return {
-        id(value): value.numel()
-        for value in module.state_dict(keep_vars=True).values()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }

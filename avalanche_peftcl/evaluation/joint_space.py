@@ -16,6 +16,7 @@ from avalanche_peftcl.evaluation.ntk_probes import network_of
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.models import Branch
 from avalanche_peftcl.models.backbones.backbone import out_features
+from avalanche_peftcl.models.counting import uncounted_passes
 from avalanche_peftcl.models.passes import forward_branches
 from avalanche_peftcl.registry.offers import BackboneOffers, ExperienceOffers, ModelOffers
 
@@ -179,6 +180,7 @@ class StandingMetric(PluginMetric[Summary]):
         """Return what was measured, as plain JSON."""
         raise NotImplementedError
 
+    @uncounted_passes()
     def before_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Measure the frozen backbone, once; refuse a network that cannot be measured."""
         if self.before is not None:
@@ -187,6 +189,7 @@ class StandingMetric(PluginMetric[Summary]):
             self.before = self.measure(space, adapted=False)
         return self._values(strategy, self.before)
 
+    @uncounted_passes()
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Measure the network as it is at the end of an experience."""
         if ExperienceOffers.of(strategy.experience).is_last_subexp is False:

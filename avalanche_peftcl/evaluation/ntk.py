@@ -38,6 +38,7 @@ from avalanche_peftcl.functional.kernel_measures import (
     task_complexity,
 )
 from avalanche_peftcl.functional.ntk import OutputForm
+from avalanche_peftcl.models.counting import uncounted_passes
 from avalanche_peftcl.registry.offers import ExperienceOffers, StrategyOffers
 from avalanche_peftcl.registry.ranges import MinibatchSize, Penalty, Seed
 
@@ -207,6 +208,7 @@ class NTKMetric(PluginMetric[Summary]):
 
     # --- an experience -------------------------------------------------------------------------
 
+    @uncounted_passes()
     def before_training_exp(self, strategy: Any) -> None:
         """Read the kernel, and predict what the experience will do to earlier ones."""
         experience = trained_experience(strategy)
@@ -249,6 +251,7 @@ class NTKMetric(PluginMetric[Summary]):
         elif old and isinstance(kernel, TrainedKernel):
             self._begun["change"] = kernel.change(reading, n_old, residual)
 
+    @uncounted_passes()
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Read the kernel again, and measure what the experience did; tell what can be compared."""
         if ExperienceOffers.of(strategy.experience).is_last_subexp is False or not self._begun:

@@ -18,6 +18,7 @@ from avalanche_peftcl.evaluation.joint_space import JointSpace, Summary, joint_s
 from avalanche_peftcl.evaluation.ntk_probes import read_probes
 from avalanche_peftcl.functional.image_text import matching_auc, wrong_match_rate
 from avalanche_peftcl.models.backbones.text_tower import check_templates
+from avalanche_peftcl.models.counting import uncounted_passes
 from avalanche_peftcl.models.heads.zero_shot import ClassTexts
 from avalanche_peftcl.models.networks.dynamic import class_names
 from avalanche_peftcl.registry.offers import ExperienceOffers, StrategyOffers
@@ -145,6 +146,7 @@ class WrongMatchesMetric(PluginMetric[Summary]):
         """Return :meth:`summary`."""
         return self.summary()
 
+    @uncounted_passes()
     def before_training_exp(self, strategy: Any) -> None:
         """Refuse what cannot be measured."""
         if not _is_joint(strategy):
@@ -152,6 +154,7 @@ class WrongMatchesMetric(PluginMetric[Summary]):
             side = ClassTexts(space.backbone, words=self.class_words, templates=self.templates)
             side.words(self._names(strategy))
 
+    @uncounted_passes()
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Measure the images of earlier experiences."""
         ends = ExperienceOffers.of(strategy.experience).is_last_subexp is not False

@@ -223,6 +223,8 @@ def peftcl_metrics() -> Iterable[Component]:
     Returned: an Avalanche ``PluginMetric`` or a list of them. Its values are kept for every
     experience. What is no single number, such as a curve, its ``summary()`` may return: a dict of
     what JSON can hold, which the record keeps by the metric's class, under ``metric_summaries``.
+    Images that it runs through the network while an experience is trained would count among the
+    passes of the method: ``evaluation.uncounted_passes()`` is a context, or decorator, without.
 
     Example:
         >>> from avalanche.evaluation import PluginMetric

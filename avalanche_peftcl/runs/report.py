@@ -256,12 +256,23 @@ def cost_lines(cost: Cost) -> list[tuple[str, str]]:
         lines.append(("numbers stored beside the network", f"{cost.stored_floats:,}"))
     if cost.forward_passes is not None:
         lines.append(("passes of the backbone for a test image", str(cost.forward_passes)))
+    if cost.training_passes:
+        lines.append(("passes of the backbone for a training image", _passes(cost)))
     lines += [("training", _seconds(cost.training_seconds))]
     if cost.evaluation_seconds:
         lines.append(("evaluation", _seconds(cost.evaluation_seconds)))
     if cost.peak_memory_bytes is not None:
         lines.append(("most memory", decimal(cost.peak_memory_bytes, precision=2)))
     return lines
+
+
+def _passes(cost: Cost) -> str:
+    """Return the passes of each experience's training; of many the least and the most."""
+    each, steps = [f"{value:.4g}" for value in cost.training_passes], sum(cost.training_steps)
+    if len(each) > _MOST:
+        least, most = min(cost.training_passes), max(cost.training_passes)
+        each = [f"{least:.4g} to {most:.4g}"]
+    return ", ".join(each) + (f" ({steps:,} steps)" if cost.training_steps else "")
 
 
 def _seconds(values: Sequence[float]) -> str:

@@ -59,9 +59,9 @@ class RunResult(RunRecord):
     def to_pandas(self) -> Any:
         """Return a ``pandas.DataFrame`` with a row a finished experience.
 
-        Columns: ``classes``, ``train_images``, ``test_images``, ``accuracy_on_seen`` and
-        ``training_seconds`` when it was finished, ``last_accuracy`` on it so far, and its
-        ``forgetting`` (nan of the last).
+        Columns: ``classes``, ``train_images``, ``test_images``, ``accuracy_on_seen``,
+        ``training_passes`` and ``training_seconds`` when it was finished, ``last_accuracy`` on it
+        so far, and its ``forgetting`` (nan of the last).
 
         Raises:
             ConfigError: If pandas is not installed.
@@ -79,6 +79,7 @@ class RunResult(RunRecord):
                 "train_images": [part.train_images for part in parts],
                 "test_images": [part.test_images for part in parts],
                 "accuracy_on_seen": column(accuracy.accuracy_curve),
+                "training_passes": column(record.cost.training_passes),
                 "training_seconds": column(record.cost.training_seconds),
                 "last_accuracy": column(accuracy.per_task),
                 "forgetting": column(accuracy.forgetting_by_experience),

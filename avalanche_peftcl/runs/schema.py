@@ -19,6 +19,7 @@ Fraction = Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)]
 Change = Annotated[float, Field(ge=-1 - _ROUNDING, le=1 + _ROUNDING)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Passes = Annotated[float, Field(ge=0)]  # for each training image
 Row = list[Fraction | None]
 
 
@@ -154,9 +155,30 @@ class Cost(_Part):
     trainable_share: Fraction | None = None
     stored_floats: Count | None = None
     forward_passes: Count | None = None
+    training_passes: list[Passes] = []
+    training_steps: list[Count] = []
     training_seconds: list[Seconds]
     evaluation_seconds: list[Seconds] = []
     peak_memory_bytes: Count | None = None
+
+    def passes_per_image(self, train_images: Sequence[int]) -> float | None:
+        """Return the passes that training took for each training image of the stream.
+
+        Args:
+            train_images: Of each experience.
+
+        Returns:
+            ``None`` of a record of a version that counted none.
+
+        Example:
+            >>> cost = Cost(trainable_parameters=1, training_seconds=[], training_passes=[1.0, 4.0])
+            >>> cost.passes_per_image([20, 10])
+            2.0
+        """
+        counted, total = self.training_passes, sum(train_images[: len(self.training_passes)])
+        if not total:
+            return None
+        return sum(p * n for p, n in zip(counted, train_images, strict=False)) / total
 
 
 class Overlap(_Part):

@@ -2,11 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import pytest
 from avalanche.core import SupervisedPlugin
-from torch import Tensor
 
-from avalanche_peftcl.evaluation.cost import stored_floats
+from avalanche_peftcl.models.counting import listen_for_passes, passes_so_far, stop_listening
+from avalanche_peftcl.models.stored import stored_floats
 from avalanche_peftcl.registry.costs import Costs, value
 from avalanche_peftcl.registry.offers import ModelOffers, StrategyOffers
 from avalanche_peftcl.training.feature_pass import network_of
@@ -41,7 +40,7 @@ class _Counter(SupervisedPlugin, supports_distributed=False):  # type: ignore[ca
 
     def __init__(self) -> None:
         super().__init__()
-        self.passes = self.mark = 0
+        self.mark = 0
         self.images, self.of_images = [0, 0], [0, 0]
         self.trains = 0
 
@@ -50,20 +49,20 @@ class _Counter(SupervisedPlugin, supports_distributed=False):  # type: ignore[ca
         heads = {id(p) for head in ModelOffers.of(network).heads for p in head.parameters()}
         train = [p for p in network.parameters() if p.requires_grad and id(p) not in heads]
         self.trains = max(self.trains, sum(p.numel() for p in train))
-        self.mark = self.passes
+        self.mark = passes_so_far()
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self._count(0, strategy)
 
     def before_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        self.mark = self.passes
+        self.mark = passes_so_far()
 
     def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self._count(1, strategy)
 
     def _count(self, which: int, strategy: Any) -> None:
         self.images[which] += len(strategy.mb_x)
-        self.of_images[which] += self.passes - self.mark
+        self.of_images[which] += passes_so_far() - self.mark
 
     def rates(self) -> tuple[float | None, float | None]:
         """Return passes an image in training and in evaluation, and begin anew."""
@@ -76,10 +75,11 @@ class _Counter(SupervisedPlugin, supports_distributed=False):  # type: ignore[ca
 def count_costs(strategy: Any, benchmark: Any) -> Counted:
     """Train a strategy on a stream, evaluate it after each experience, and count.
 
-    A pass is counted where an image comes to the last block of its backbone, in whatever view.
+    A pass is counted where an image comes to the last block of its backbone, in whatever view, as
+    for the record of a run.
 
     Args:
-        strategy: New; its network has the attribute ``backbone``.
+        strategy: New; its network has the attribute ``backbone``, a :class:`.Backbone`.
         benchmark: Of experiences that are trained one by one, or at once where it is ``joint``.
 
     Example:
@@ -93,28 +93,11 @@ def count_costs(strategy: Any, benchmark: Any) -> Counted:
         >>> differing_costs(Costs(test="T", per_class="D + 1", once="P"), counted, D=32)[0]
         'test, experience 2: 2 said, 1 counted'
     """
-    counter, network = _Counter(), network_of(strategy)
+    counter, counted = _Counter(), Counted([], [], [], [], 0)
     strategy.plugins.append(counter)
-    backbone: Any = network.backbone
-    kind = type(backbone)
-    attend, forward = kind.attend, kind.forward
-
-    def counted_attend(self: Any, index: int, tokens: Tensor, **options: Any) -> Tensor:
-        if index == self.depth - 1:
-            counter.passes += len(tokens)
-        attended: Tensor = attend(self, index, tokens, **options)
-        return attended
-
-    def counted_forward(self: Any, images: Tensor) -> Tensor:
-        counter.passes += len(images)
-        features: Tensor = forward(self, images)
-        return features
-
-    counted = Counted([], [], [], [], 0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "attend", counted_attend)
-        patch.setattr(kind, "forward", counted_forward)
-        seen: set[int] = set()
+    listen_for_passes(counter)
+    seen: set[int] = set()
+    try:
         for number, experience in enumerate(visits(strategy, benchmark.train_stream)):
             strategy.train(experience)
             strategy.eval(benchmark.test_stream[: number + 1])
@@ -126,6 +109,8 @@ def count_costs(strategy: Any, benchmark: Any) -> Counted:
             counted.test.append(test)
             counted.stored.append(stored_floats(strategy))
             counted.classes.append(len(seen))
+    finally:
+        stop_listening(counter)
     return counted._replace(trains=counter.trains)
 
 

@@ -328,7 +328,8 @@ def test_the_cost_goes_on_from_what_was_spent():
     built.train(benchmark.train_stream[0], eval_streams=[])
     built.eval(benchmark.test_stream[:1])
     (metric,) = built.evaluator.metrics
-    state = metric.state_dict() | {"training": {0: 100.0}, "peak": 10**15}
+    state = metric.state_dict() | {"peak": 10**15}
+    state["meter"]["seconds"]["training"] = {0: 100.0}
     new = strategy(metrics=[CostMetric()])
     (other,) = new.evaluator.metrics
     other.load_state_dict(state)
@@ -347,7 +348,7 @@ def test_the_cost_inside_an_experience_counts_the_time_so_far():
 
     class Look(SupervisedPlugin):
         def after_training_iteration(self, strategy, **kwargs):
-            seen.append(metric.state_dict()["training"][0])
+            seen.append(metric.state_dict()["meter"]["seconds"]["training"][0])
 
     built.plugins.insert(0, Look())
     built.train(toy_benchmark("class").train_stream[0], eval_streams=[])

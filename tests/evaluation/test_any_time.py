@@ -22,10 +22,9 @@ from avalanche_peftcl.evaluation import (
     AnyTimeMetric,
     CostMetric,
     any_time_metrics,
-    cost,
 )
 from avalanche_peftcl.functional import any_time as functional
-from avalanche_peftcl.models import LDAHead, PrototypeHead, RidgeHead
+from avalanche_peftcl.models import LDAHead, PrototypeHead, RidgeHead, meter
 from avalanche_peftcl.models.rng import random_state
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
@@ -332,7 +331,7 @@ def test_seconds_are_those_of_an_evaluation(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(cost, "time", clock)
+    monkeypatch.setattr(meter, "time", clock)
 
     class Sleeper(SupervisedPlugin):
         def after_training_iteration(self, strategy, **kwargs):

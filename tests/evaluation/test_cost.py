@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from avalanche_peftcl.evaluation import CostMetric, cost, cost_metrics
+from avalanche_peftcl.models import meter
 
 
 class Model(nn.Module):
@@ -64,7 +65,7 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(cost, "time", clock)
+    monkeypatch.setattr(meter, "time", clock)
     return clock
 
 

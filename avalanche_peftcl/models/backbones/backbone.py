@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.attention import Extend, SelfAttention
+from avalanche_peftcl.models.counting import count_passes_of
 from avalanche_peftcl.registry.offers import BackboneOffers
 
 MAX_SIDE = 8192
@@ -135,6 +136,11 @@ class Backbone(nn.Module):
     model_name: str | None = None
     pretrained_on: Sequence[str] | None = None
     has_text: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the images that pass through be counted, see :func:`.count_passes_of`."""
+        super().__init_subclass__(**kwargs)
+        count_passes_of(cls)
 
     # --- what a subclass says ------------------------------------------------------------------
 

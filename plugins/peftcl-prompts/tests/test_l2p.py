@@ -7,6 +7,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from peftcl_prompts.l2p import build_l2p, build_prompt_pool
 
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.evaluation import CostMetric
 from avalanche_peftcl.models import (
     Embedded,
     LinearHead,
@@ -149,3 +150,12 @@ def test_moments_of_adam_are_those_of_the_experience():
 
     train(Watch())
     assert steps == [0, 1, 2, 3] * 2
+
+
+def test_the_query_is_a_pass_of_its_own():
+    cost = CostMetric()
+    strategy = build_l2p(
+        backbone=seeing_backbone(), evaluator=EvaluationPlugin(cost, loggers=[]), **SHORT
+    )
+    strategy.train(learnable_benchmark().train_stream[0], eval_streams=[])
+    assert cost.summary()["training_passes"] == [2 * SHORT["train_epochs"]]

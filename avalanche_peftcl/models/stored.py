@@ -1,0 +1,63 @@
+"""How many floats a strategy keeps beside the backbone, in all and part by part."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from avalanche_peftcl.registry.offers import ModelOffers, PluginOffers
+
+
+def stored_floats(strategy: Any) -> int:
+    """Count the floats that a strategy has to keep besides the backbone.
+
+    Args:
+        strategy: Any Avalanche strategy.
+
+    Returns:
+        Elements of the floating-point tensors in the state dict of ``strategy.model``, each tensor
+        once, without those of ``strategy.model.backbone`` if there is one; plus ``stored_floats``
+        of every plugin that tells it.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> stored_floats(SimpleNamespace(model=nn.Linear(3, 2), plugins=[]))
+        8
+    """
+    return sum(stored_by_part(strategy).values())
+
+
+def stored_by_part(strategy: Any) -> dict[str, int]:
+    """Return what :func:`stored_floats` counts, by part of the model and by plugin's class.
+
+    Args:
+        strategy: Any Avalanche strategy.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> network = nn.ModuleDict({"branch": nn.Linear(3, 2), "head": nn.Linear(2, 1)})
+        >>> stored_by_part(SimpleNamespace(model=network, plugins=[]))
+        {'branch': 8, 'head': 3}
+    """
+    model = strategy.model
+    backbone = ModelOffers.of(model).backbone
+    seen = set(_floats(backbone).values()) if isinstance(backbone, nn.Module) else set()
+    found: dict[str, int] = {}
+    for name, tensor in _floats(model).items():
+        if tensor not in seen:
+            seen.add(tensor)
+            part = name.partition(".")[0]
+            found[part] = found.get(part, 0) + tensor.numel()
+    for plugin in strategy.plugins:
+        if kept := int(PluginOffers.of(plugin).stored_floats):
+            name = type(plugin).__name__
+            found[name] = found.get(name, 0) + kept
+    return found
+
+
+def _floats(module: nn.Module) -> dict[str, Tensor]:
+    """Return the floating-point tensors of a module; tensors are alike by identity."""
+    return {
+        name: value
+        for name, value in module.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
