@@ -7,6 +7,7 @@ from typing import Any
 from avalanche_peftcl.registry.component import Component
 from avalanche_peftcl.registry.costs import Costs
 from avalanche_peftcl.registry.hookspecs import hookimpl
+from avalanche_peftcl.registry.ranges import Searched
 from avalanche_peftcl.registry.takes import takes
 
 __version__ = version("avalanche-peftcl")
@@ -16,6 +17,7 @@ __all__ = [
     "Component",
     "Costs",
     "PEFTTemplate",
+    "Searched",
     "__version__",
     "compare",
     "hookimpl",

@@ -13,6 +13,7 @@ from avalanche_peftcl.cli.exporting import (
 )
 from avalanche_peftcl.cli.offering import list_components, plugins, write_schema
 from avalanche_peftcl.cli.running import WithRay, compare, init, manifest, run
+from avalanche_peftcl.cli.tuning import tune
 from avalanche_peftcl.console import standard_console
 from avalanche_peftcl.registry.packages import SWITCH
 from avalanche_peftcl.runs.messages import PlainEnds
@@ -47,6 +48,7 @@ def _options(
 
 app.command()(init)
 app.command(cls=WithRay)(run)
+app.command(cls=WithRay)(tune)
 app.command()(compare)
 app.command()(manifest)
 app.command("list")(list_components)

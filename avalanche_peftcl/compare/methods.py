@@ -23,6 +23,7 @@ _KINDS = sorted(
 )
 # of the run, not the method
 _ASIDE = {"output", "seed", "device", "num_threads", "num_workers", "checkpoint_every", "floor"}
+_ASIDE |= {"stop_after", "tuned"}
 _ASIDE |= {kind.key for kind in KINDS.values()}  # told by the kinds, but for those that watch
 
 

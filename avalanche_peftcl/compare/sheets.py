@@ -195,8 +195,24 @@ def _result_notes(comparison: Comparison) -> list[str]:
             for method in comparison.methods
             if method.joint
         ),
+        *_tuned(comparison),
         *_overlaps(comparison),
     ]
+
+
+def _tuned(comparison: Comparison) -> list[str]:
+    """Return how options were searched for, and of which methods nobody says so."""
+    found: dict[str, list[str]] = {}
+    for method in comparison.methods:
+        configs = [run.record.config for run in method.runs if not run.record.config.floor]
+        for words in sorted({c.tuned.said() if c.tuned else "" for c in configs}):
+            found.setdefault(words, []).append(method.label)
+    if not any(found):
+        return []
+    untold = found.pop("", [])
+    return [f"Tuned, {', '.join(labels)}: {words}." for words, labels in found.items()] + [
+        f"No search of options is recorded of {', '.join(untold)}."
+    ] * bool(untold)
 
 
 def _overlaps(comparison: Comparison) -> list[str]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from avalanche_peftcl.config.run_config import RunConfig
+from avalanche_peftcl.config.run_config import ComponentConfig, RunConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry import Registry
 from avalanche_peftcl.registry.described import descriptions
@@ -38,7 +38,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
         "description": texts["seeds"],
         "anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "null"}],
     }
-    definitions: dict[str, Any] = {}
+    definitions = {k: v for k, v in whole["$defs"].items() if k != ComponentConfig.__name__}
     for name, kind in KINDS.items():
         one = {"$ref": f"#/$defs/{name}"}
         many = kind.key in ("plugins", "metrics", "loggers")

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from avalanche_peftcl.config.settings import check_plain, override_setting, read_settings
+from avalanche_peftcl.config.tuned import Tuned
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry.ranges import Count, Seed
 from avalanche_peftcl.registry.wording import clip, did_you_mean, join, show
@@ -93,7 +94,9 @@ class RunConfig(BaseModel):
             one after each experience only.
         evaluate: ``"seen"`` evaluates on the experiences trained so far; ``"all"`` on the whole
             test stream, and once before training (needed for forward transfer).
+        stop_after: Experiences after which the run stops, to be gone on with; ``None`` runs all.
         floor: Whether it is a floor that other runs are held against; comparisons say so.
+        tuned: How its options were searched for, as ``peftcl tune`` writes it.
         backbone: The frozen network.
         module: The PEFT module, for a strategy that takes one.
         head: What turns features into predictions, for a strategy that takes one.
@@ -127,7 +130,9 @@ class RunConfig(BaseModel):
     num_workers: Annotated[int, Field(ge=0, le=_MOST_AT_A_TIME)] = 0
     checkpoint_every: Count | None = None
     evaluate: Literal["seen", "all"] = "seen"
+    stop_after: Count | None = None
     floor: Annotated[bool | None, AfterValidator(lambda given: given or None)] = None
+    tuned: Tuned | None = None
     backbone: ComponentConfig
     module: ComponentConfig | None = None
     head: ComponentConfig | None = None

@@ -67,6 +67,7 @@ def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
             update={
                 "output": config.output / FLOORS / name,
                 "floor": True,
+                "tuned": None,
                 "checkpoint_every": None,
                 "module": None,
                 "head": None

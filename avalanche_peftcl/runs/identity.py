@@ -15,7 +15,9 @@ from avalanche_peftcl.runs.idle import without_idle
 _FREE = (
     "output",
     "checkpoint_every",
+    "stop_after",
     "floor",
+    "tuned",
     "loggers",
 )  # keys that may change when a run goes on
 HOW = ("num_threads", "num_workers")  # keys that do not matter once it is finished

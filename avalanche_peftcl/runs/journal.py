@@ -136,7 +136,19 @@ class Journal:
     @property
     def later(self) -> int:
         """Training images of the experiences behind the next one."""
-        return sum(part.train_images for part in self.stream.experiences[self.next :])
+        later = self.stream.experiences[self.next : self._plan.config.stop_after]
+        return sum(part.train_images for part in later)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no further experience is trained though there are more."""
+        last, done = self._plan.config.stop_after, self.at.finished
+        if last is None or not last <= done < self.total:
+            return None
+        return (
+            f"stopped after {done} of {self.total} experiences (stop_after={last}); peftcl run "
+            f"{self._output}/config.yaml --resume {self._output} stop_after=null goes on"
+        )
 
     @property
     def tests(self) -> tuple[int, int]:
@@ -144,7 +156,7 @@ class Journal:
         sizes = [part.test_images for part in self.stream.experiences]
         every = self._plan.config.evaluate == "all"
         seen = [sum(sizes) if every else sum(sizes[: t + 1]) for t in range(len(sizes))]
-        return seen[self.next - 1], sum(seen[self.next :])
+        return seen[self.next - 1], sum(seen[self.next : self._plan.config.stop_after])
 
     def take_folder(
         self, there: Stamp | None, *, overwrite: bool, resume: bool, until: ExitStack

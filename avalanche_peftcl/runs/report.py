@@ -123,6 +123,7 @@ def markdown_report(record: Record) -> str:
         *_if(record.model_name, "- timm's name of the backbone: "),
         f"- weights of the backbone: sha256 {record.weights_sha256}",
         *_if(record.overlap.said() if record.overlap else None, "- pre-training: "),
+        *_if(record.config.tuned.said() if record.config.tuned else None, "- options: tuned, "),
         "",
         *_table(
             ("experience", "classes", "train images", "test images"),

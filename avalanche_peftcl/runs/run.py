@@ -150,6 +150,8 @@ def _run(
             strategy.eval(tests, num_workers=workers)
             at.fresh.clear()
         for experience in journal.visits[at.visited :]:
+            if journal.stopped:
+                break
             part = ExperienceOffers.of(experience)
             if part.is_first_subexp:
                 ahead = journal.next - 1, journal.total
@@ -161,6 +163,8 @@ def _run(
             seen = tests if config.evaluate == "all" else tests[: journal.next]
             strategy.eval(seen, num_workers=workers)
             reporter.tell(journal.finish_experience())
+        if journal.stopped:
+            reporter.say(journal.stopped)
         result = journal.result()
         reporter.console.print(
             terminal_report(result.record, str(output), width=reporter.console.width)

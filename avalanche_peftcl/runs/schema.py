@@ -287,6 +287,12 @@ class Record(_Part):
     baseline: list[Fraction | None] = []
     accuracy_matrix: Annotated[Sequence[Row], WrapValidator(_unless_it_grows)] = Field(exclude=True)
 
+    @property
+    def ended(self) -> bool:
+        """Whether all that the run was asked for is finished, which may be less than all."""
+        asked = self.config.stop_after or self.experiences.total
+        return self.complete or self.experiences.finished >= asked
+
     @model_validator(mode="before")
     @classmethod
     def _last_values_alone(cls, given: Any) -> Any:

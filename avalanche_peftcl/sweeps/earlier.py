@@ -38,7 +38,7 @@ def finished_runs(runs: list[RunConfig], *, overwrite: bool) -> list[Record | No
             differences = other_settings(record, run, registry)
             if differences:
                 others.setdefault("\n".join(differences), []).append(str(run.output))
-        found.append(record if record is not None and record.complete else None)
+        found.append(record if record is not None and record.ended else None)
         if found[-1] is None and not overwrite and not unread and not others:
             unread += _checkpoints_of_another(run, registry)
     problems = unread + [

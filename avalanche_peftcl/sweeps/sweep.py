@@ -1,45 +1,22 @@
 """One configuration under several seeds: a run each, and what they have in common."""
 
 import statistics
-from collections.abc import Generator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from avalanche_peftcl.config import RunConfig
-from avalanche_peftcl.console import plain
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.device import check_device
 from avalanche_peftcl.registry import discover
 from avalanche_peftcl.runs.floors import floor_runs
 from avalanche_peftcl.runs.report import percent
-from avalanche_peftcl.runs.schema import HEADLINES, Record
-from avalanche_peftcl.runs.signals import how_to_stop, termination_raised
+from avalanche_peftcl.runs.schema import HEADLINES
 from avalanche_peftcl.runs.tables import Sheet, terminal_table
-from avalanche_peftcl.sweeps.earlier import beside_a_run, finished_runs, read_earlier
-from avalanche_peftcl.sweeps.processes import Event, Task, run_processes
-from avalanche_peftcl.sweeps.watch import SeedBars
+from avalanche_peftcl.sweeps.earlier import beside_a_run, finished_runs
+from avalanche_peftcl.sweeps.engine import Outcome, outcomes, say
+from avalanche_peftcl.sweeps.processes import Task
 from avalanche_peftcl.training.feature_cache import shared_features
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one seed.
-
-    Args:
-        seed: The seed.
-        folder: Folder of its run.
-        record: Its record; ``None`` if the run failed.
-        error: Why it failed.
-    """
-
-    seed: int
-    folder: Path
-    record: Record | None = None
-    error: str | None = None
 
 
 def run_sweep(
@@ -88,57 +65,36 @@ def run_sweep(
     further = floor_runs(config, discover()) if floors else []
     runs = [config.for_seed(seed) for seed in config.seeds]
     if beside := beside_a_run(config.output, runs):
-        _say(console, beside)
-    outcomes = {
+        say(console, beside)
+    found = {
         run.seed: Outcome(run.seed, run.output, record)
         for run, record in zip(runs, finished_runs(runs, overwrite=overwrite), strict=True)
         if record is not None
     }
-    for seed, outcome in outcomes.items():
-        _say(console, f"seed {seed}: finished earlier, {_last_accuracy(outcome)}")
-    tasks = [
-        Task(run, f"seed {run.seed}", anew=overwrite) for run in runs if run.seed not in outcomes
-    ]
-    if tasks and (how := how_to_stop()):
-        _say(console, how)
-    bars = SeedBars(console)
-    with (
-        termination_raised(),
-        closing(_engine(tasks, jobs, ray, bars=bars.wanted)) as events,
-        bars,
-    ):
-        try:
-            for event in events:
-                task = event.task
-                if event.bar is not None:
-                    bars.show(task.name, event.bar)
-                elif event.line is not None:
-                    _say(console, f"{task.name}: {event.line}")
-                elif event.started:
-                    _say(console, f"{task.name}: started, {task.config.output}")
-                    bars.begin(task.name)
-                else:
-                    bars.end(task.name)
-                    outcome = _outcome(event)
-                    outcomes[outcome.seed] = outcome
-                    ended = outcome.error and f"failed: {outcome.error}\n  see {task.log}"
-                    ended = ended or f"finished, {_last_accuracy(outcome)}"
-                    _say(console, f"{task.name}: {ended}")
-        except KeyboardInterrupt as stop:
-            done = [str(s) for s, o in sorted(outcomes.items()) if o.record is not None]
-            missing = [str(run.seed) for run in runs if str(run.seed) not in done]
-            _say(
-                console,
-                f"stopped; finished seeds: {', '.join(done) or 'none'}; the same command goes on "
-                f"with {', '.join(missing)}",
-            )
-            stop.add_note("what is finished is on disk; the same command goes on")
-            raise
-    results = [outcomes[run.seed] for run in runs]
+    for seed, outcome in found.items():
+        say(console, f"seed {seed}: finished earlier, {_last_accuracy(outcome)}")
+    tasks = [Task(run, f"seed {run.seed}", anew=overwrite) for run in runs if run.seed not in found]
+    try:
+        with closing(outcomes(tasks, jobs=jobs, ray=ray, console=console)) as ended:
+            for task, outcome in ended:
+                found[outcome.seed] = outcome
+                failed = outcome.error and f"failed: {outcome.error}\n  see {task.log}"
+                say(console, f"{task.name}: {failed or f'finished, {_last_accuracy(outcome)}'}")
+    except KeyboardInterrupt as stop:
+        done = [str(seed) for seed, each in sorted(found.items()) if each.record is not None]
+        missing = [str(run.seed) for run in runs if str(run.seed) not in done]
+        say(
+            console,
+            f"stopped; finished seeds: {', '.join(done) or 'none'}; the same command goes on "
+            f"with {', '.join(missing)}",
+        )
+        stop.add_note("what is finished is on disk; the same command goes on")
+        raise
+    results = [found[run.seed] for run in runs]
     console.print(summary(config, results))
     for task in tasks:
-        if error := outcomes[task.config.seed].error:
-            _say(console, f"{task.name} failed: {error}\n  see {task.log}")
+        if error := found[task.config.seed].error:
+            say(console, f"{task.name} failed: {error}\n  see {task.log}")
     with shared_features() if ray is None else nullcontext():
         for floor in further:
             results += run_sweep(floor, jobs=jobs, ray=ray, overwrite=overwrite, console=console)
@@ -165,32 +121,6 @@ def summary(config: RunConfig, outcomes: list[Outcome]) -> Table:
     return table
 
 
-def _engine(
-    tasks: list[Task], jobs: int, ray: str | None, *, bars: bool
-) -> Generator[Event, None, None]:
-    if ray is None:
-        for device in {task.config.device for task in tasks}:
-            check_device(device)
-        return run_processes(tasks, jobs=jobs, bars=bars)
-    from avalanche_peftcl.sweeps.ray import run_on_ray
-
-    return run_on_ray(tasks, address=ray)
-
-
-def _outcome(event: Event) -> Outcome:
-    """Return what became of a run that ended; its record has the last word."""
-    config, error, record = event.task.config, event.error, None
-    folder = config.output
-    if error is None:
-        try:
-            record = read_earlier(folder)
-        except ConfigError as unreadable:
-            error = str(unreadable)
-        if error is None and (record is None or not record.complete):
-            error = f"it ended without a complete record in {folder}"
-    return Outcome(config.seed, folder, None if error else record, error)
-
-
 def _last_accuracy(outcome: Outcome) -> str:
     value = None if outcome.record is None else outcome.record.accuracy.last_accuracy
     return f"last accuracy {percent(value)}"
@@ -207,7 +137,3 @@ def _spread(values: list[float | None]) -> str:
     if len(known) < len(values):
         return "-"
     return f"{statistics.mean(known):.1f} ± {statistics.stdev(known):.1f}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(plain(text, lines=True), soft_wrap=True)

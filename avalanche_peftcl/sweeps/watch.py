@@ -35,7 +35,7 @@ class Tail:
         return [line for line in told if line.startswith(EXPERIENCE_LINES)]
 
 
-class SeedBars:
+class TaskBars:
     """A bar for each task that runs, on a terminal; elsewhere nothing.
 
     Args:
@@ -58,7 +58,7 @@ class SeedBars:
         """Whether there are any."""
         return self._bars is not None
 
-    def __enter__(self) -> "SeedBars":
+    def __enter__(self) -> "TaskBars":
         if self._bars is not None:
             self._bars.start()
         return self

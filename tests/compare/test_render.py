@@ -326,3 +326,27 @@ def test_no_column_is_lost_whatever_the_width(heads, more, width, cells):
         Console(width=width, file=shown).print(table)
     letters = Counter("".join(row)) - Counter(shown.getvalue())
     assert set(letters) <= {" "}
+
+
+def test_how_options_were_searched_for_is_told_of_each_method(write, tmp_path):
+    tuned = {
+        "phase": "other",
+        "benchmark": {"name": "image_folder", "root": "data/pacs"},
+        "tested_on": "held-out training images",
+        "trials": 8,
+        "seed": 0,
+        "searched": {"strategy.lr": "0.01 to 1, log"},
+        "values": {"strategy.lr": 0.1},
+        "score": 0.5,
+    }
+    for seed in (0, 1):
+        write(f"a{seed}", "naive", seed, changes={"config.tuned": tuned})
+        write(f"b{seed}", "pegp", seed)
+    notes = "\n".join(results_sheet(compare_runs([tmp_path])).notes)
+    said = "8 trials of strategy.lr on held-out training images of image_folder data/pacs."
+    assert f"Tuned, naive: {said}" in notes
+    assert "No search of options is recorded of pegp." in notes
+
+
+def test_where_nothing_was_searched_nothing_is_told(comparison):
+    assert not any("search" in note for note in results_sheet(comparison).notes)

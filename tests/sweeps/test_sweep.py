@@ -27,10 +27,11 @@ from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.runs.schema import Progress, Record
+from avalanche_peftcl.sweeps import engine, sweep
 from avalanche_peftcl.sweeps import processes as sweep_local
-from avalanche_peftcl.sweeps import sweep
+from avalanche_peftcl.sweeps.engine import Outcome
 from avalanche_peftcl.sweeps.processes import Task, environment, last_words
-from avalanche_peftcl.sweeps.sweep import Outcome, run_sweep, summary
+from avalanche_peftcl.sweeps.sweep import run_sweep, summary
 
 BACKBONE = {"name": "timm_vit", "model_name": "vit_tiny_patch16_224", "img_size": 16}
 BACKBONE |= {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
@@ -496,7 +497,7 @@ def act_when_seed_1_waits(stage, monkeypatch, act) -> None:
                 time.sleep(0.01)
             act()
 
-    monkeypatch.setattr(sweep, "_say", say)
+    monkeypatch.setattr(engine, "say", say)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -10,13 +10,14 @@ from avalanche_peftcl import takes
 from avalanche_peftcl.models import Backbone, Branch, HeadBuilder, PrototypeHead, build_adapters
 from avalanche_peftcl.training import PEFTTemplate, TrainingOptions, annealing
 from peftcl_adapters.first_experience import FirstExperienceModel, FirstExperiencePlugin
+from peftcl_adapters.options import LearningRate
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstExperienceOptions(TrainingOptions):
     """Options of the first experience's training; the defaults are those published for CIFAR."""
 
-    lr: Annotated[float, Field(gt=0, le=1e6)] = 0.01
+    lr: LearningRate = 0.01
     train_mb_size: Annotated[int, Field(ge=1, le=2**20)] = 48
 
 

@@ -10,7 +10,7 @@ from avalanche_peftcl import takes
 from avalanche_peftcl.models import AdapterBranch, Backbone, Branch, Embedded, PEFTModel, exportable
 from avalanche_peftcl.training import PEFTTemplate, annealing, make_optimizer
 from peftcl_adapters.adapter_sets import AdapterSets
-from peftcl_adapters.options import Dropout, LocalOptions, Positive, Weight, Width
+from peftcl_adapters.options import Dropout, LearningRate, LocalOptions, Positive, Weight, Width
 from peftcl_adapters.ssf import ScaleShift
 
 
@@ -141,7 +141,7 @@ def build_growing_adapters(
 class CADAOptions(LocalOptions):
     """Options of C-ADA; the published ones are not known to us, these are those of EASE."""
 
-    lr: Positive = 0.025
+    lr: LearningRate = 0.025
 
 
 @takes(CADAOptions)

@@ -19,7 +19,7 @@ from avalanche_peftcl.models import (
 )
 from avalanche_peftcl.training import PEFTTemplate, annealing, make_optimizer
 from peftcl_adapters.adapter_sets import AdapterSets
-from peftcl_adapters.options import Dropout, LocalOptions, Positive, Weight, Width
+from peftcl_adapters.options import Dropout, LearningRate, LocalOptions, Positive, Weight, Width
 from peftcl_adapters.subspaces import SubspacePrototypeHead
 
 
@@ -111,7 +111,7 @@ class EASEModel(DynamicModel):
 class EASEOptions(LocalOptions):
     """Options of EASE; the defaults are the published settings for CIFAR-100."""
 
-    lr: Positive = 0.025
+    lr: LearningRate = 0.025
 
 
 @takes(EASEOptions)

@@ -27,6 +27,7 @@ from peftcl_adapters.options import (
     AlignmentOptions,
     Dropout,
     Epochs,
+    LearningRate,
     LocalOptions,
     Loops,
     Positive,
@@ -252,9 +253,9 @@ class CentroidContrastPlugin(SupervisedPlugin, supports_distributed=False):  # t
 class MOSOptions(LocalOptions, AlignmentOptions):
     """Options of MOS; the defaults are the published settings for CIFAR-100."""
 
-    lr: Positive = 0.03
+    lr: LearningRate = 0.03
     align_epochs: Epochs = 30
-    align_lr: Positive = 0.005
+    align_lr: LearningRate = 0.005
 
 
 @takes(MOSOptions)

@@ -5,9 +5,11 @@ from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
+from avalanche_peftcl import Searched
 from avalanche_peftcl.training import TrainingOptions
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
+LearningRate = Annotated[float, Field(gt=0, le=1e6), Searched(10)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Margin = Annotated[float, Field(ge=0, le=0.5)]
@@ -53,7 +55,7 @@ class AlignmentOptions:
     covariance: Literal["class", "shared"] = "class"
     align_epochs: Epochs = 5
     align_samples: Samples = 256
-    align_lr: Positive = 0.01
+    align_lr: LearningRate = 0.01
     align_seed: Seed = 0
 
     def alignment(self) -> Alignment:

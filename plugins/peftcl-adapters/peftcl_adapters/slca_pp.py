@@ -17,6 +17,7 @@ from avalanche_peftcl.training.plugins import FeatureReplayPlugin
 from peftcl_adapters.options import (
     AlignmentOptions,
     EpochsOrNone,
+    LearningRate,
     LocalOptions,
     MinibatchSize,
     Positive,
@@ -49,7 +50,7 @@ class SymmetricLoss(nn.Module):
 class SLCAOptions(LocalOptions, AlignmentOptions):
     """Options of SLCA++; the defaults are the published settings for CIFAR-100."""
 
-    lr: Positive = 0.01
+    lr: LearningRate = 0.01
     train_mb_size: MinibatchSize = 128
 
 

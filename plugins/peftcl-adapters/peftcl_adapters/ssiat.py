@@ -16,6 +16,7 @@ from peftcl_adapters.later_epochs import LaterEpochsPlugin
 from peftcl_adapters.options import (
     AlignmentOptions,
     EpochsOrNone,
+    LearningRate,
     LocalOptions,
     Margin,
     Positive,
@@ -26,7 +27,7 @@ from peftcl_adapters.options import (
 class SSIATOptions(LocalOptions, AlignmentOptions):
     """Options of SSIAT; the defaults are the published settings, where these are known."""
 
-    lr: Positive = 0.01
+    lr: LearningRate = 0.01
 
 
 @takes(SSIATOptions)

@@ -9,7 +9,7 @@ from avalanche.models import IncrementalClassifier
 from pydantic import Field
 from torch import nn
 
-from avalanche_peftcl import takes
+from avalanche_peftcl import Searched, takes
 from avalanche_peftcl.models import Backbone
 from avalanche_peftcl.training import PEFTTemplate, TrainingOptions
 
@@ -18,7 +18,7 @@ from avalanche_peftcl.training import PEFTTemplate, TrainingOptions
 class ProbeOptions(TrainingOptions):
     """The options of every strategy that trains, some with other defaults."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    lr: Annotated[float, Field(gt=0), Searched(10)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     train_epochs: Annotated[int, Field(ge=1)] = 5
 

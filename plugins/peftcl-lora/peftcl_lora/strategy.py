@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from avalanche_peftcl import Searched
 from avalanche_peftcl.models import Backbone, HeadBuilder, LinearHead, PEFTModel
 from avalanche_peftcl.training import (
     FeatureOptions,
@@ -18,7 +19,7 @@ from avalanche_peftcl.training import (
 from peftcl_lora.pairs import PairedLoRA
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
-Rate = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=1e6), Searched(10)]
 Decay = Annotated[float, Field(ge=0, le=1e6)]
 Size = Annotated[int, Field(ge=1, le=2**20)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
