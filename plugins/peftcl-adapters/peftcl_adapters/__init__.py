@@ -48,7 +48,6 @@ def peftcl_strategies() -> Iterable[Component]:
         "ease",
         f"{_HERE}.ease:build_ease",
         source="EASE, Zhou et al., CVPR 2024",
-        scenarios=("class", "task", "online"),
         costs=Costs(test="T", per_class="2*T*D + D", per_experience=adapters),
     )
     yield Component(

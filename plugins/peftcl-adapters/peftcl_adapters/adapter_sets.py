@@ -9,8 +9,26 @@ from torch.nn import functional as F
 from avalanche_peftcl.models import Adapter, AdapterBranch, Backbone, Branch, Embedded
 
 
+class AdapterSet(AdapterBranch):
+    """Adapters that know of which experience they are.
+
+    Attributes:
+        begun: Number of the experience that they heard of last, 0 before.
+    """
+
+    begun: Tensor
+
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.register_buffer("begun", torch.zeros((), dtype=torch.long))
+
+    def start_experience(self, number: int) -> None:
+        """Note the number."""
+        self.begun.fill_(number)
+
+
 class AdapterSets(nn.ModuleList):
-    """Adapters beside the MLP of every block, one :class:`.AdapterBranch` an experience.
+    """Adapters beside the MLP of every block, one :class:`AdapterSet` an experience.
 
     There is one set from the beginning. A state dict with more of them brings them along.
 
@@ -38,7 +56,7 @@ class AdapterSets(nn.ModuleList):
     def open(self) -> None:
         """Freeze what there is and put a new set behind it."""
         sizes, options = self._made_of
-        new = AdapterBranch(*sizes, **options).train(self.training)  # type: ignore[arg-type]  # by name
+        new = AdapterSet(*sizes, **options).train(self.training)
         for old in self.parameters():
             new.to(old.device)
             old.grad = None  # of its last step
@@ -46,9 +64,9 @@ class AdapterSets(nn.ModuleList):
         self.append(new)
 
     @property
-    def newest(self) -> AdapterBranch:
+    def newest(self) -> AdapterSet:
         """The set of the experience that trains, or of the last one."""
-        return cast(AdapterBranch, self[-1])
+        return cast(AdapterSet, self[-1])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

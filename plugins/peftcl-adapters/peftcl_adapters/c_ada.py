@@ -51,10 +51,7 @@ class GrowingAdapterBranch(Branch):
     Attributes:
         sets: The parts, each of all blocks.
         shifts: Scale and shift of each block.
-        begun: Number of the experience begun last, 0 before the first.
     """
-
-    begun: Tensor
 
     def __init__(
         self, embed_dim: int, depth: int, *, r: int, scale: float, dropout: float, weight: float
@@ -63,16 +60,14 @@ class GrowingAdapterBranch(Branch):
         self.sets = AdapterSets(embed_dim, depth, r=r, scale=scale, dropout=dropout)
         self.shifts = nn.ModuleList(ScaleShift(embed_dim) for _ in range(depth))
         self.weight = weight
-        self.register_buffer("begun", torch.zeros((), dtype=torch.long))
         self.register_load_state_dict_post_hook(_hold_shifts)  # type: ignore[no-untyped-call]  # torch's own
 
     def start_experience(self, number: int) -> None:
         """Freeze what there is and begin a new part, with another experience than the last."""
-        known = int(self.begun)
-        self.begun.fill_(number)
-        if known not in (0, number):
+        if int(self.sets.newest.begun) not in (0, number):
             self.sets.open()
             _hold_shifts(self)
+        self.sets.newest.start_experience(number)
 
     def begin(self, backbone: Backbone, embedded: Embedded) -> None:
         """State the term of the loss."""

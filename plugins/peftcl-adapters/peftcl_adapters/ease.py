@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class EASEModel(DynamicModel):
         alpha: Weight of all subspaces but that of a class.
 
     Attributes:
-        sets: Adapters, a set an experience that brought new classes.
+        sets: Adapters, a set an experience.
         temporary: Classifies the feature of the newest set while it trains.
 
     Source:
@@ -62,6 +63,7 @@ class EASEModel(DynamicModel):
         width = self.sets.newest.out_features(backbone)
         self.classes = ClassRows()
         self.temporary = CosineHead(width)
+        self._begins: list[int] = []  # rows of the experience that begins
         self.head = SubspacePrototypeHead(width, alpha=alpha)
 
     @property
@@ -84,18 +86,35 @@ class EASEModel(DynamicModel):
         """Make room for the ``(task label, class)`` pairs of an experience.
 
         A set of adapters begins with each experience that brings classes, where it is known where
-        experiences begin.
+        experiences begin. With one that brings none it begins in :meth:`start_branches`.
         """
         known = len(self.classes)
-        self.classes.add(pairs)
+        self._begins = self.classes.add(pairs)
         new = range(known, len(self.classes))
-        if known and new and fresh:
+        opens = bool(known and new and fresh)
+        if opens:
             self.sets.open()
         self.temporary.grow(len(self.classes), draw=False)
         if new:
             self.temporary.reset(new)
         self.head.widen(len(self.sets))
         self.head.grow(len(self.classes))
+        if opens:
+            self.head.meet(self._begins)
+
+    def start_branches(self, experience: Any) -> None:
+        """Begin a set and means of its own for an experience of known classes alone."""
+        newest = self.sets.newest
+        known = int(newest.begun)
+        super().start_branches(experience)  # the newest set hears the number
+        if known in (0, number := int(newest.begun)):
+            return
+        newest.start_experience(known)
+        self.sets.open()
+        self.sets.newest.start_experience(number)
+        self.temporary.reset(self._begins)
+        self.head.widen(len(self.sets))
+        self.head.meet(self._begins)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return features side by side: ``(B, 3, H, W)`` to ``(B, D)``, in eval ``(B, T D)``."""
@@ -125,7 +144,7 @@ def build_ease(
     anneal: bool | None = None,
     options: EASEOptions,
 ) -> PEFTTemplate:
-    """Build EASE.
+    """Build EASE, for all scenarios.
 
     Each experience trains adapters of its own, with a cosine head among its classes, and freezes
     them. A class has a mean in the subspace of each set of adapters; where an earlier class was
@@ -134,7 +153,8 @@ def build_ease(
 
     **A prediction costs as many passes as there are experiences.** A step costs one pass an image,
     an experience one more pass a set over its images. It keeps :math:`2 L D r` numbers an
-    experience, and :math:`T D` a class. The number of experiences need not be known.
+    experience, and :math:`T D` a class and experience that it is met in. The number of experiences
+    need not be known.
 
     Args:
         backbone: The frozen network.
@@ -152,9 +172,10 @@ def build_ease(
     Source:
         Zhou et al., "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental
         Learning", CVPR 2024; released code sun-hailong/CVPR24-Ease. Differs: adapters alone; the
-        feature of the frozen network, optional there, is no further subspace; class means are over
-        all images of a class, of one met again too; an experience without new classes trains the
-        newest set on, as do all chunks of a stream whose boundaries are not known.
+        feature of the frozen network, optional there, is no further subspace. Experiences of known
+        classes are ours: a class has a mean of each that it was met in, told from likeness in later
+        subspaces as those of other classes are, and the one that fits best counts. All chunks of a
+        stream whose boundaries are not known train one set.
     """
     model = EASEModel(backbone, r=r, scale=scale, dropout=dropout, alpha=alpha)
     optimizer = make_optimizer("sgd", model, **options.rates())

@@ -282,7 +282,9 @@ def build_mos(
     A prediction costs one pass through the frozen network and 1 to ``max_loops`` more. A step costs
     one pass an image, an experience four more over its images: two times the frozen network and
     the newest set. It keeps :math:`2 L D r` numbers an experience, and of a class :math:`2 D + D^2`
-    in float64. The number of experiences need not be known.
+    in float64. The number of experiences need not be known. Domains it does not serve: an image
+    finds its set by its class, which says nothing of the set where every experience has all
+    classes, and Gaussians of one class through several sets would be one.
 
     Args:
         backbone: The frozen network.

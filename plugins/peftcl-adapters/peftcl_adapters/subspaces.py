@@ -1,5 +1,7 @@
 """Class means in several subspaces, those that no image gave told from likeness."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,21 +59,24 @@ class SubspacePrototypeHead(Head):
               + \frac{\alpha}{S - 1} \sum_{s \ne o} \cos\bigl(z_s, p_r^{(s)}\bigr)
 
     with ``o`` the subspace that the class came with. Features are those of all subspaces side by
-    side.
+    side. A class that is met again in a later subspace has a further mean, which came with that;
+    its logit is that of the mean that fits best.
 
     Args:
         in_features: ``D``, width of one subspace.
         alpha: :math:`\alpha`.
 
     Attributes:
-        sums: :math:`\sum z` of each row in each subspace, ``(R, S, D)``, in float64.
-        counts: Images of each row in each subspace, ``(R, S)``.
-        own: Subspace that each row came with, ``(R,)``.
-        prototypes: Means, those told from likeness too, ``(R, S, D)``.
+        sums: :math:`\sum z` of each mean in each subspace, ``(M, S, D)``, in float64.
+        counts: Images of each mean in each subspace, ``(M, S)``.
+        own: Subspace that each came with, ``(M,)``.
+        row_of: Whose mean each is, ``(M,)``.
+        prototypes: Means, those told from likeness too, ``(M, S, D)``.
+        latest: The last mean of each row, which its images join, ``(R,)``.
 
     Source:
         Zhou et al., EASE, CVPR 2024; released code sun-hailong/CVPR24-Ease. Differs: means are
-        over all images of a class, of one met again too, summed in float64.
+        summed in float64; several of a class are ours.
 
     Example:
         >>> head = SubspacePrototypeHead(2)
@@ -84,29 +89,44 @@ class SubspacePrototypeHead(Head):
 
     fitted = True
     score_name = "similarity"
-    free_tensors: tuple[str, ...] = ("sums", "counts", "own", "prototypes")
+    free_tensors: tuple[str, ...] = ("sums", "counts", "own", "row_of", "prototypes", "latest")
     sums: Tensor
     counts: Tensor
     own: Tensor
+    row_of: Tensor
     prototypes: Tensor
+    latest: Tensor
 
     def __init__(self, in_features: int, *, alpha: float = 0.1) -> None:
         super().__init__(in_features)
         self.alpha = alpha
         self.register_buffer("sums", torch.zeros(0, 1, in_features, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(0, 1, dtype=torch.long))
-        self.register_buffer("own", torch.zeros(0, dtype=torch.long))
+        for name in ("own", "row_of", "latest"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.long))
         self.register_buffer("prototypes", torch.zeros(0, 1, in_features))
 
     def grow(self, n_rows: int) -> None:
         """Lengthen to ``n_rows``; new rows are of the last subspace."""
+        rows = torch.arange(len(self.latest), n_rows, device=self.latest.device)
+        self.latest = torch.cat([self.latest, torch.zeros_like(rows)])
+        self._add_means(rows)
+
+    def meet(self, rows: Sequence[int]) -> None:
+        """Let rows whose last mean is of an earlier subspace have one that comes with the last."""
+        again = self.latest.new_tensor(sorted(rows))
+        self._add_means(again[self.own[self.latest[again]] < self.counts.shape[1] - 1])
+
+    def _add_means(self, rows: Tensor) -> None:
+        """Give each of some rows a further mean."""
         known = len(self.own)
         for name in self.free_tensors:
-            old = self.get_buffer(name)
-            new = old.new_zeros(n_rows, *old.shape[1:])
-            new[:known] = old
-            setattr(self, name, new)
+            if name != "latest":
+                old = self.get_buffer(name)
+                setattr(self, name, torch.cat([old, old.new_zeros(len(rows), *old.shape[1:])]))
         self.own[known:] = self.counts.shape[1] - 1
+        self.row_of[known:] = rows
+        self.latest[rows] = torch.arange(known, len(self.own), device=rows.device)
 
     def widen(self, n_subspaces: int) -> None:
         """Make room for ``n_subspaces``; what is known of earlier ones stays."""
@@ -119,8 +139,9 @@ class SubspacePrototypeHead(Head):
     @torch.no_grad()
     def observe(self, features: Tensor, rows: Tensor) -> None:
         """Add images to the sums: ``(B, S D)``."""
-        self.sums.index_add_(0, rows, self._apart(features.double()))
-        self.counts += torch.bincount(rows, minlength=len(self.counts))[:, None]
+        means = self.latest[rows]
+        self.sums.index_add_(0, means, self._apart(features.double()))
+        self.counts += torch.bincount(means, minlength=len(self.counts))[:, None]
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -139,9 +160,13 @@ class SubspacePrototypeHead(Head):
         weights = torch.full(self.counts.shape, self.alpha / max(1, n - 1), device=features.device)
         weights.scatter_(1, self.own[:, None], 1.0)
         z = F.normalize(self._apart(features.float()), dim=2)  # (B, S, D)
-        w = F.normalize(self.prototypes, dim=2) * weights[..., None]  # (R, S, D)
+        w = F.normalize(self.prototypes, dim=2) * weights[..., None]  # (M, S, D)
         logits = z.flatten(1) @ w.flatten(1).T
-        return logits.masked_fill(self.counts.sum(dim=1) == 0, _UNKNOWN)
+        logits = logits.masked_fill(self.counts.sum(dim=1) == 0, _UNKNOWN)  # (B, M)
+        if len(self.own) == len(self.latest):
+            return logits
+        best = logits.new_full((len(logits), len(self.latest)), _UNKNOWN)
+        return best.scatter_reduce(1, self.row_of.expand(len(logits), -1), logits, "amax")
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return the mean cosine of the subspaces, by their weights."""

@@ -87,8 +87,6 @@ class TestSLCA(StrategyContract):
 
 @pytest.mark.slow
 class TestEASE(StrategyContract):
-    scenarios = without_domains
-
     def create_strategy(self, backbone, *, plugins, evaluator):
         return build_ease(backbone=backbone, plugins=plugins, evaluator=evaluator, **few_steps)
 

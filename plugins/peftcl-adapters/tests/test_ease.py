@@ -112,20 +112,65 @@ def test_chunks_of_an_online_stream_share_a_set(chunk):
     assert strategy.model.head.own.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_class_met_again_has_a_mean_over_all_its_images():
+def test_a_class_met_again_has_a_mean_of_its_own_subspace():
     head = SubspacePrototypeHead(1)
     head.grow(1)
     head.observe(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))
     head.settle()
     head.widen(2)
     head.grow(2)
+    head.meet([0, 1])
     head.observe(torch.tensor([[5.0, 1.0], [2.0, 4.0]]), torch.tensor([0, 1]))
     head.settle()
-    assert head.prototypes[..., 0].tolist() == [[3.0, 1.0], [2.0, 4.0]]
-    assert head.own.tolist() == [0, 1]
+    assert head.row_of.tolist() == [0, 1, 0]
+    assert head.own.tolist() == [0, 1, 1]
+    assert head.prototypes[:, 0, 0].tolist() == [2.0, 2.0, 5.0]
+    assert head.prototypes[:, 1, 0].tolist() == [pytest.approx((4.0 + 1.0) / 2), 4.0, 1.0]
     head.sums[0] = torch.nan
     with pytest.raises(NotFiniteError, match="class means of the subspaces"):
         head.settle()
+
+
+def test_domains_have_subspaces_and_the_mean_that_fits_best_counts():
+    """Written out with loops over classes, experiences and subspaces."""
+    torch.manual_seed(0)
+    benchmark = toy_benchmark("domain")
+    strategy = build_ease(backbone=toy_backbone(), alpha=0.3, **TRAINING)
+    strategy.train(benchmark.train_stream)
+    model = strategy.model.eval()
+    assert len(model.sets) == 3
+    assert [any(p.requires_grad for p in each.parameters()) for each in model.sets] == [0, 0, 1]
+    images, classes, experiences = everything(benchmark.train_stream)
+    test, *_ = everything(benchmark.test_stream)
+    with torch.no_grad():
+        z, of_test = (
+            np.stack(
+                [forward_branches(model.backbone, [s], x)[0].double().numpy() for s in model.sets]
+            )
+            for x in (images, test)
+        )
+        found = model(test).numpy()
+    whose = [(c, t) for c in range(6) for t in range(3)]
+    p = {
+        (c, t, s): z[s, (classes == c) & (experiences == t)].mean(0)
+        for c, t in whose
+        for s in range(t + 1)
+    }
+    for c, t in whose:
+        for s in range(t + 1, 3):
+            others = [(j, u) for j, u in whose if u >= s]
+            likeness = np.exp([cosines(p[c, t, t], p[j, u, t]) for j, u in others])
+            p[c, t, s] = sum(
+                w * p[j, u, s] for w, (j, u) in zip(likeness / likeness.sum(), others, strict=True)
+            )
+    expected = np.zeros((len(test), 6, 3))
+    for c, t in whose:
+        for s in range(3):
+            weight = 1.0 if s == t else 0.3 / 2
+            expected[:, c, t] += weight * cosines(of_test[s], p[c, t, s])
+    np.testing.assert_allclose(found, expected.max(axis=2), rtol=0, atol=1e-5)
+    strategy.train(benchmark.train_stream[2])  # the last one again is no new one
+    assert len(model.sets) == 3
 
 
 def test_classes_without_an_image_are_told_of_nothing():
