@@ -3,6 +3,7 @@
 __all__ = [
     "AmbiguousComponentError",
     "BackboneWarning",
+    "BudgetError",
     "CheckpointError",
     "CheckpointWarning",
     "ConfigError",
@@ -63,6 +64,10 @@ class RecordError(PEFTCLError, ValueError):
 
 class NotFiniteError(PEFTCLError, FloatingPointError):
     """Weights, losses, features or outputs that are not finite numbers: there is no result."""
+
+
+class BudgetError(PEFTCLError, RuntimeError):
+    """A run that keeps more than its budget allows."""
 
 
 class ResourceError(PEFTCLError, RuntimeError):

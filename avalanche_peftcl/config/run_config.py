@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from avalanche_peftcl.config.budget import BudgetConfig
 from avalanche_peftcl.config.settings import check_plain, override_setting, read_settings
 from avalanche_peftcl.config.tuned import Tuned
 from avalanche_peftcl.errors import ConfigError
@@ -95,6 +96,8 @@ class RunConfig(BaseModel):
         evaluate: ``"seen"`` evaluates on the experiences trained so far; ``"all"`` on the whole
             test stream, and once before training (needed for forward transfer).
         stop_after: Experiences after which the run stops, to be gone on with; ``None`` runs all.
+        budget: What the training of each experience may use beside its epochs, see
+            :class:`.BudgetConfig`; ``None``: whatever it takes.
         floor: Whether it is a floor that other runs are held against; comparisons say so.
         tuned: How its options were searched for, as ``peftcl tune`` writes it.
         backbone: The frozen network.
@@ -131,6 +134,7 @@ class RunConfig(BaseModel):
     checkpoint_every: Count | None = None
     evaluate: Literal["seen", "all"] = "seen"
     stop_after: Count | None = None
+    budget: BudgetConfig | None = None
     floor: Annotated[bool | None, AfterValidator(lambda given: given or None)] = None
     tuned: Tuned | None = None
     backbone: ComponentConfig
@@ -229,11 +233,13 @@ def _problem(details: Any) -> str:
     if not location:
         return str(details["msg"].removeprefix("Value error, "))
     if kind == "extra_forbidden":
-        keys = list(RunConfig.model_fields)
+        keys = list((BudgetConfig if location[0] == "budget" else RunConfig).model_fields)
         near = did_you_mean(location[-1], keys)
         return f"unknown key {path!r}{near}; the keys are {', '.join(keys)}"
     if kind == "missing":
         return f"the key {path!r} is missing"
+    if kind in ("model_type", "model_attributes_type") and location == ["budget"]:
+        return f"{path} must be a mapping, such as {{passes: 2}}; got {given}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{path} must be a name or a mapping with one, such as {{name: ...}}; got {given}"
     way_out = _way_out(location, kind, details["input"])

@@ -14,6 +14,7 @@ from avalanche_peftcl.models.backbones.backbone import InputConfig
 from avalanche_peftcl.models.backbones.weights import check_weights
 from avalanche_peftcl.registry.offers import BackboneOffers
 from avalanche_peftcl.runs.progress import RunProgress
+from avalanche_peftcl.training.plugins import BudgetPlugin
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "no QP solver found", UserWarning)
@@ -85,5 +86,7 @@ def build_method(plan: Plan, backbone: Backbone, *, device: str, reporter: RunPr
         plugins=plugins,
         evaluator=evaluator,
     )
+    if (budget := plan.config.budget) is not None:
+        strategy.plugins.append(BudgetPlugin(**budget.limits))  # the last: it sees what all did
     asked = [each for each in evaluator.metrics if each is not accuracy and each is not cost]
     return Method(strategy, evaluator, accuracy, cost, further, asked)

@@ -201,6 +201,8 @@ def dry_run(
     console.print(terminal_table(_sheet(journal.stream), title=False))
     for line in _lines(work, stopwatch, a_pass, passes):
         reporter.say(line)
+    if one.budget is not None:
+        reporter.say(f"budget: {one.budget.said()}; the estimate is of a run without it")
     if len(seeds) > 1:
         reporter.say(f"{len(seeds)} seeds, each as long: {', '.join(map(str, seeds))}")
     folder = config.output if len(seeds) > 1 else one.output

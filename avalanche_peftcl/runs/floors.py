@@ -27,9 +27,9 @@ _CARRIED = ("eval_mb_size", "mixed_precision")  # options of the run's strategy,
 def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
     """Return the runs of the floors of a configuration, each in ``floors/NAME`` of its output.
 
-    They have its backbone, benchmark, seed or seeds, device and precision, and are marked as
-    floors. One that is the run itself is left out; zero-shot is one where the run's head reads the
-    names of classes too, in the same words.
+    They have its backbone, benchmark, seed or seeds, device and precision, no budget, and are
+    marked as floors. One that is the run itself is left out; zero-shot is one where the run's head
+    reads the names of classes too, in the same words.
 
     Args:
         config: A run, or several seeds of it.
@@ -53,7 +53,7 @@ def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
             f"the floors classify, and benchmark {config.benchmark.name!r} has no classes; leave "
             "them out; with evaluate=all the record has what the frozen network finds (baseline)"
         )
-    whole = _settings(config, registry)
+    whole = _settings(config.model_copy(update={"budget": None}), registry)
     carried = {k: v for k in _CARRIED if (v := whole["strategy"].get(k)) is not None}
     texts: dict[str, Any] | None = None
     if config.head is not None and set(_TEXTS) <= set(registry.options("head", config.head.name)):
@@ -68,6 +68,7 @@ def floor_runs(config: RunConfig, registry: Registry) -> list[RunConfig]:
                 "output": config.output / FLOORS / name,
                 "floor": True,
                 "tuned": None,
+                "budget": None,  # it takes no step
                 "checkpoint_every": None,
                 "module": None,
                 "head": None

@@ -117,6 +117,7 @@ def markdown_report(record: Record) -> str:
         "## Protocol",
         "",
         f"- scenario: {markdown(protocol.scenario)}, {count.total} experiences, seed {record.seed}",
+        *_if(record.config.budget.said() if record.config.budget else None, "- budget: "),
         f"- class order: {markdown(_words(protocol.class_order))}",
         *(f"- {name}: {markdown(value)}" for name, value in protocol_rules(protocol)),
         f"- input: {markdown(_pairs(protocol.normalisation))}",

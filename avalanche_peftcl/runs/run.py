@@ -74,6 +74,8 @@ def run(
             that is damaged, or of another configuration, versions, weights or data.
         ResourceError: Too little memory, or too few processes or open files; the experiences
             finished before are on disk.
+        BudgetError: More floats are kept than the budget allows; the experiences finished before
+            are on disk.
         NotFiniteError: Weights, losses, features or outputs that are not finite numbers; the
             experiences finished before are on disk.
     """

@@ -10,6 +10,7 @@ from avalanche_peftcl.training.ntk_cl import NTKCL
 from avalanche_peftcl.training.optimizers import OptimizerName, annealing, make_optimizer
 from avalanche_peftcl.training.options import FeatureOptions, StrategyOptions, TrainingOptions
 from avalanche_peftcl.training.pegp import PEGP
+from avalanche_peftcl.training.plugins.budget import out_of_time
 from avalanche_peftcl.training.streams import ends_experience, starts_experience
 from avalanche_peftcl.training.template import PEFTTemplate
 
@@ -31,5 +32,6 @@ __all__ = [
     "feature_pass",
     "forget_experience",
     "make_optimizer",
+    "out_of_time",
     "starts_experience",
 ]

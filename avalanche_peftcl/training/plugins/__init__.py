@@ -1,5 +1,6 @@
 """Avalanche plugins: pieces that any strategy can use, those of NTK-CL and PEGP among them."""
 
+from avalanche_peftcl.training.plugins.budget import BudgetPlugin
 from avalanche_peftcl.training.plugins.drift_compensation import DriftCompensationPlugin
 from avalanche_peftcl.training.plugins.feature_replay import FeatureReplayPlugin
 from avalanche_peftcl.training.plugins.gradient_projection import GradientProjectionPlugin
@@ -23,6 +24,7 @@ from avalanche_peftcl.training.plugins.task_orthogonality import (
 from avalanche_peftcl.training.plugins.text_retrieval import TextRetrievalPlugin
 
 __all__ = [
+    "BudgetPlugin",
     "DriftCompensationPlugin",
     "FeatureReplayPlugin",
     "GradientProjectionPlugin",

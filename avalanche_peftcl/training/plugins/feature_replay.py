@@ -1,7 +1,7 @@
 """A trained head is aligned to all classes on features drawn from what is kept of each."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -29,6 +29,7 @@ from avalanche_peftcl.registry.ranges import (
 )
 from avalanche_peftcl.training.feature_pass import network_of, read_or_known
 from avalanche_peftcl.training.joints import Features, move_heads
+from avalanche_peftcl.training.plugins.budget import out_of_time
 from avalanche_peftcl.training.plugins.class_moments import ClassMoments, Covariance
 from avalanche_peftcl.training.streams import ends_experience, number_of, starts_experience
 
@@ -156,7 +157,7 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
         self.moments.check_finite(number)
         self.n_experiences_done += 1
         if self.n_experiences_done > 1:
-            losses = self.align(network_of(strategy))
+            losses = self.align(network_of(strategy), ends=lambda: out_of_time(strategy))
             self._reports.append({"experience": number, "classes": self.moments.n_known, **losses})
 
     # --- what is kept --------------------------------------------------------------------------
@@ -178,8 +179,13 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
 
     # --- the alignment -------------------------------------------------------------------------
 
-    def align(self, network: Any) -> dict[str, float]:
-        """Train the head on drawn features; return the loss on some of them before and after."""
+    def align(self, network: Any, *, ends: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Train the head on drawn features; return the loss on some of them before and after.
+
+        Args:
+            network: Whose head it is.
+            ends: Asked before each step whether it is the time to end.
+        """
         head = _trained_head(network)
         parameters = [p for p in head.parameters() if p.requires_grad]
         if self.restore:
@@ -216,6 +222,8 @@ class FeatureReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type
             )
             order = torch.randperm(len(of), generator=generator).to(device)
             for start in range(0, len(order), _MINIBATCH):
+                if ends():
+                    break
                 part = order[start : start + _MINIBATCH]
                 optimizer.zero_grad()
                 with torch.enable_grad():

@@ -88,6 +88,7 @@ def align(
     lr: float,
     weight_decay: float,
     generator: torch.Generator,
+    ends: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train a head on features drawn of all classes, and nothing else.
 
@@ -102,6 +103,7 @@ def align(
         lr: Learning rate.
         weight_decay: Of SGD.
         generator: Of the draws, of the CPU.
+        ends: Asked before each step whether it is the time to end.
     """
     parameters = [p for p in head.parameters() if p.requires_grad]
     device = parameters[0].device
@@ -110,6 +112,8 @@ def align(
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
         features, rows = clusters.draw(samples, generator)
         for part in torch.split(torch.randperm(len(rows), generator=generator), samples):
+            if ends():
+                break
             with torch.no_grad():
                 seen = read(features[part].to(device))
             optimizer.zero_grad()

@@ -15,7 +15,7 @@ from avalanche_peftcl.models import (
     PEFTModel,
     exportable,
 )
-from avalanche_peftcl.training import PEFTTemplate, add_loss, feature_pass
+from avalanche_peftcl.training import PEFTTemplate, add_loss, feature_pass, out_of_time
 from peftcl_prompts.blocks import Block
 from peftcl_prompts.clusters import Clusters, align, cluster
 from peftcl_prompts.hide_branch import HiDePromptBranch, Share, build_hide_prompts
@@ -153,6 +153,7 @@ class HiDePromptPlugin(SupervisedPlugin):
                     lr=self.align_lr,
                     weight_decay=self.align_weight_decay,
                     generator=generator,
+                    ends=lambda: out_of_time(strategy),
                 )
 
     @property

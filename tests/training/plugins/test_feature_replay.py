@@ -188,9 +188,9 @@ def test_training_goes_on_with_the_head_of_before(restore):
     strategy = build(plugin)
     align = plugin.align
 
-    def listens(network):
+    def listens(network, **options):
         starts.append({n: p.detach().clone() for n, p in network.head.named_parameters()})
-        return align(network)
+        return align(network, **options)
 
     plugin.align = listens
     benchmark = toy_benchmark()
