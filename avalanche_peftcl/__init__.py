@@ -25,11 +25,12 @@ __all__ = [
     "load_run",
     "run",
     "takes",
+    "tune",
 ]
 
 _LAZY = dict.fromkeys(("NTKCL", "PEGP", "PEFTTemplate"), "avalanche_peftcl.training")
 _LAZY |= {"load": "avalanche_peftcl.export.load", "run": "avalanche_peftcl.runs.run"}
-_LAZY |= {"load_run": "avalanche_peftcl.runs.result"}
+_LAZY |= {"load_run": "avalanche_peftcl.runs.result", "tune": "avalanche_peftcl.sweeps.tune"}
 
 
 def __getattr__(name: str) -> Any:

@@ -189,7 +189,7 @@ def quoted_beside(runs: Sequence[RunRecord]) -> tuple[Quoted, ...]:
     Data set, scenario, number of experiences and classes of each must agree; a source that does not
     state them all is never quoted. Weights, and whether the class order is natural, must agree
     where a source states them. Nothing is quoted beside a run that was trained on a subset of the
-    images (``train_per_class``) or tested on held-out training images.
+    images (``train_per_class``), or tested on one, or tested on held-out training images.
 
     Args:
         runs: Complete runs.
@@ -231,7 +231,8 @@ def _protocol(metrics: Record) -> tuple[str, str | None, tuple[int, ...]]:
 
 def _is_whole(metrics: Record) -> bool:
     """Whether a run trained on all training images and was tested on test images."""
-    subset = metrics.config.benchmark.options.get("train_per_class")
+    options = metrics.config.benchmark.options
+    subset = options.get("train_per_class") or options.get("test_per_class")
     return subset is None and tested_on(metrics) in (None, "test images")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from avalanche_peftcl.config import ComponentConfig, RunConfig, config_from, load_config
+from avalanche_peftcl.config.asked import Asked
 from avalanche_peftcl.config.plan import make_plan
 from avalanche_peftcl.config.settings import dump_settings
 from avalanche_peftcl.config.tuned import FIRST_EXPERIENCE, OTHER, Tuned
@@ -69,8 +70,8 @@ class Search:
 
 
 def tune(
-    config: RunConfig,
-    *,
+    config: Asked,
+    *overrides: str,
     trials: int = 30,
     phase: str = FIRST_EXPERIENCE,
     search: Sequence[str] = (),
@@ -90,7 +91,9 @@ def tune(
     earliest wins.
 
     Args:
-        config: What is to be run later. Of several seeds the first is that of all trials.
+        config: What is to be run later, see :func:`.config_from`. Of several seeds the first is
+            that of all trials.
+        *overrides: Settings that replace it, as on the command line.
         trials: How many.
         phase: ``"first_experience"``: trials see the first experience alone, as does whoever has to
             choose before the others are there. ``"other:FILE"``: they see the whole stream of the
@@ -120,7 +123,7 @@ def tune(
     """
     if ray is not None and jobs != 1:
         raise ConfigError("jobs is for this machine; Ray runs as many as its processors allow")
-    console = Console(quiet=True) if console is None else console
+    config, console = config_from(config, overrides), console or Console(quiet=True)
     registry, folder = discover(), Path(f"{config.output}-tune")
     seed = config.seed if config.seeds is None else config.seeds[0]
     given = config.model_copy(update={"seed": seed, "seeds": None})

@@ -200,10 +200,20 @@ def test_numbers_are_quoted_beside_the_same_protocol(run, stream, tables, method
         ({"config.backbone": {"name": "vit_glyph"}}, STATED_LESS),
         (of_paper([1, 0]) | {"config.backbone.pretrained": False}, STATED_LESS),
         ({"config.benchmark.train_per_class": 10}, ""),
+        ({"config.benchmark.test_per_class": 10}, ""),
         ({"config.benchmark.validation_per_class": 5}, ""),
         ({"protocol.tested_on": "held-out training images"}, ""),
     ],
-    ids=["ft_in1k", "given-up-name", "glyph", "random", "subset", "held-out", "tested-on"],
+    ids=[
+        "ft_in1k",
+        "given-up-name",
+        "glyph",
+        "random",
+        "subset",
+        "few-tests",
+        "held-out",
+        "tested-on",
+    ],
 )
 def test_other_weights_and_images_are_another_protocol(run, changes, tables):
     stream = of_stream("cifar100", "class", [10] * 10)

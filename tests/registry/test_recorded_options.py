@@ -27,6 +27,7 @@ CIFAR10 = [
     ("mirror", "bool | None", "None"),
     ("train_per_class", f"{COUNT} | None", "None"),
     ("validation_per_class", "int (>= 0, <= 1000000000)", "0"),
+    ("test_per_class", f"{COUNT} | None", "None"),
     ("manifest", "Path | None", "None"),
 ]
 

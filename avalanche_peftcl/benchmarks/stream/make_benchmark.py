@@ -147,7 +147,7 @@ def make_benchmark(
     if held_out:
         test, test_labels, test_at, tested = train, train_labels, train_at, held
     else:
-        tested = np.ones(len(test_labels), bool)
+        tested = _tested(test_labels, test_at, n_classes, options)
 
     new_id = np.empty(n_classes, int)
     new_id[order] = np.arange(n_classes)
@@ -197,6 +197,22 @@ def tell_contents(
     benchmark.tested_on = "held-out training images" if held_out else "test images"
     benchmark.contents = contents
     benchmark.manifest_sha256 = None if manifest is None else check_manifest(manifest, contents)
+
+
+def _tested(
+    labels: np.ndarray, at: np.ndarray, n_classes: int, options: StreamOptions
+) -> np.ndarray:
+    """Return which test images are tested on."""
+    if options.test_per_class is None:
+        return np.ones(len(labels), bool)
+    cells = labels + n_classes * at if options.scenario == "domain" else labels
+    return hold_out(
+        cells,
+        [],
+        seed=options.seed,
+        train_per_class=options.test_per_class,
+        validation_per_class=0,
+    )[0]
 
 
 def _order(

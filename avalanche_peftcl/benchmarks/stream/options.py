@@ -47,6 +47,8 @@ class StreamOptions:
             scenario ``"domain"``: of a class in a domain); ``None``, on all.
         validation_per_class: If positive, that many training images of a class are held out and
             *replace* the test images, for choosing hyper-parameters without seeing them.
+        test_per_class: Test on a seeded choice of at most that many images of a class likewise;
+            ``None``, on all. Held-out training images are left alone.
         manifest: File that lists the images, see :mod:`.manifest`; each is compared with it, which
             reads them all. ``peftcl manifest`` writes it.
 
@@ -75,4 +77,5 @@ class StreamOptions:
     mirror: bool | None = None
     train_per_class: Count | None = None
     validation_per_class: CountOrNone = 0
+    test_per_class: Count | None = None
     manifest: Path | None = None

@@ -194,6 +194,37 @@ def test_validation_images_replace_the_test_images(input_config: InputConfig) ->
     assert few < trained
 
 
+def test_some_test_images_of_each_class_and_domain(input_config: InputConfig) -> None:
+    pixels = np.arange(80, dtype=np.uint8)[:, None, None] * np.ones((6, 6), np.uint8)
+    images = ImageArray(pixels, np.arange(80) % 4)
+    domains = np.arange(80) // 40
+
+    def tested(**options: Any) -> list[list[int]]:
+        benchmark = make_benchmark(
+            images,
+            images,
+            input_config=input_config,
+            scenario="domain",
+            train_domains=domains,
+            test_domains=domains,
+            **options,
+        )
+        return [
+            sorted(round(float(x[0, 0, 0]) * 255) for x, *_ in e.dataset)
+            for e in benchmark.test_stream
+        ]
+
+    few, more = tested(test_per_class=2), tested(test_per_class=3)
+    for domain, (two, three) in enumerate(zip(few, more, strict=True)):
+        assert sorted(np.array(two) % 4) == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert set(two) < set(three)
+        assert {image // 40 for image in three} == {domain}
+    assert few == tested(test_per_class=2) != tested(test_per_class=2, seed=1)
+    assert tested(test_per_class=99) == tested()
+    held = tested(test_per_class=1, validation_per_class=3)
+    assert held == tested(validation_per_class=3)
+
+
 def test_training_images_are_augmented_and_test_images_are_not(
     constant_images: Callable[..., ImageArray],
 ) -> None:
