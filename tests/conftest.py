@@ -2,6 +2,7 @@ import doctest
 import inspect
 import os
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,26 @@ def gone():
         return False
 
     return ended
+
+
+@pytest.fixture
+def descendants():
+    """Return the processes that a process has begun, and what they have."""
+
+    def below(pid: int) -> list[int]:
+        told = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True)
+        pairs = [map(int, line.split()) for line in told.stdout.splitlines()]
+        parents = dict(pairs)
+        return [each for each, parent in parents.items() if pid in _line_of(parent, parents)]
+
+    return below
+
+
+def _line_of(pid: int, parents: dict[int, int]) -> list[int]:
+    line = [pid]
+    while line[-1] in parents:
+        line.append(parents[line[-1]])
+    return line
 
 
 @pytest.fixture

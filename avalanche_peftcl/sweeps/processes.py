@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,14 +20,11 @@ from avalanche_peftcl.errors import PEFTCLError
 from avalanche_peftcl.files import held_log
 from avalanche_peftcl.runs.bar_file import BAR, Bar, read_bar
 from avalanche_peftcl.runs.folder import LOG, listed_files
+from avalanche_peftcl.sweeps.children import Child, Children
+from avalanche_peftcl.sweeps.fork_server import ServerEndedError
 from avalanche_peftcl.sweeps.watch import Tail
 
 _LOOK = 0.3  # seconds between two looks at what a run does
-_PATIENCE = 5.0  # seconds that a process told to stop has for it
-_CHILD = (
-    "from avalanche_peftcl.runs.signals import end_with_parent; end_with_parent(); "
-    "from avalanche_peftcl.cli import main; main()"
-)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -81,6 +77,8 @@ def run_processes(
 ) -> Generator[Event, None, None]:
     """Run each task in a process of its own; closing the iterator stops them.
 
+    Several are forked, where that can be, from one that has imported what they need.
+
     Args:
         tasks: The runs, started in this order.
         jobs: How many run at a time. Where it is more than one and neither the configuration nor
@@ -93,20 +91,23 @@ def run_processes(
     if not tasks:
         return
     events: SimpleQueue[Event] = SimpleQueue()
-    children = _Children()
 
     def work(task: Task, path: Path) -> None:
         try:
             path.write_text(dump_settings(task.config.model_dump(mode="json")), encoding="utf-8")
             with opened_log(task.config, anew=task.anew) as log:
                 begun, bar = log.tell(), path.with_suffix(".bar") if bars else None
-                env = environment(task.config, jobs) | ({BAR: str(bar)} if bar else {})
-                child = children.start(_command(task, path), log, env)
+                own = {BAR: str(bar)} if bar else {}
+                child = children.start(_words(task, path), log, environment(task.config, jobs), own)
                 if child is None:
                     return
                 events.put(Event(task))
                 code = _watched(child, task, events, Tail(task.log, begun), bar)
             error = None if code == 0 else last_words(task.log, code, begun)
+        except ServerEndedError as ended:
+            error = (
+                f"the process that forks the runs has ended: {last_words(ended.said, ended.code)}"
+            )
         except PEFTCLError as failure:
             error = str(failure)
         except Exception as failure:  # whatever it is, somebody waits for the end
@@ -114,6 +115,7 @@ def run_processes(
         events.put(Event(task, ended=True, error=error))
 
     with TemporaryDirectory(prefix="peftcl-") as folder:
+        children = Children(Path(folder) if forked(tasks) else None)
         pool = ThreadPoolExecutor(min(jobs, len(tasks)))
         try:
             for number, task in enumerate(tasks):
@@ -128,12 +130,13 @@ def run_processes(
             pool.shutdown(cancel_futures=True)
 
 
+def forked(tasks: Sequence[Task]) -> bool:
+    """Return whether runs are forked: several, on a system where that is safe."""
+    return sys.platform == "linux" and len(tasks) > 1
+
+
 def _watched(
-    child: "subprocess.Popen[bytes]",
-    task: Task,
-    events: "SimpleQueue[Event]",
-    tail: Tail,
-    file: Path | None,
+    child: Child, task: Task, events: "SimpleQueue[Event]", tail: Tail, file: Path | None
 ) -> int:
     """Wait for the end of a run, tell meanwhile what it does, and return its exit status."""
     shown, code = None, None
@@ -207,46 +210,6 @@ def last_words(log: Path, code: int, begun: int = 0) -> str:
     return f"exit status {code}" + (f": {text.splitlines()[-1]}" if text else "")
 
 
-class _Children:
-    """Processes that can be stopped all at once, and none started from then on."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: list[subprocess.Popen[bytes]] = []
-        self._stopped = False
-
-    def start(
-        self, command: list[str], log: BinaryIO, env: dict[str, str]
-    ) -> "subprocess.Popen[bytes] | None":
-        with self._lock:
-            if self._stopped:
-                return None
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # its end tells the child of ours
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=env,
-                start_new_session=True,  # an interrupt reaches us alone, and we stop the children
-            )
-            self._running.append(child)
-        return child
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-        try:
-            for child in self._running:
-                child.terminate()  # does nothing to one that has ended
-            for child in self._running:
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(_PATIENCE)
-        finally:  # a second interrupt ends the patience and leaves nobody behind
-            for child in self._running:
-                child.kill()
-                child.wait()
-
-
-def _command(task: Task, path: Path) -> list[str]:
+def _words(task: Task, path: Path) -> list[str]:
     how = ["--overwrite"] if task.anew else ["--overwrite", "--resume", str(task.config.output)]
-    return [sys.executable, "-P", "-c", _CHILD, "run", str(path), *how]
+    return ["run", str(path), *how]

@@ -10,7 +10,7 @@ import pytest
 
 from avalanche_peftcl.config import RunConfig
 from avalanche_peftcl.files import held_log
-from avalanche_peftcl.sweeps import processes as sweep_local
+from avalanche_peftcl.sweeps import children, processes
 from avalanche_peftcl.sweeps.processes import Event, Task, last_words, run_processes
 from avalanche_peftcl.sweeps.ray import work_on
 
@@ -40,7 +40,8 @@ def says(monkeypatch):
     def say(text: str, code: int = 2) -> None:
         program = f"import sys; print({text!r}, flush=True); sys.exit({code})"
         command = [sys.executable, "-S", "-c", program]
-        monkeypatch.setattr(sweep_local, "_command", lambda task, path: command)
+        monkeypatch.setattr(children, "command", lambda words: command)
+        monkeypatch.setattr(processes, "forked", lambda tasks: False)
 
     return say
 

@@ -27,8 +27,9 @@ from avalanche_peftcl.runs.progress import RunProgress
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.runs.schema import Progress, Record
-from avalanche_peftcl.sweeps import engine, sweep
+from avalanche_peftcl.sweeps import children, engine, sweep
 from avalanche_peftcl.sweeps import processes as sweep_local
+from avalanche_peftcl.sweeps.children import Children
 from avalanche_peftcl.sweeps.engine import Outcome
 from avalanche_peftcl.sweeps.processes import Task, environment, last_words
 from avalanche_peftcl.sweeps.sweep import run_sweep, summary
@@ -91,7 +92,8 @@ class Stage:
         self.root.mkdir()
         (self.root / "child.py").write_text(CHILD)
         command = [sys.executable, "-S", str(self.root / "child.py"), str(self.root)]
-        monkeypatch.setattr(sweep_local, "_command", lambda task, path: [*command, str(path)])
+        monkeypatch.setattr(children, "command", lambda words: [*command, words[1]])
+        monkeypatch.setattr(sweep_local, "forked", lambda tasks: False)
         self.registry = discover()
 
     def config(self, seeds, **changed) -> RunConfig:
@@ -453,7 +455,7 @@ def test_cores_are_shared_out_unless_somebody_says_otherwise(stage, monkeypatch)
 
 
 def test_a_process_that_cannot_be_started_is_a_failed_run(stage, monkeypatch):
-    monkeypatch.setattr(sweep_local, "_command", lambda task, path: ["/no/such/program", str(path)])
+    monkeypatch.setattr(children, "command", lambda words: ["/no/such/program", *words])
     (outcome,) = stage.run(stage.config([0]))
     assert outcome.error.startswith("FileNotFoundError")
 
@@ -544,12 +546,13 @@ def test_what_is_ignored_when_a_sweep_begins_stays_so_and_another_way_is_told(
 
 
 def test_a_second_interrupt_leaves_no_process_behind(tmp_path, monkeypatch):
-    children, log = sweep_local._Children(), (tmp_path / "log").open("wb")
+    both, log = Children(), (tmp_path / "log").open("wb")
     # deaf to a request to terminate, as a process in the midst of a long computation
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True)"
     command = [sys.executable, "-S", "-c", f"{code}; time.sleep(300)"]
+    monkeypatch.setattr(children, "command", lambda words: command)
     with log:
-        started = [children.start(command, log, dict(os.environ)) for _ in range(2)]
+        started = [both.start([], log, os.environ, {}) for _ in range(2)]
     while (tmp_path / "log").stat().st_size < 2:
         time.sleep(0.01)
     waits = iter([KeyboardInterrupt])
@@ -562,7 +565,7 @@ def test_a_second_interrupt_leaves_no_process_behind(tmp_path, monkeypatch):
     original = subprocess.Popen.wait
     monkeypatch.setattr(subprocess.Popen, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
-        children.stop()
+        both.stop()
     assert [child.returncode for child in started] == [-signal.SIGKILL] * 2
 
 
@@ -694,7 +697,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, agai
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_the_command_ends_its_runs(file, tmp_path, gone):
+def test_an_interrupt_of_the_command_ends_its_runs(file, tmp_path, gone, descendants):
     settings = {"name": "ntk_cl", "train_epochs": 10_000}
     file.write_text(dump_settings(SETTINGS | {"strategy": settings, "output": str(tmp_path / "o")}))
     command = [sys.executable, "-m", "avalanche_peftcl", "run", str(file), "--seeds", "0,1"]
@@ -703,13 +706,11 @@ def test_an_interrupt_of_the_command_ends_its_runs(file, tmp_path, gone):
             while not (tmp_path / "o" / f"seed{seed}" / "metrics.json").exists():
                 assert parent.poll() is None
                 time.sleep(0.1)
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(parent.pid)], capture_output=True, text=True
-        ).stdout.split()
+        begun = descendants(parent.pid)
         # a job in the background of a shell ignores interrupts, and so do its children
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         parent.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
         assert parent.wait(60) == 130
         assert parent.stderr.read().startswith("interrupted: ")
-    assert len(children) >= 2
-    assert all(gone(int(pid)) for pid in children)
+    assert len(begun) >= 2
+    assert all(gone(pid) for pid in begun)
