@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from avalanche_peftcl.models.backbones.backbone import Backbone
+from avalanche_peftcl.models.backbones.kept_queries import kept_query
 
 
 class Embedded:
@@ -41,15 +42,18 @@ class Embedded:
         """Return the frozen network's feature of each image, ``(B, E)``, without gradient.
 
         It costs one more pass, which :attr:`.Branch.forward_passes` of a branch that asks for it
-        counts.
+        counts; of test images that a strategy evaluates again none, see :class:`.KeptQueries`.
         """
         if self._query is None:
-            backbone, (_, tokens) = self._backbone, self.start()
-            with torch.no_grad():
-                for index in range(1, backbone.depth):
-                    last = index == backbone.depth - 1
-                    queries = 1 if last and backbone.pools_cls else None
-                    hidden = backbone.attend(index, tokens, queries=queries)
-                    tokens = hidden + backbone.feed(index, hidden)
-                self._query = backbone.pool(tokens)
+            self._query = kept_query(self._backbone, self.tokens, self._ask)
         return self._query
+
+    def _ask(self) -> Tensor:
+        backbone, (_, tokens) = self._backbone, self.start()
+        with torch.no_grad():
+            for index in range(1, backbone.depth):
+                last = index == backbone.depth - 1
+                queries = 1 if last and backbone.pools_cls else None
+                hidden = backbone.attend(index, tokens, queries=queries)
+                tokens = hidden + backbone.feed(index, hidden)
+            return backbone.pool(tokens)

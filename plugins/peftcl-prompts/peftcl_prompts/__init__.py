@@ -14,32 +14,38 @@ _HERE = "peftcl_prompts"
 def peftcl_strategies() -> Iterable[Component]:
     """Offer the methods; each serves every scenario, if it says no other."""
     head = "D + 1"  # a row of it
+    fewer = ("test",)  # a frozen feature of a test image that is met again is known
     yield Component(
         "l2p",
         f"{_HERE}.l2p:build_l2p",
         source="L2P, arXiv 2112.08654",
-        costs=Costs(step="2", test="2", per_class=head, once="P"),
+        costs=Costs(step="2", test="2", per_class=head, once="P", at_most=fewer),
     )
     yield Component(
         "dualprompt",
         f"{_HERE}.dualprompt:build_dualprompt",
         source="DualPrompt, arXiv 2204.04799",
         costs=Costs(
-            step="2", test="2", per_class=head, per_experience="31*D", once="P - 31*D"
+            step="2",
+            test="2",
+            per_class=head,
+            per_experience="31*D",
+            once="P - 31*D",
+            at_most=fewer,
         ),  # three blocks of five keys and values, and a key
     )
     yield Component(
         "coda_prompt",
         f"{_HERE}.coda_prompt:build_coda_prompt",
         source="CODA-Prompt, arXiv 2211.13218",
-        costs=Costs(step="2", test="2", per_class=head, per_experience="P"),
+        costs=Costs(step="2", test="2", per_class=head, per_experience="P", at_most=fewer),
     )
     yield Component(
         "s_prompts",
         f"{_HERE}.s_prompts:build_s_prompts",
         source="S-Prompts, arXiv 2207.12819",
         scenarios=("domain",),
-        costs=Costs(test="2", per_class="T*(D + 1)", per_experience="P + 5*D"),
+        costs=Costs(test="2", per_class="T*(D + 1)", per_experience="P + 5*D", at_most=fewer),
     )
     yield Component(
         "one_prompt",
@@ -64,6 +70,6 @@ def peftcl_strategies() -> Iterable[Component]:
             per_class="2*(D + 1) + 40*D",
             per_experience="50*D",
             once="P - 50*D",
-            at_most=("per_class",),
+            at_most=("per_class", *fewer),
         ),
     )
