@@ -115,13 +115,17 @@ class PairedLinear(ExperienceParts):
         self.register_buffer("index", index, persistent=False)
         self.scale, self.place = scale, place
         self.dropout = nn.Dropout(dropout)
-        self.draw()
+        self.draw(r)
 
     @torch.no_grad()
-    def draw(self) -> None:
-        """Let the present pair begin: ``A`` uniform as Kaiming has it, ``B`` zero."""
+    def draw(self, rank: int) -> None:
+        """Let the present pair begin: ``A`` uniform as Kaiming has it, ``B`` zero.
+
+        Of a lower rank than ``R`` rows of ``A`` are zero too, and then no gradient moves them.
+        """
         bound = self.down.shape[-1] ** -0.5
         self.down.uniform_(-bound, bound)
+        self.down[:, rank:] = 0
         self.up.zero_()
 
     @torch.no_grad()
@@ -160,7 +164,8 @@ class PairedLoRA(Branch):
 
     Args:
         backbone: The frozen network; it is not changed.
-        r: Rank ``R`` of a pair.
+        r: Rank ``R`` of a pair; or that of each experience's, the last for all further ones. Pairs
+            have the size of the largest, lower ones have zeros, at which no gradient pulls.
         parts: Which of ``"q"``, ``"k"`` and ``"v"`` have pairs, each its own.
         blocks: Which blocks, from 0; ``None`` takes all.
         scale: Factor of all pairs.
@@ -196,7 +201,7 @@ class PairedLoRA(Branch):
         self,
         backbone: Backbone,
         *,
-        r: int,
+        r: int | Sequence[int],
         parts: Sequence[Part] = ("q", "v"),
         blocks: Sequence[int] | None = None,
         scale: float = 1.0,
@@ -208,6 +213,9 @@ class PairedLoRA(Branch):
         super().__init__()
         chosen = choose_blocks(blocks, backbone.depth, default=backbone.depth)
         vit = _checked(backbone, parts, chosen)
+        self.ranks = (r,) if isinstance(r, int) else tuple(r)
+        if not self.ranks or min(self.ranks) < 1:
+            raise ConfigError(f"r={r} must be a rank from 1 on, or a list of at least one")
         self.scales = None
         if scales != "fixed":
             self.scales = PairScales(
@@ -221,7 +229,7 @@ class PairedLoRA(Branch):
                 attention.qkv = layers[str(index)] = PairedLinear(
                     attention.qkv,
                     parts,
-                    r=r,
+                    r=max(self.ranks),
                     scale=scale,
                     dropout=dropout,
                     scales=self.scales,
@@ -233,6 +241,8 @@ class PairedLoRA(Branch):
         self.shares_start, self.trains_down = 0 not in chosen, trains_down
         for layer in layers.values():
             layer.down.requires_grad_(trains_down)
+            with torch.no_grad():
+                layer.down[:, self.ranks[0] :] = 0
         self.train()
 
     def network(self, backbone: Backbone) -> Backbone:
@@ -253,7 +263,7 @@ class PairedLoRA(Branch):
             self.scales.add(torch.stack([layer.normalise() for layer in layers]))
         for layer in layers:
             layer.down.requires_grad_(self.trains_down)
-            layer.draw()
+            layer.draw(self.ranks[min(len(layer), len(self.ranks)) - 1])
 
 
 def _checked(backbone: Backbone, parts: Sequence[Part], blocks: Sequence[int]) -> ViTBackbone:

@@ -25,7 +25,7 @@ def build_sd_lora(
     *,
     backbone: Backbone,
     head: HeadBuilder | None = None,
-    r: Rank = 10,
+    r: Rank | list[Rank] = 10,
     parts: tuple[Part, ...] = ("q", "v"),
     blocks: list[int] | None = None,
     start: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.8,
@@ -45,7 +45,8 @@ def build_sd_lora(
     Args:
         backbone: The frozen network.
         head: The classifier; ``None`` is linear.
-        r: Rank of a pair.
+        r: Rank of a pair; or a list, that of each experience's pair and the last for all further
+            ones. The variant RR is ``[10, 10, 10, 10, 8, 8, 8, 8, 6]``.
         parts: Which of ``q``, ``k`` and ``v`` have pairs.
         blocks: Which blocks, from 0; ``None`` takes all.
         start: What every :math:`\alpha` begins an experience with.
@@ -74,9 +75,10 @@ def build_sd_lora(
     Differs:
         ``continuous=True`` is not published in this form; the paper's text has length and direction
         apart for all pairs, the release normalises old ones only, as here. The release computes an
-        orthogonality loss that it does not add, and has code for ranks that shrink with the stream
-        (RR) that is commented out: neither is here. Nor is KD, which drops a direction that is a
-        combination of old ones: how is known from memory only.
+        orthogonality loss that it does not add: it is not here. Ranks that shrink with the stream
+        (RR) are commented out there; a pair of lower rank takes as much room here as another. KD,
+        which drops a direction that is a combination of old ones, is left out: how is known from
+        memory only.
     """
     branch = PairedLoRA(
         backbone,

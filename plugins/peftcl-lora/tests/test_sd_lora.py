@@ -10,6 +10,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from peftcl_lora.sd_lora import build_sd_lora
 from torch.nn import functional as F
 
+from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -102,3 +103,24 @@ def test_continuous_goes_on_where_it_was_and_as_released_it_jumps():
         for t in (1, 2):
             goes_on = torch.allclose(starts[t].embed(images), ends[t - 1].embed(images), atol=1e-4)
             assert goes_on == continuous
+
+
+def test_ranks_may_shrink_with_the_stream():
+    """Variant RR: rows beyond the rank of a pair are zero before its training and after it."""
+    strategy = build_sd_lora(backbone=toy_backbone(), r=[3, 1], lr=0.3, train_mb_size=6, **SETTINGS)
+    for experience in toy_benchmark().train_stream:
+        strategy.train(experience)
+    for layer in strategy.model.branch.paired():
+        downs, ups = layer.every("down"), layer.every("up")  # (T, P, R, D), (T, P, E, R)
+        assert downs.shape[:3] == (3, 2, 3)
+        for rank, down, up in zip((3, 1, 1), downs, ups, strict=True):
+            assert bool(down[:, :rank].any(dim=2).all())
+            assert bool(up[..., :rank].any(dim=1).all())
+            assert not down[:, rank:].any()
+            assert not up[..., rank:].any()
+
+
+@pytest.mark.parametrize("ranks", [[], [4, 0]])
+def test_a_rank_is_at_least_one(ranks):
+    with pytest.raises(ConfigError, match="a list of at least one"):
+        build_sd_lora(backbone=toy_backbone(), r=ranks, **SETTINGS)
