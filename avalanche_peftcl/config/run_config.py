@@ -87,8 +87,8 @@ class RunConfig(BaseModel):
         seeds: Several seeds instead, one run each, see
             :func:`~avalanche_peftcl.sweeps.sweep.run_sweep`; the record of a run does not hold
             them.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ...; ``"auto"`` is CUDA where there
-            is any, else the CPU.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` (untried), ...; ``"auto"`` is CUDA
+            where there is any, else the CPU.
         num_threads: Threads that torch computes with; ``None`` leaves torch's own choice.
         num_workers: Processes that load images; 0 loads them in the main process.
         checkpoint_every: Minibatches between two checkpoints inside an experience; ``None`` writes

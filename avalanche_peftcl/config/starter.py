@@ -41,7 +41,7 @@ _TEXT = """\
 
 output: {output_yaml}
 seed: 0
-device: cpu                 # or cuda, cuda:1, mps
+device: cpu                 # or cuda, cuda:1, auto; mps is untried
 num_workers: 0              # processes that load images
 
 # The stream of experiences.

@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from torch import nn
 
 from avalanche_peftcl.errors import ConfigError, ConfigWarning
 
@@ -17,6 +18,9 @@ def check_device(device: str | torch.device) -> torch.device:
     Raises:
         ConfigError: If it is not; the message lists those that are.
 
+    Warns:
+        ConfigWarning: If it is Apple's GPU, on which nothing here has been tried.
+
     Example:
         >>> check_device("cpu")
         device(type='cpu')
@@ -30,7 +34,40 @@ def check_device(device: str | torch.device) -> torch.device:
         there.append("mps")
     if str(device) not in there:
         raise ConfigError(f"there is no device {str(device)!r} here; there is: {', '.join(there)}")
-    return torch.device(device)
+    found = torch.device(device)
+    if found.type == "mps":
+        warnings.warn(
+            "device=mps: nothing of this package has ever been run on Apple's GPU; hold a short "
+            "run against one with device=cpu before you trust it",
+            ConfigWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def check_doubles(network: nn.Module, device: str | torch.device) -> None:
+    """Refuse a network that keeps numbers in float64 on Apple's GPU, which has none.
+
+    Raises:
+        ConfigError: If it does; the message names the parts.
+
+    Example:
+        >>> check_doubles(torch.nn.Linear(2, 2), "mps")
+        >>> check_doubles(torch.nn.Linear(2, 2).double(), "mps")
+        Traceback (most recent call last):
+        avalanche_peftcl.errors.ConfigError: device=mps has no float64, in which Linear keeps ...
+    """
+    if torch.device(device).type != "mps":
+        return
+    for part in network.modules():
+        own = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+        kept = [name for name, values in own if values.dtype == torch.float64]
+        if kept:
+            raise ConfigError(
+                f"device=mps has no float64, in which {type(part).__name__} keeps "
+                f"{', '.join(kept)}; choose device=cpu, or another head (prototypes sums up on the "
+                "CPU)"
+            )
 
 
 def warn_of_idle_gpu(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models.device import check_device
+from avalanche_peftcl.models.device import check_device, check_doubles
 from avalanche_peftcl.models.precision import MixedPrecision, Precision, resolve_precision
 from avalanche_peftcl.training.cursor import Cursor
 from avalanche_peftcl.training.divergence import FiniteWatch
@@ -44,7 +44,9 @@ class SteppedTemplate(SupervisedTemplate):
             raise ConfigError(f"accumulation_steps must be at least 1, not {accumulation_steps}")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"max_grad_norm must be positive, not {max_grad_norm}")
-        super().__init__(device=check_device(device), **host)
+        device = check_device(device)
+        check_doubles(host["model"], device)
+        super().__init__(device=device, **host)
         self._stop_training: bool
         self.max_grad_norm = max_grad_norm
         self.accumulation_steps = accumulation_steps

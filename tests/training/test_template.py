@@ -237,3 +237,12 @@ def test_heads_know_all_classes_of_a_known_experience_from_its_first_chunk(backb
         assert len(strategy.model.head.weight) == n_rows
         assert strategy.current_rows == [n_rows - 2, n_rows - 1]
     assert min(losses) > 0.01
+
+
+@pytest.mark.filterwarnings("ignore:device=mps")
+def test_doubles_are_refused_where_the_device_has_none(backbone, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    model = PEFTModel(backbone, AdapterBranch(backbone.embed_dim, backbone.depth))
+    model.register_buffer("sums", torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(ConfigError, match="no float64, in which PEFTModel keeps sums; choose"):
+        make_strategy(backbone, device="mps", model=model)
