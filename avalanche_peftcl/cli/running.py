@@ -135,6 +135,9 @@ def run(
     and --resume keeps it. bfloat16 where it is emulated takes several times the
     time of float32 and is told. 'no' gives the same numbers on every processor.
 
+    A budget (budget={passes: 2}, seconds or stored_floats) ends the training of
+    each experience alike for every method.
+
     --floors adds what trains nothing and every method has to beat, on the same
     images, seeds and precision. Floors that are there are kept. compare finds
     them in or beside the folders that it is given, and marks them. With the
@@ -186,7 +189,7 @@ def compare(
 
     Mean, standard deviation, 95 % confidence interval (Student's t) and number
     of seeds; paired t-tests with Holm's correction. Runs that differ in
-    protocol, precision or weights are refused side by side, with the
+    protocol, budget, precision or weights are refused side by side, with the
     difference, unless --force is given. --published sets quoted numbers of the
     same data set, experiences, weights, kind of class order and all images
     beside them.

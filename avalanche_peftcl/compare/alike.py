@@ -11,6 +11,7 @@ from avalanche_peftcl.runs.schema import Record
 
 _LONG = 60  # characters of a value in a message
 ORDERING = "ordering of the classes"
+NO_LIMIT = "no limit"  # of a budget
 _FEW = 2  # runs that a message names for each value
 
 
@@ -88,6 +89,32 @@ def _images(metrics: Record, part: str) -> list[int]:
     return [getattr(experience, part) for experience in metrics.protocol.experiences]
 
 
+def _budget(name: str) -> Callable[[Record], Any]:
+    """Return what takes a limit from a record: what ends no run of a kind says nothing of it."""
+
+    def limit(metrics: Record) -> Any:
+        if metrics.config.floor or (name != "stored_floats" and takes_no_step(metrics)):
+            return None
+        given = getattr(metrics.config.budget, name, None)
+        return NO_LIMIT if given is None else given
+
+    return limit
+
+
+def takes_no_step(metrics: Record) -> bool:
+    """Whether nothing was trained by gradients, as is counted: passes and seconds end no such run.
+
+    A record of a version that counted no steps is taken for one of a run that took some.
+    """
+    cost = metrics.cost
+    return bool(cost.training_steps) and not any(cost.training_steps) and not metrics.trainable
+
+
+BUDGETS = {
+    "budget of passes": _budget("passes"),
+    "budget of seconds": _budget("seconds"),
+    "budget of stored floats": _budget("stored_floats"),
+}
 # Whatever the seed. A value of None says nothing and is compared with nothing.
 _ALWAYS: dict[str, Callable[[Record], Any]] = {
     "data set": dataset,
@@ -105,6 +132,7 @@ _ALWAYS: dict[str, Callable[[Record], Any]] = {
     "task label at test": lambda m: "used" if m.protocol.task_label_at_test else "not used",
     "precision": lambda m: m.protocol.precision,
     "training epochs": lambda m: m.config.strategy.options.get("train_epochs"),
+    **BUDGETS,
 }
 # A folder may have any name where the hash of the split says what is in it.
 _COMPARED = _ALWAYS | {
@@ -141,10 +169,11 @@ def protocol_differences(runs: Sequence[RunRecord]) -> tuple[Difference, ...]:
 
     Data set (of a folder of images the hash of the split, if known, not its name), scenario,
     number of experiences, classes and images, what was tested on, whether the
-    class order is drawn, manifest, weights, normalisation, use of a task label at test, precision
-    and training epochs are compared among all; class order, class names, images of each experience
-    and seed of the benchmark (of subsets and chunks) among runs of the same seed. What a run does
-    not have (a manifest, epochs of a method that does not train) is compared with nothing.
+    class order is drawn, manifest, weights, normalisation, use of a task label at test, precision,
+    training epochs and budget are compared among all; class order, class names, images of each
+    experience and seed of the benchmark (of subsets and chunks) among runs of the same seed. What a
+    run does not have (a manifest, epochs of a method that does not train) is compared with nothing,
+    nor is a budget of floors, and one of passes or seconds of what takes no step of an optimizer.
 
     Args:
         runs: Runs that could be read.

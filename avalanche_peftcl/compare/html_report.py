@@ -14,7 +14,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from avalanche_peftcl import __version__
-from avalanche_peftcl.compare.alike import protocol_of
+from avalanche_peftcl.compare.alike import NO_LIMIT, protocol_of
 from avalanche_peftcl.compare.any_time_figures import any_time_sections
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.figures import (
@@ -116,7 +116,7 @@ def _protocol(comparison: Comparison) -> Iterator[tuple[str, str]]:
     protocols = [protocol_of(run) for run in comparison.runs]
     for key in protocols[0]:
         values = dict.fromkeys(_value(one[key]) for one in protocols if one[key] is not None)
-        if values:
+        if values and list(values) != [NO_LIMIT]:
             yield key, " / ".join(values)
 
 

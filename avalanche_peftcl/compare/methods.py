@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from avalanche_peftcl.compare.alike import ORDERING, folder_name, protocol_of
+from avalanche_peftcl.compare.alike import BUDGETS, ORDERING, folder_name, protocol_of
 from avalanche_peftcl.compare.labels import named
 from avalanche_peftcl.compare.statistics import Estimate, estimate
 from avalanche_peftcl.config import ComponentConfig
@@ -233,9 +233,13 @@ def _identity(run: RunRecord) -> dict[str, Any]:
         flat.pop(option, None)
     if isinstance(flat.get("benchmark.class_order"), list):  # of a seed; "natural" is of a method
         del flat["benchmark.class_order"]
-    flat |= config.model_dump(mode="json", exclude=_ASIDE)
+    told = config.model_dump(mode="json", exclude=_ASIDE)
+    flat |= {f"budget.{name}": limit for name, limit in (told.pop("budget") or {}).items()}
+    flat |= told
     protocol = protocol_of(run)
     del protocol[ORDERING]  # the option tells it
+    for key in BUDGETS:  # as does the configuration, of what they say nothing of too
+        del protocol[key]
     flat |= {f"protocol.{key}": value for key, value in protocol.items()}
     return {key: value for key, value in flat.items() if value is not None}
 

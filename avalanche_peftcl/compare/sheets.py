@@ -195,9 +195,20 @@ def _result_notes(comparison: Comparison) -> list[str]:
             for method in comparison.methods
             if method.joint
         ),
+        *_budgets(comparison),
         *_tuned(comparison),
         *_overlaps(comparison),
     ]
+
+
+def _budgets(comparison: Comparison) -> list[str]:
+    """Return what the training of an experience was allowed, and of whom where that differs."""
+    found: dict[str, list[str]] = {}
+    for method in comparison.methods:
+        budgets = {run.record.config.budget for run in method.runs}
+        for words in sorted(budget.said() for budget in budgets if budget is not None):
+            found.setdefault(words, []).append(method.label)
+    return [f"Budget of {', '.join(labels)}: {words}." for words, labels in found.items()]
 
 
 def _tuned(comparison: Comparison) -> list[str]:

@@ -59,6 +59,10 @@ class Pace:
         self._began, self._seconds, self._tests = now, 0.0, tests
         self._images, self._done, self._here, self._later = 0, 0, here or 0, later
 
+    def expect(self, here: int) -> None:
+        """Learn how many minibatches the experience takes after all."""
+        self._here = here
+
     def count(self, images: int) -> None:
         """Count a minibatch of so many images."""
         self._done += 1

@@ -19,6 +19,7 @@ from avalanche_peftcl.runs.bar_file import BAR, BarFile, Bars
 from avalanche_peftcl.runs.names import domain_names
 from avalanche_peftcl.runs.pace import Pace
 from avalanche_peftcl.runs.schema import Record
+from avalanche_peftcl.training.plugins.budget import used_share
 
 _REFRESH = 0.2  # seconds between two readings of the loss, each of which waits for the device
 BAR_WIDTH = 6  # letters of the bar, so that 80 hold all that stands beside it
@@ -50,6 +51,7 @@ class RunProgress(BaseLogger):
         self._loss_read = 0.0
         self._experience, self._later, self._tests = "", 0, (0, 0)
         self._pace = Pace()
+        self._done, self._steps = 0, None
         self._said_trainable = False
 
     def __enter__(self) -> "RunProgress":
@@ -161,6 +163,7 @@ class RunProgress(BaseLogger):
             # an online stream comes in chunks, and nobody says how many follow
             online = ExperienceOffers.of(strategy.experience).is_last_subexp is not None
             self._bars.update(self._bar, total=None if online else steps)
+            self._done, self._steps = 0, None if online else steps
             later = strategy.train_epochs * math.ceil(self._later / strategy.train_mb_size)
             self._pace.begin(here=None if online else steps, later=later, tests=self._tests)
 
@@ -170,11 +173,17 @@ class RunProgress(BaseLogger):
             return
         self._bars.advance(self._bar)
         self._pace.count(len(strategy.mb_x))
+        self._done += 1
         if time.monotonic() - self._loss_read > _REFRESH:
             groups = [] if strategy.optimizer is None else strategy.optimizer.param_groups
             epoch = min(strategy.clock.train_exp_epochs + 1, strategy.train_epochs)
+            here = self._steps
+            if here is not None and (used := used_share(strategy)):
+                here = min(here, math.ceil(self._done / min(1.0, used)))
+                self._pace.expect(here)
             self._bars.update(
                 self._bar,
+                total=here,
                 description=f"{self._experience} epoch {epoch}/{strategy.train_epochs}",
                 pace=self._pace.text(
                     loss=float(strategy.loss.detach()), lr=groups[0]["lr"] if groups else None

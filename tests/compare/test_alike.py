@@ -138,3 +138,33 @@ def test_a_data_set_of_the_hub_has_its_own_name(run):
     assert keys(runs) == []
     (difference,) = protocol_differences([runs[0], run("c", seed=1, changes=read("owner/two"))])
     assert [value for value, _ in difference.values] == ["one", "two"]
+
+
+STEPS = {"cost.training_steps": [3, 3, 3]}
+NONE_TAKEN = {"cost.training_steps": [0, 0, 0]}  # the conftest's records train no parameter
+
+
+def test_budgets_are_compared(run):
+    budget = {"config.budget": {"passes": 2.0}}
+    ended, free = run("a", changes=STEPS | budget), run("b", changes=STEPS)
+    (difference,) = protocol_differences([ended, free])
+    assert difference.title == "budget of passes"
+    assert [value for value, _ in difference.values] == ["2.0", "no limit"]
+    assert same_streams([ended, free])
+    assert keys([ended, run("c", "pegp", changes=STEPS | budget)]) == []
+    other = {"config.budget": {"passes": 2.0, "seconds": 9.0, "stored_floats": 10}}
+    told = ["budget of seconds", "budget of stored floats"]
+    assert keys([ended, run("d", changes=STEPS | other)]) == told
+    assert keys([ended, run("old", "ntk_cl")]) == ["budget of passes"]  # nobody counted its steps
+
+
+def test_a_budget_says_nothing_of_floors_nor_passes_of_what_takes_no_step(run):
+    every = {"config.budget": {"passes": 2.0, "seconds": 9.0, "stored_floats": 10}}
+    ended = run("a", changes=STEPS | every)
+    floor = run("b", "closed_form", changes=NONE_TAKEN | {"config.floor": True})
+    assert keys([ended, floor]) == []
+    closed = run("c", "closed_form", changes=NONE_TAKEN)
+    assert keys([ended, closed]) == ["budget of stored floats"]
+    trained = {"trainable": [{"name": "head.weight", "shape": [2, 3]}]}  # by steps of a plugin
+    told = ["budget of passes", "budget of seconds", "budget of stored floats"]
+    assert keys([ended, run("d", "closed_form", changes=NONE_TAKEN | trained)]) == told

@@ -20,6 +20,7 @@ from avalanche_peftcl.compare.render import (
 )
 from avalanche_peftcl.compare.sheets import Scale, pairs_sheet, results_sheet
 from avalanche_peftcl.compare.statistics import estimate
+from avalanche_peftcl.errors import ProtocolError
 from avalanche_peftcl.runs.tables import Sheet
 from avalanche_peftcl.runs.tables import terminal_tables as drawn
 
@@ -72,6 +73,23 @@ def test_cells_of_the_result_table(comparison):
     assert naive[5:] == ("9.0 ± 3.0 (± 7.5)", "1,000")
     assert corrected[0] == "ntk_cl recipe=corrected"
     assert corrected[1:4] == ("1", "92.5", "90.0")
+
+
+def test_passes_stand_where_they_were_counted_and_a_budget_below(write, tmp_path):
+    budget = {"config.budget": {"passes": 2.0}}
+    for name, passes in (("naive", [2.0, 2.0, 3.5]), ("pegp", [4.0] * 3)):
+        write(f"r/{name}", name, changes=budget | {"cost.training_passes": passes})
+    comparison = compare_runs([tmp_path / "r"])
+    sheet = results_sheet(comparison)
+    assert sheet.columns[5] == "passes a training image"
+    assert [row[5] for row in sheet.rows] == ["2.50", "4.00"]
+    assert "Budget of naive, pegp: 2 passes a training image." in sheet.notes
+    assert "own,pegp,training_passes,passes,0,1,4.0" in csv_table(comparison)
+    write("r/other", "naive", changes={"config.budget": {"passes": 3.0}})
+    with pytest.raises(ProtocolError, match=r"budget of passes: 2\.0 in .*; 3\.0 in .*other"):
+        compare_runs([tmp_path / "r"])
+    labels = [method.label for method in compare_runs([tmp_path / "r"], force=True).methods]
+    assert sorted(labels) == ["naive passes=2", "naive passes=3", "pegp"]
 
 
 def test_the_unit_of_time_fits(write, tmp_path):

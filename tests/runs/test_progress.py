@@ -9,6 +9,7 @@ from avalanche_peftcl.runs import bar_file, progress
 from avalanche_peftcl.runs.bar_file import Bar, read_bar
 from avalanche_peftcl.runs.pace import Pace
 from avalanche_peftcl.runs.progress import RunProgress
+from avalanche_peftcl.training.plugins import BudgetPlugin
 
 
 def told(record):
@@ -36,6 +37,7 @@ class Slowly:
     clock = SimpleNamespace(train_exp_epochs=1)
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.03}])
     loss, mb_x = torch.tensor(0.25), torch.zeros(16, 2)
+    plugins = ()
 
 
 def test_the_bar_tells_epoch_loss_rate_speed_and_time_left(monkeypatch):
@@ -55,6 +57,22 @@ def test_the_bar_tells_epoch_loss_rate_speed_and_time_left(monkeypatch):
         assert len(f"{task.description} {'━' * progress.BAR_WIDTH} {told}") <= 80
         shown.before_eval_exp(Slowly())
         assert task.fields["pace"] == "evaluating on 1"
+
+
+def test_a_budget_shortens_the_bar(monkeypatch):
+    class Half(BudgetPlugin):
+        def share(self, *names):
+            return 0.5
+
+    monkeypatch.setattr(progress, "_REFRESH", -1.0)
+    strategy = Slowly()
+    strategy.plugins = [Half(passes=1)]
+    with RunProgress(Console(file=io.StringIO(), width=80, force_terminal=True)) as shown:
+        shown.begin(0, 3)
+        shown.before_training_exp(strategy)
+        shown.after_training_iteration(strategy)
+        (task,) = shown._bars.tasks
+        assert (task.completed, task.total) == (1, 2)
 
 
 def test_in_a_sweep_the_bar_goes_to_the_file_that_the_sweep_reads(monkeypatch, tmp_path):

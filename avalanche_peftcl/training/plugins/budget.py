@@ -242,8 +242,18 @@ def out_of_time(strategy: Any) -> bool:
         >>> out_of_time(SimpleNamespace(plugins=[]))
         False
     """
+    return used_share(strategy, "seconds") >= 1
+
+
+def used_share(strategy: Any, *names: str) -> float:
+    """Return the share of an experience's budget that is used, 0 without one.
+
+    Args:
+        strategy: Which trains.
+        names: Limits that are looked at; by default all that end steps.
+    """
     budgets = [plugin for plugin in strategy.plugins if isinstance(plugin, BudgetPlugin)]
-    return any(budget.share("seconds") >= 1 for budget in budgets)
+    return max((budget.share(*names) for budget in budgets), default=0.0)
 
 
 def _experience(strategy: Any) -> tuple[Any, int]:
