@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from contextlib import suppress
 
 import pytest
 import torch
@@ -119,6 +120,29 @@ def test_what_goes_on_ends_the_same(whole, registry, tmp_path, minibatches):
         assert done.metrics["cost"][key] == metrics["cost"][key]
     assert done.metrics["plugins"] == metrics["plugins"]
     assert flat(weights(tmp_path / "run")) == flat(weights(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["class", "online"])
+@pytest.mark.parametrize("passes", [1.5, 2.75, 3.5], ids=["first", "between", "second"])
+def test_stages_and_chunks_go_on_to_the_same_end(registry, tmp_path, scenario, passes):
+    pegp = {"name": "pegp", "train_epochs": 2, "head_epochs": 1, "train_mb_size": 4}
+    changed = {"strategy": pegp | {"n_samples": 8}, "budget": {"passes": passes}}
+    benchmark = settings(tmp_path).benchmark.model_dump() | {"scenario": scenario}
+    changed["benchmark"] = benchmark | ({"experience_size": 6} if scenario == "online" else {})
+    Stop.left = 0
+    straight = run(settings(tmp_path / "straight", **changed), registry=registry)
+    config = settings(tmp_path / "run", checkpoint_every=1, **changed)
+    for minibatches in (7, 6, 5):
+        Stop.left = minibatches
+        with suppress(Stopped):
+            run(config, registry=registry, resume=(tmp_path / "run").exists())
+    Stop.left = 0
+    done = run(config, registry=registry, resume=True)
+    for key in ("training_passes", "training_steps"):
+        assert done.metrics["cost"][key] == straight.metrics["cost"][key]
+    assert done.metrics["plugins"] == straight.metrics["plugins"]
+    assert flat(weights(tmp_path / "run")) == flat(weights(tmp_path / "straight"))
 
 
 def test_another_budget_is_another_run(whole, registry):

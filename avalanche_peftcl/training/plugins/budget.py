@@ -33,7 +33,8 @@ class BudgetPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignor
     Args:
         passes: Images through the backbone for each training image of the experience, counted as in
             :meth:`.CostMetric.summary`: epochs, second views, statistics, images of a memory.
-        seconds: Of training, without evaluations; no two runs end alike, gone on with or not.
+        seconds: Of training, without evaluations; no two runs end alike, gone on with or not. No
+            step waits for the device, whose work may come a few steps behind.
         stored_floats: The most that may be kept beside the backbone after an experience, see
             :func:`.stored_floats`; images that a memory keeps are not among them.
 

@@ -5,7 +5,7 @@ import torch
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.supervised import Cumulative, Naive
+from avalanche.training.supervised import Cumulative, JointTraining, Naive
 from torch import nn
 
 from avalanche_peftcl.errors import BudgetError, ConfigError
@@ -79,6 +79,22 @@ def test_every_method_ends_with_the_step_that_uses_it_up(build, options, steps, 
     assert all(report["ended"] for report in told)
     assert [report["training_passes"] for report in told] == pytest.approx(
         [value for value in passes if value]
+    )
+
+
+def test_a_whole_stream_in_one_call_and_the_hosts_joint_training():
+    stream = toy_benchmark("class").train_stream[:2]
+    budget = BudgetPlugin(passes=1.5)
+    strategy, cost = built(host(Naive), budget=budget, **STEPS)
+    strategy.train(stream, eval_streams=[])
+    assert cost.summary()["training_steps"] == [5, 5]
+    assert [report["training_passes"] for report in budget.summary()["experiences"]] == [5 / 3] * 2
+    budget = BudgetPlugin(passes=1.5)
+    strategy, cost = built(host(JointTraining), budget=budget, **STEPS)
+    strategy.train(stream, eval_streams=[])
+    assert cost.summary()["training_passes"] == [0.0, 1.5]
+    assert (
+        budget.headline() == "budget: 1.5 of 1.5 passes, which ended training after 1.5 of 3 epochs"
     )
 
 
