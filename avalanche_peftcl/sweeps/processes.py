@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from avalanche_peftcl.errors import PEFTCLError
 from avalanche_peftcl.files import held_log
 from avalanche_peftcl.runs.bar_file import BAR, Bar, read_bar
 from avalanche_peftcl.runs.folder import LOG, listed_files
-from avalanche_peftcl.sweeps.children import Child, Children
+from avalanche_peftcl.sweeps.children import Child, Children, own_servers
 from avalanche_peftcl.sweeps.fork_server import ServerEndedError
 from avalanche_peftcl.sweeps.watch import Tail
 
@@ -97,8 +97,8 @@ def run_processes(
             path.write_text(dump_settings(task.config.model_dump(mode="json")), encoding="utf-8")
             with opened_log(task.config, anew=task.anew) as log:
                 begun, bar = log.tell(), path.with_suffix(".bar") if bars else None
-                own = {BAR: str(bar)} if bar else {}
-                child = children.start(_words(task, path), log, environment(task.config, jobs), own)
+                env = environment(task.config, jobs) | ({BAR: str(bar)} if bar else {})
+                child = children.start(_words(task, path), log, env)
                 if child is None:
                     return
                 events.put(Event(task))
@@ -114,8 +114,11 @@ def run_processes(
             error = f"{type(failure).__name__}: {failure}"
         events.put(Event(task, ended=True, error=error))
 
-    with TemporaryDirectory(prefix="peftcl-") as folder:
-        children = Children(Path(folder) if forked(tasks) else None)
+    with (
+        TemporaryDirectory(prefix="peftcl-") as folder,
+        own_servers() if forked(tasks) else nullcontext() as servers,
+    ):
+        children = Children(servers)
         pool = ThreadPoolExecutor(min(jobs, len(tasks)))
         try:
             for number, task in enumerate(tasks):

@@ -13,12 +13,14 @@ from avalanche_peftcl.runs.floors import floor_runs
 from avalanche_peftcl.runs.report import percent
 from avalanche_peftcl.runs.schema import HEADLINES
 from avalanche_peftcl.runs.tables import Sheet, terminal_table
+from avalanche_peftcl.sweeps.children import shared_servers
 from avalanche_peftcl.sweeps.earlier import beside_a_run, finished_runs
 from avalanche_peftcl.sweeps.engine import Outcome, outcomes, say
 from avalanche_peftcl.sweeps.processes import Task
 from avalanche_peftcl.training.feature_cache import shared_features
 
 
+@shared_servers()
 def run_sweep(
     config: RunConfig,
     *,

@@ -16,7 +16,7 @@ from avalanche_peftcl.runs.matrix_file import read_matrix
 from avalanche_peftcl.runs.run import run
 from avalanche_peftcl.runs.schema import Record
 from avalanche_peftcl.sweeps import children, fork_server, processes
-from avalanche_peftcl.sweeps.children import Children
+from avalanche_peftcl.sweeps.children import Children, ForkServers, shared_servers
 from avalanche_peftcl.sweeps.fork_server import ForkServer, ServerEndedError
 from avalanche_peftcl.sweeps.processes import Task, run_processes
 from avalanche_peftcl.sweeps.sweep import run_sweep
@@ -180,35 +180,37 @@ def test_a_server_that_is_stopped_leaves_nobody(server, stage, gone):
 
 def test_nobody_waits_for_imports_when_all_is_stopped(stage):
     (stage / "slow").touch()
-    both, begun = Children(stage), time.monotonic()
+    servers = ForkServers(stage)
+    both, begun = Children(servers), time.monotonic()
     with (stage / "log").open("ab") as log:
-        run = both.start(["tell"], log, os.environ, {})
+        run = both.start(["tell"], log, os.environ)
     both.stop()
+    servers.stop()
     assert time.monotonic() - begun < children._PATIENCE
     with pytest.raises(ServerEndedError):
         run.wait(60)
     with (stage / "log").open("ab") as log:
-        assert both.start(["tell"], log, os.environ, {}) is None
+        assert both.start(["tell"], log, os.environ) is None
 
 
 def test_an_environment_has_a_server_of_its_own_and_one_that_ended_is_replaced(stage):
-    both, env = Children(stage), dict(os.environ)
+    servers, env = ForkServers(stage), dict(os.environ)
     with (stage / "log").open("ab") as log:
 
         def start(*words, **env):
-            return both.start(words, log, dict(os.environ) | env, {})
+            return servers.fork(words, log, dict(os.environ) | env)
 
-        for env_of_run in {}, {}, {"OMP_NUM_THREADS": "7"}:
-            assert start("tell", **env_of_run).wait(60) == 0
-        servers = [int(word) for word in (stage / "imports").read_text().split()]
-        assert len(servers) == 2
+        for further in {}, {"AVALANCHE_PEFTCL_BAR": "a"}, {"OMP_NUM_THREADS": "7"}:
+            assert start("tell", **further).wait(60) == 0
+        pids = [int(word) for word in (stage / "imports").read_text().split()]
+        assert len(pids) == 2
         lost = start("wait", "1")
         pid_of(stage, "1")
-        os.kill(servers[0], signal.SIGKILL)
+        os.kill(pids[0], signal.SIGKILL)
         with pytest.raises(ServerEndedError):
             lost.wait(60)
         assert start("exit", "4").wait(60) == 4
-    both.stop()
+    servers.stop()
     assert len((stage / "imports").read_text().split()) == 3
     assert dict(os.environ) == env
 
@@ -257,6 +259,17 @@ def test_runs_that_a_killed_server_leaves_have_failed_and_the_next_goes_on(tasks
         "b": None,
     }
     assert gone(pids[0])
+
+
+def test_servers_can_be_kept_from_one_call_to_the_next(tasks, stage, gone):
+    with shared_servers():
+        for _ in range(2):
+            with shared_servers():
+                events = list(run_processes(tasks(a="exit 0", b="tell"), jobs=2))
+            assert {event.error for event in events} == {None}
+        (server,) = map(int, (stage / "imports").read_text().split())
+        os.kill(server, 0)
+    assert gone(server)
 
 
 def test_closing_ends_the_runs_and_the_server(tasks, stage, gone):

@@ -552,7 +552,7 @@ def test_a_second_interrupt_leaves_no_process_behind(tmp_path, monkeypatch):
     command = [sys.executable, "-S", "-c", f"{code}; time.sleep(300)"]
     monkeypatch.setattr(children, "command", lambda words: command)
     with log:
-        started = [both.start([], log, os.environ, {}) for _ in range(2)]
+        started = [both.start([], log, os.environ) for _ in range(2)]
     while (tmp_path / "log").stat().st_size < 2:
         time.sleep(0.01)
     waits = iter([KeyboardInterrupt])
