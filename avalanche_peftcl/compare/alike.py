@@ -110,6 +110,14 @@ def takes_no_step(metrics: Record) -> bool:
     return bool(cost.training_steps) and not any(cost.training_steps) and not metrics.trainable
 
 
+def _epochs(metrics: Record) -> Any:
+    """Return how many epochs there are, unless a budget says how much training there is."""
+    budget = metrics.config.budget
+    if budget is not None and budget.limits.keys() & {"passes", "seconds"}:
+        return None
+    return metrics.config.strategy.options.get("train_epochs")
+
+
 BUDGETS = {
     "budget of passes": _budget("passes"),
     "budget of seconds": _budget("seconds"),
@@ -131,7 +139,7 @@ _ALWAYS: dict[str, Callable[[Record], Any]] = {
     "normalisation": lambda m: m.protocol.normalisation,
     "task label at test": lambda m: "used" if m.protocol.task_label_at_test else "not used",
     "precision": lambda m: m.protocol.precision,
-    "training epochs": lambda m: m.config.strategy.options.get("train_epochs"),
+    "training epochs": _epochs,
     **BUDGETS,
 }
 # A folder may have any name where the hash of the split says what is in it.
@@ -173,7 +181,8 @@ def protocol_differences(runs: Sequence[RunRecord]) -> tuple[Difference, ...]:
     training epochs and budget are compared among all; class order, class names, images of each
     experience and seed of the benchmark (of subsets and chunks) among runs of the same seed. What a
     run does not have (a manifest, epochs of a method that does not train) is compared with nothing,
-    nor is a budget of floors, and one of passes or seconds of what takes no step of an optimizer.
+    nor are epochs under a budget of passes or seconds, nor is a budget of floors, and one of passes
+    or seconds of what takes no step of an optimizer.
 
     Args:
         runs: Runs that could be read.

@@ -158,6 +158,19 @@ def test_budgets_are_compared(run):
     assert keys([ended, run("old", "ntk_cl")]) == ["budget of passes"]  # nobody counted its steps
 
 
+def test_under_one_budget_methods_may_have_as_many_epochs_as_fit(run):
+    few, many = ({"name": "naive", "train_epochs": n} for n in (2, 4))
+    budget = {"config.budget": {"passes": 4.0}}
+    assert keys([run("a", few, changes=STEPS), run("b", many, changes=STEPS)]) == [
+        "training epochs"
+    ]
+    same = [run("c", few, changes=STEPS | budget), run("d", many, changes=STEPS | budget)]
+    assert keys(same) == []
+    floats = {"config.budget": {"stored_floats": 4}}
+    same = [run("e", few, changes=STEPS | floats), run("f", many, changes=STEPS | floats)]
+    assert keys(same) == ["training epochs"]
+
+
 def test_a_budget_says_nothing_of_floors_nor_passes_of_what_takes_no_step(run):
     every = {"config.budget": {"passes": 2.0, "seconds": 9.0, "stored_floats": 10}}
     ended = run("a", changes=STEPS | every)
