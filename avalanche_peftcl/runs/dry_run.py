@@ -189,7 +189,7 @@ def dry_run(
         with suppress(_EnoughError):
             strategy.train(journal.visits[0], eval_streams=[], num_workers=one.num_workers)
         a_pass = _seconds_a_pass(backbone, benchmark.test_stream, strategy)
-    passes = ModelOffers.of(strategy.model).forward_passes
+    passes = ModelOffers.of(strategy.model.eval()).forward_passes  # of a test image
     work = Workload.of(
         journal.stream,
         epochs=strategy.train_epochs,

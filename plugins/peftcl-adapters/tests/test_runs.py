@@ -22,7 +22,7 @@ SCENARIOS = ("class", "task", "domain", "online")
 HEAD = {"name": "random_ridge", "n_features": 60}
 SHORT = {"train_epochs": 1, "lr": 0.05}
 ALIGNED = {"align_samples": 8, "align_epochs": 1} | SHORT
-WITHOUT_DOMAINS = ("c_ada", "ease", "mos")
+WITHOUT_DOMAINS = ("mos",)
 METHODS = {
     "simplecil": {"strategy": {"name": "simplecil"}},
     "simplecil on blocks": {"strategy": {"name": "simplecil", "features": "blocks"}},
@@ -116,3 +116,13 @@ def test_exported_it_predicts_what_the_record_says(tmp_path, method):
 )
 def test_examples_name_what_there_is(example):
     check_configuration(example)
+
+
+def test_a_dry_run_tells_the_passes_of_a_test_image(tmp_path):
+    """Not those of a training step, in the midst of which it stops."""
+    many_steps = {"name": "aper", "train_epochs": 20, "train_mb_size": 2}
+    asked = config(tmp_path / "run", "aper", strategy=many_steps)
+    file = tmp_path / "run.yaml"
+    file.write_text(asked.model_dump_json())
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["run", str(file), "--dry-run"])
+    assert "2 passes of the backbone each" in result.output
