@@ -138,8 +138,8 @@ class ForkServer:
         Returns:
             The run; ``None`` if the server has ended.
         """
-        order = {"run": self._count, "words": list(words), "env": dict(env)}
         with self._lock:
+            order = {"run": self._count, "words": list(words), "env": dict(env)}
             run = self._open[self._count] = Forked(self, self._count)
             self._count += 1
         try:
@@ -246,7 +246,13 @@ class _Server:
             if "signal" in order:
                 self._send(order["signal"], only=order["run"])
                 continue
-            process = os.fork()
+            try:
+                process = os.fork()
+            except OSError as error:  # the others go on
+                os.write(logs[0], f"error: no process can be had for the run: {error}\n".encode())
+                os.close(logs[0])
+                self._tell(run=order["run"], code=1)
+                continue
             if process == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, before)

@@ -32,6 +32,15 @@ with open(stage / "imports", "a") as imports:
     imports.write(f"{os.getpid()}\\n")
 if (stage / "slow").exists():
     time.sleep(300)
+forks, fork = [], os.fork
+
+def fork_once():
+    if (stage / "one").exists() and forks:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    forks.append(True)
+    return fork()
+
+os.fork = fork_once
 
 def main():
     word = sys.argv[1]
@@ -270,6 +279,15 @@ def test_servers_can_be_kept_from_one_call_to_the_next(tasks, stage, gone):
         (server,) = map(int, (stage / "imports").read_text().split())
         os.kill(server, 0)
     assert gone(server)
+
+
+def test_a_run_for_which_there_is_no_process_fails_alone(tasks, stage):
+    (stage / "one").touch()
+    events = list(run_processes(tasks(a="exit 0", b="exit 0"), jobs=1))
+    assert [event.error for event in events if event.ended] == [
+        None,
+        "no process can be had for the run: [Errno 11] Resource temporarily unavailable",
+    ]
 
 
 def test_closing_ends_the_runs_and_the_server(tasks, stage, gone):
