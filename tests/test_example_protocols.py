@@ -126,7 +126,7 @@ def test_settings_of_pegp_in_the_comment(name: str) -> None:
     expected = {
         "name": "pegp",
         "recipe": "released",
-        "peft": "adapter",
+        "peft": "attention_adapter",
         "r": 5,
         "threshold": 0.999,
         "n_samples": 768,

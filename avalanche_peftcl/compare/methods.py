@@ -11,7 +11,7 @@ from avalanche_peftcl.compare.statistics import Estimate, estimate
 from avalanche_peftcl.config import ComponentConfig
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.registry.kinds import KINDS
-from avalanche_peftcl.runs.idle import idle_options
+from avalanche_peftcl.runs.earlier_settings import idle_options, named_now
 from avalanche_peftcl.runs.record import RunRecord
 from avalanche_peftcl.runs.schema import HEADLINES, Record
 
@@ -224,6 +224,8 @@ def _identity(run: RunRecord) -> dict[str, Any]:
             flat[key] = _bare(part)
             flat[f"provider.{key}"] = providers.get((kind.name, _bare(part)))
             options = part.options
+            if key == "strategy":
+                options = named_now(part.name, options)
             if "root" in options:
                 flat[f"{key}.root"] = folder_name(str(options.pop("root")))
             flat |= {f"{key}.{option}": value for option, value in options.items()}

@@ -9,8 +9,8 @@ from avalanche_peftcl.checkpoints.differences import comparable, differences
 from avalanche_peftcl.config.plan import Plan
 from avalanche_peftcl.errors import CheckpointError
 from avalanche_peftcl.registry.packages import Entry
+from avalanche_peftcl.runs.earlier_settings import as_now
 from avalanche_peftcl.runs.facts import describe_versions
-from avalanche_peftcl.runs.idle import without_idle
 
 _FREE = (
     "output",
@@ -76,7 +76,7 @@ class Identity:
             now = comparable(here)
             was = saved.get(kind) if isinstance(saved, dict) else None
             if kind == "settings" and isinstance(was, dict):
-                was = without_idle(was)
+                was = as_now(was)
             if now != was:
                 raise CheckpointError(
                     f"the run in {output} was begun with {said}: {differences(was, now)}; "
@@ -93,7 +93,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         >>> settings_of({"seed": 1, "output": "a", "benchmark": {"root": "/data", "n": None}})
         {'seed': 1, 'benchmark': {'root': 'a place'}}
     """
-    told = without_idle(comparable(config))
+    told = as_now(comparable(config))
     kept = {key: _told(value) for key, value in told.items() if key not in _FREE}
     for kind, places in _PLACES.items():
         if isinstance(options := kept.get(kind), dict):

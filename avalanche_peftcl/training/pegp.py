@@ -283,7 +283,7 @@ def build_pegp(  # noqa: D417 (the others are described at PEGP, and read there)
     backbone: Backbone,
     module: Branch | None = None,
     head: HeadBuilder | None = None,
-    peft: Kind = "adapter",
+    peft: Kind = "attention_adapter",
     r: Width = 5,
     length: Width = 10,
     blocks: list[int] | None = None,
@@ -315,9 +315,8 @@ def build_pegp(  # noqa: D417 (the others are described at PEGP, and read there)
         backbone: The frozen network.
         module: What trains in it; a run then refuses ``peft``, ``r``, ``length`` and ``blocks``.
         head: The classifier.
-        peft: Which of the four, where no module is given; ``"adapter"`` is module
-            ``attention_adapter``, not module ``adapter``, which stands beside the MLPs. Beside a
-            module this and the three below are refused, but for their defaults.
+        peft: Which of the four, where no module is given. Beside a module this and the three below
+            are refused, but for their defaults.
         r: Rank of LoRA, width of adapters.
         length: Prompt or prefix tokens a block.
         blocks: Which blocks, from 0; ``None`` takes the first five, with prompts the first one.

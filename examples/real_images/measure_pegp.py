@@ -50,7 +50,7 @@ def settings(kind: str, stream: str, changes: str, **options: float) -> str:
     """Return one strategy as YAML."""
     values = {
         "name": "pegp",
-        "peft": kind if kind != "head alone" else "adapter",
+        "peft": kind if kind not in ("head alone", "adapter") else "attention_adapter",
         "blocks": "[0, 1, 2, 3, 4]",
         "n_samples": 100,
         "lr": RATE,

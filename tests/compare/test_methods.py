@@ -130,6 +130,13 @@ def test_options_without_effect_that_older_records_have_make_no_other_method(run
     ]
 
 
+def test_a_value_by_its_earlier_name_makes_no_other_method(run):
+    old, new = ({"name": "pegp", "peft": name} for name in ("adapter", "attention_adapter"))
+    assert labels_of([run("a", old, seed=0), run("b", new, seed=1)]) == ["pegp"]
+    other = run("c", {"name": "pegp", "peft": "lora"})
+    assert labels_of([run("d", old), other]) == ["pegp peft=attention_adapter", "pegp peft=lora"]
+
+
 def test_image_folders_are_told_by_the_name_of_their_root(run):
     def root(path):
         return {"config.benchmark": {"name": "image_folder", "root": path, "seed": 0}}

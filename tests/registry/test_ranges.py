@@ -33,6 +33,8 @@ FEW = {"train_epochs": 2, "head_epochs": 1, "eval_mb_size": 4, "train_mb_size": 
 def numbers(annotation: Any) -> list[tuple[float, float]]:
     """Return the range of each number in an annotation."""
     if typing.get_origin(annotation) is Annotated:
+        if typing.get_origin(annotation.__origin__) is Literal:
+            return []
         limits = [m for a in annotation.__metadata__ for m in getattr(a, "metadata", [a])]
         low = [getattr(m, k) for m in limits for k in ("ge", "gt") if hasattr(m, k)]
         high = [getattr(m, k) for m in limits for k in ("le", "lt") if hasattr(m, k)]

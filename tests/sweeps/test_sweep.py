@@ -328,6 +328,18 @@ def test_options_without_effect_that_an_older_record_has_do_not_matter(stage):
     Identity(settings=now).check({"settings": was}, stage.output)
 
 
+def test_an_earlier_name_of_a_value_is_of_the_same_run(stage):
+    config = stage.config([0], strategy={"name": "pegp"})
+    record = stage.write(config, 0)
+    told = json.loads(record.read_text())
+    assert told["config"]["strategy"]["peft"] == "attention_adapter"
+    told["config"]["strategy"]["peft"] = "adapter"
+    record.write_text(json.dumps(told))
+    stage.run(config)
+    stage.run(stage.config([0], strategy={"name": "pegp", "peft": "adapter"}))
+    assert stage.calls == []
+
+
 # --- records that are in the way -----------------------------------------------------------------
 
 

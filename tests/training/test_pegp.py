@@ -309,7 +309,8 @@ def test_how_it_projects_can_be_chosen(options, told):
 @pytest.mark.parametrize(
     ("kind", "site"),
     [
-        ("adapter", "branch.adapters.0.down.weight"),
+        ("adapter", "branch.adapters.0.down.weight"),  # its earlier name
+        ("attention_adapter", "branch.adapters.0.down.weight"),
         ("lora", "branch.tuners.blocks_0_attn_qkv.lora_A.default.weight"),
         ("prefix", "branch.extensions.0.keys"),
         ("prompt", "branch.extensions.0.tokens"),
@@ -320,7 +321,7 @@ def test_the_kind_chooses_the_module(sharp, kind, site):
     assert strategy.projection.threshold == 0.99
     sites = strategy.projection.sites(strategy.model)
     assert sites[0].name == site
-    assert sites[0].parameter.shape == ((3, 64) if kind in ("adapter", "lora") else (4, 64))
+    assert sites[0].parameter.shape == ((3, 64) if "adapter" in kind or kind == "lora" else (4, 64))
     assert all(".0." in each.name or "blocks_0" in each.name for each in sites)
     assert build_pegp(backbone=sharp, peft=kind, threshold=0.5).projection.threshold == 0.5
 

@@ -1,6 +1,8 @@
 """The four kinds of module that PEGP is about, by name."""
 
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models.backbones.backbone import Backbone
@@ -10,8 +12,16 @@ from avalanche_peftcl.models.modules.lora import build_lora
 from avalanche_peftcl.models.modules.prefix import build_prefix
 from avalanche_peftcl.models.modules.prompt import build_prompt
 
-Kind = Literal["adapter", "lora", "prefix", "prompt"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+_EARLIER = {"adapter": "attention_adapter"}  # names; files and records have them
+
+
+def _named(given: Any) -> Any:
+    return _EARLIER.get(given, given) if isinstance(given, str) else given
+
+
+_Kind = Literal["attention_adapter", "lora", "prefix", "prompt"]
+Kind = Annotated[_Kind, BeforeValidator(_named)]
+KINDS: tuple[Kind, ...] = get_args(_Kind)
 
 
 def build_module(
@@ -20,8 +30,9 @@ def build_module(
     """Build one of the four kinds of module with the defaults of its builder.
 
     Args:
-        peft: Which kind; ``"adapter"`` is module ``attention_adapter`` of ``peftcl list``, no
-            ``adapter``, which stands beside MLPs.
+        peft: Which kind, as ``peftcl list modules`` calls it. ``"adapter"``, the earlier name of
+            ``"attention_adapter"``, is taken for that; module ``adapter`` is another one, beside
+            the MLPs.
         backbone: The frozen network.
         r: Rank of an adapter or of LoRA.
         length: Number of prefix or prompt tokens.
@@ -36,8 +47,8 @@ def build_module(
         >>> type(build_module("prefix", backbone, r=5, length=10, blocks=None)).__name__
         'PrefixBranch'
     """
-    match peft:
-        case "adapter":
+    match _named(peft):
+        case "attention_adapter":
             return build_attention_adapters(backbone=backbone, r=r, blocks=blocks)
         case "lora":
             return build_lora(backbone=backbone, r=r, blocks=blocks)
