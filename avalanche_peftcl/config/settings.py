@@ -7,8 +7,10 @@ from typing import Any
 
 from avalanche_peftcl.config.yaml_text import MAX_DEPTH, MAX_VALUES, parse_yaml, write_yaml
 from avalanche_peftcl.errors import ConfigError
+from avalanche_peftcl.registry.kinds import KINDS
 from avalanche_peftcl.registry.wording import clip, show
 
+_COMPONENTS = {kind.key for kind in KINDS.values()}
 _LONGEST = 2**20  # letters of a file; the longest that anyone writes has some thousands
 
 
@@ -29,6 +31,8 @@ def read_settings(path: Path) -> Any:
 def override_setting(settings: dict[str, Any], override: str) -> None:
     """Set one ``a.b=value`` in ``settings``, the value being YAML.
 
+    A component that is there by its name alone gets its options beside it.
+
     Raises:
         ConfigError: If ``override`` is not of that form or goes into what is no mapping or list.
 
@@ -38,6 +42,10 @@ def override_setting(settings: dict[str, Any], override: str) -> None:
         >>> override_setting(settings, "plugins.0.mem_size=20")
         >>> settings
         {'strategy': {'name': 'naive', 'lr': 0.1}, 'plugins': [{'name': 'replay', 'mem_size': 20}]}
+        >>> settings = {"strategy": "naive"}
+        >>> override_setting(settings, "strategy.lr=0.1")
+        >>> settings
+        {'strategy': {'name': 'naive', 'lr': 0.1}}
     """
     dotted, sign, text = override.partition("=")
     keys = dotted.strip().split(".")
@@ -66,8 +74,11 @@ def override_setting(settings: dict[str, Any], override: str) -> None:
             )
         if last:
             here[index] = value
-        else:
-            here = here[index]
+            return
+        component = keys[0] in _COMPONENTS and depth == (1 if isinstance(here, list) else 0)
+        if component and isinstance(here[index], str):
+            here[index] = {"name": here[index]}
+        here = here[index]
 
 
 def check_plain(settings: Any) -> None:

@@ -78,6 +78,13 @@ def test_overrides_replace_and_add(tmp_path):
     assert config.benchmark.options["label"] == "a=b"
 
 
+def test_a_component_that_is_a_name_alone_takes_options(tmp_path):
+    changed = ["strategy=naive", "strategy.lr=0.5", "plugins=[replay]", "plugins.0.mem_size=5"]
+    config = load_config(write(tmp_path, GOOD), changed)
+    assert (config.strategy.name, config.strategy.options) == ("naive", {"lr": 0.5})
+    assert (config.plugins[0].name, config.plugins[0].options) == ("replay", {"mem_size": 5})
+
+
 def test_the_dump_is_read_back_unchanged(tmp_path):
     config = load_config(write(tmp_path, GOOD), ["strategy.text='1e-3'", "strategy.eps=1e-12"])
     again = load_config(write(tmp_path, dump_settings(config.model_dump(mode="json"))))
@@ -174,6 +181,7 @@ def test_bad_files_get_one_plain_message(tmp_path, text, said):
         ("strategy..lr=1", "is not of the form key=value"),
         ("seed.x=1", r"seed must be a valid integer, got \{.x.: 1\}"),
         ("output.x=1", "goes into output, which is 'runs/a', not a mapping"),
+        ("benchmark.name.x=1", "goes into benchmark.name, which is 'digits', not a mapping"),
         ("plugins.1.mem_size=5", "names '1' in plugins, a list of 1"),
         ("plugins.x=5", "names 'x' in plugins, a list of 1"),
         ("seed=[1", "the value of the override 'seed=\\[1' is not valid YAML"),
