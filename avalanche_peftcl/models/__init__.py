@@ -42,6 +42,7 @@ from avalanche_peftcl.models.modules.attention_adapter import (
     build_attention_adapters,
 )
 from avalanche_peftcl.models.modules.choose_blocks import choose_blocks
+from avalanche_peftcl.models.modules.full import FullBranch, build_full
 from avalanche_peftcl.models.modules.injection import TunedBranch, view_of
 from avalanche_peftcl.models.modules.linear_adapter import (
     LinearAdapterBranch,
@@ -96,6 +97,7 @@ __all__ = [
     "ExperienceParts",
     "FeatureKind",
     "FrozenBranch",
+    "FullBranch",
     "Fusion",
     "GaussianHead",
     "Growing",
@@ -144,6 +146,7 @@ __all__ = [
     "build_attention_adapters",
     "build_cosine",
     "build_frozen",
+    "build_full",
     "build_gaussian",
     "build_kernel_ridge",
     "build_lda",

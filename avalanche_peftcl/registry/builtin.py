@@ -66,6 +66,11 @@ def peftcl_modules() -> Iterable[Component]:
             source="linear probing; Alain and Bengio, arXiv 1610.01644",
         ),
         Component(
+            "full",
+            f"{_MODELS}.modules.full:build_full",
+            source="full fine-tuning of all blocks, in a copy",
+        ),
+        Component(
             "linear_adapter",
             f"{_MODELS}.modules.linear_adapter:build_linear_adapter",
             source="adapter behind CLIP's image tower in PEGP, arXiv 2405.13383",

@@ -11,6 +11,7 @@ import tests.models.heads.test_text_context as text_context
 import tests.models.heads.test_zero_shot as zero_shot
 import tests.models.heads.test_zero_shot_ridge as zero_shot_ridge
 import tests.models.modules.test_attention_adapter as attention_adapter
+import tests.models.modules.test_full as full
 import tests.models.modules.test_injection as injection
 import tests.models.modules.test_linear_adapter as linear_adapter
 import tests.models.modules.test_lora as lora
@@ -51,6 +52,7 @@ KEPT = {
         "adapter": parts.TestAdapters,
         "attention_adapter": attention_adapter.TestAttentionAdapters,
         "frozen": parts.TestFrozen,
+        "full": full.TestFull,
         "linear_adapter": linear_adapter.TestLinearAdapter,
         "lora": lora.TestLoRA,
         "patch_prompt": parts.TestPatchPrompts,
