@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.evaluation.accuracy_matrix import streams_beside
-from avalanche_peftcl.evaluation.cost import CostMetric
 from avalanche_peftcl.functional.finite import check_decided, undecided
 from avalanche_peftcl.models import DynamicModel
+from avalanche_peftcl.models.meter import measured_as_evaluation
 from avalanche_peftcl.models.rng import random_state, set_random_state
 from avalanche_peftcl.registry.offers import ModelOffers, StrategyOffers
 
@@ -33,7 +33,7 @@ class Probe(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-
     A choice of each test experience's images is made once. They run through the strategy's
     ``eval()``: in eval mode, with the test transforms, with task labels where the strategy uses
     them, and with its plugins, but those of the host that only listen. Metrics and loggers hear
-    nothing of it, a :class:`.CostMetric` excepted, which counts the seconds as those of an
+    nothing of it, but a :class:`.CostMetric` and a :class:`.BudgetPlugin` count it as an
     evaluation; modes, minibatch, counters and random generators are as before. Where a strategy
     says that its features never change (:class:`.StrategyOffers`), they are computed once.
 
@@ -64,7 +64,7 @@ class Probe(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-
         kept = {name: value for name, value in vars(strategy).items() if name in _KEPT}
         plugins, self._found = strategy.plugins, []
         generators = random_state(strategy.device)
-        with counted_as_evaluation(strategy):
+        with measured_as_evaluation(strategy.device):
             strategy.plugins = [p for p in plugins if not isinstance(p, _LISTEN)] + [self]
             try:
                 strategy.eval(tests)
@@ -134,17 +134,6 @@ def _features(minibatches: list[tuple[Tensor, ...]]) -> Any:
     for tasks in labels[-1:]:
         attributes.append(DataAttribute(tasks.tolist(), "targets_task_labels", use_in_getitem=True))
     return AvalancheDataset([rows], data_attributes=attributes).eval()
-
-
-@contextmanager
-def counted_as_evaluation(strategy: Any) -> Iterator[None]:
-    """Let every :class:`.CostMetric` count the seconds as those of an evaluation."""
-    clocks = [m for m in strategy.evaluator.metrics if isinstance(m, CostMetric)]
-    for clock in clocks:
-        clock.before_eval(strategy)
-    yield
-    for clock in clocks:
-        clock.after_eval(strategy)
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.evaluation.inside import counted_as_evaluation, undisturbed
+from avalanche_peftcl.evaluation.inside import undisturbed
 from avalanche_peftcl.evaluation.ntk_probes import network_of
 from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.models import Branch
 from avalanche_peftcl.models.backbones.backbone import out_features
 from avalanche_peftcl.models.counting import uncounted_passes
+from avalanche_peftcl.models.meter import measured_as_evaluation
 from avalanche_peftcl.models.passes import forward_branches
 from avalanche_peftcl.registry.offers import BackboneOffers, ExperienceOffers, ModelOffers
 
@@ -128,7 +129,7 @@ def joint_space(strategy: Any, metric: str) -> Iterator[JointSpace]:
     """
     space = JointSpace(strategy, metric)
     with (
-        counted_as_evaluation(strategy),
+        measured_as_evaluation(space.device),
         undisturbed(space.network, space.device, trains=False),
     ):
         yield space

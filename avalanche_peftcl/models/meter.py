@@ -1,8 +1,10 @@
 """Seconds and passes that a strategy takes, of training and of evaluation apart."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -20,6 +22,24 @@ from avalanche_peftcl.registry.offers import ModelOffers
 
 Phase = Literal["training", "evaluation"]
 _SAVED = ("seconds", "passes", "images", "row")
+_measuring: "WeakSet[Meter]" = WeakSet()
+
+
+@contextmanager
+def measured_as_evaluation(device: torch.device) -> Iterator[None]:
+    """Let every meter that measures a training take what happens inside for an evaluation.
+
+    Args:
+        device: Whose work is waited for, before and after.
+    """
+    meters = list(_measuring)
+    for meter in meters:
+        meter.lap(device)
+        meter.enter_evaluation()
+    yield
+    for meter in meters:
+        meter.lap(device)
+        meter.leave_evaluation()
 
 
 class Meter:
@@ -69,6 +89,7 @@ class Meter:
         self.row = row
         self.images[row] = self.images.get(row, 0) + images
         self._running = [("training", row)]
+        _measuring.add(self)
         self._mark = time.perf_counter(), passes_so_far()
 
     def enter_evaluation(self) -> None:
@@ -107,6 +128,7 @@ class Meter:
     def drop(self) -> None:
         """Measure nothing more: what runs was interrupted."""
         self._running.clear()
+        _measuring.discard(self)
         stop_listening(self)
         if self._handle is not None:
             self._handle.remove()

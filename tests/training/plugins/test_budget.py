@@ -9,8 +9,8 @@ from avalanche.training.supervised import Cumulative, JointTraining, Naive
 from torch import nn
 
 from avalanche_peftcl.errors import BudgetError, ConfigError
-from avalanche_peftcl.evaluation import CostMetric
-from avalanche_peftcl.models import meter
+from avalanche_peftcl.evaluation import AnyTimeMetric, CostMetric
+from avalanche_peftcl.models import RidgeHead, meter
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training.closed_form import build_closed_form
 from avalanche_peftcl.training.joint import build_joint, visits
@@ -216,3 +216,26 @@ def test_an_experience_that_was_interrupted_counts_for_nobody():
 def test_a_budget_of_nothing_is_refused(given):
     with pytest.raises(ConfigError, match="a budget is of passes, seconds or stored_floats"):
         BudgetPlugin(**given)
+
+
+def test_a_metric_that_looks_inside_training_takes_nothing_of_the_budget():
+    """A head that is fitted is fitted for each point of the curve; those passes are no training."""
+    told = []
+    for metrics in ([], [AnyTimeMetric(every=1)]):
+        cost, budget = CostMetric(), BudgetPlugin(passes=3)
+        strategy = build_pegp(
+            backbone=toy_backbone(),
+            head=RidgeHead,
+            evaluator=EvaluationPlugin(cost, *metrics, loggers=[]),
+            train_mb_size=4,
+            train_epochs=9,
+            n_samples=None,
+        )
+        strategy.plugins.append(budget)
+        benchmark = toy_benchmark("class")
+        for experience in benchmark.train_stream[:2]:
+            strategy.train(experience, eval_streams=[benchmark.test_stream])
+        found = budget.summary()["experiences"]
+        assert [each["training_passes"] for each in found] == cost.summary()["training_passes"]
+        told.append((found, cost.summary()["training_steps"]))
+    assert told[0] == told[1]
