@@ -208,6 +208,8 @@ def _budgets(comparison: Comparison) -> list[str]:
         budgets = {run.record.config.budget for run in method.runs}
         for words in sorted(budget.said() for budget in budgets if budget is not None):
             found.setdefault(words, []).append(method.label)
+    if [len(labels) for labels in found.values()] == [len(comparison.methods)]:
+        return [f"Budget: {words}." for words in found]
     return [f"Budget of {', '.join(labels)}: {words}." for words, labels in found.items()]
 
 
@@ -221,6 +223,9 @@ def _tuned(comparison: Comparison) -> list[str]:
     if not any(found):
         return []
     untold = found.pop("", [])
+    if len(found) == 1 and all(len(labels) > len(untold) for labels in found.values()):
+        others = f", all but {', '.join(untold)}" if untold else ""
+        return [f"Tuned{others}: {words}." for words in found]
     return [f"Tuned, {', '.join(labels)}: {words}." for words, labels in found.items()] + [
         f"No search of options is recorded of {', '.join(untold)}."
     ] * bool(untold)

@@ -83,7 +83,7 @@ def test_passes_stand_where_they_were_counted_and_a_budget_below(write, tmp_path
     sheet = results_sheet(comparison)
     assert sheet.columns[5] == "passes a training image"
     assert [row[5] for row in sheet.rows] == ["2.50", "4.00"]
-    assert "Budget of naive, pegp: 2 passes a training image." in sheet.notes
+    assert "Budget: 2 passes a training image." in sheet.notes
     assert "own,pegp,training_passes,passes,0,1,4.0" in csv_table(comparison)
     write("r/other", "naive", changes={"config.budget": {"passes": 3.0}})
     with pytest.raises(ProtocolError, match=r"budget of passes: 2\.0 in .*; 3\.0 in .*other"):
@@ -364,6 +364,9 @@ def test_how_options_were_searched_for_is_told_of_each_method(write, tmp_path):
     said = "8 trials of strategy.lr on held-out training images of image_folder data/pacs."
     assert f"Tuned, naive: {said}" in notes
     assert "No search of options is recorded of pegp." in notes
+    write("c0", "ntk_cl", 0, changes={"config.tuned": tuned})
+    notes = results_sheet(compare_runs([tmp_path])).notes
+    assert f"Tuned, all but pegp: {said}" in notes
 
 
 def test_where_nothing_was_searched_nothing_is_told(comparison):

@@ -6,6 +6,8 @@ They are long, or their sum is: a plain ``pytest`` has five minutes. ``-m slow``
 import re
 
 _PATTERNS = r"""
+tests/models/modules/test_full\.py::TestLaterBlocks::
+tests/sweeps/test_tune\.py::test_(a_trial_that_breaks|joint_training)
 tests/test_guides\.py::test_python_(runs\[(README\.md:57|examples/)|example_runs)
 tests/test_guest\.py::test_it_shows_in_summary
 tests/test_gpu_check\.py::test_every_cell
