@@ -46,6 +46,12 @@ def read(path: Path) -> Record | None:
     return record if record and record.complete else None
 
 
+def records(output: Path, stream: str, method: str, seeds: Sequence[int]) -> dict[int, Record]:
+    """Return the complete run records that are there, by seed."""
+    found = {seed: read(folder(output, stream, method, seed)) for seed in seeds}
+    return {seed: record for seed, record in found.items() if record}
+
+
 def spread(values: list[float]) -> str:
     """Return mean and standard deviation of fractions, in percent."""
     mean = f"{100 * statistics.mean(values):.1f}"

@@ -9,7 +9,7 @@ are there and runs nothing; ``--validate`` tests on held-out training images ins
 import statistics
 from pathlib import Path
 
-from measure import COLUMNS, HERE, folder, measure, read, spread
+from measure import COLUMNS, HERE, measure, read, records, spread
 from rich.console import Console
 
 from avalanche_peftcl.compare import paired_t_test
@@ -109,14 +109,10 @@ def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
 
-    def runs(stream: str, method: str) -> dict[int, Record]:
-        found = {seed: read(folder(output, stream, method, seed)) for seed in seeds}
-        return {seed: run for seed, run in found.items() if run}
-
     for stream in streams:
-        floors = {name: runs(stream, name) for name in FLOORS}
+        floors = {name: records(output, stream, name, seeds) for name in FLOORS}
         for method in methods:
-            found = runs(stream, method)
+            found = records(output, stream, method, seeds)
             better = "-" if method in FLOORS else above(found, floors)
             lines.append(row(stream, method, found, better))
     return "\n".join(lines)

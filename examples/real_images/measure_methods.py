@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from measure import HERE, folder, measure, read, spread
-from measure_heads import above
+from measure import HERE, folder, measure, read, records
+from measure_heads import above, cell
 from rich.console import Console
 
 from avalanche_peftcl import tune
@@ -146,12 +146,6 @@ def run(path: Path, stream: str, method: str, seed: int, settings: list[str]) ->
     run_from_file(HERE / f"{stream}.yaml", [*where, *changed], True, Console())
 
 
-def cell(values: list[float | None]) -> str:
-    """Return mean and standard deviation; a dash for what joint training has not."""
-    there = [value for value in values if value is not None]
-    return spread(there) if there else "-"
-
-
 def area(run: Record) -> float | None:
     """Return the area under the any-time curve; ``None`` where later experiences take no step."""
     found, steps = run.metric_summaries.get("AnyTimeMetric"), run.cost.training_steps
@@ -191,14 +185,10 @@ def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]
         f"|{'---|' * 13}",
     ]
 
-    def runs(stream: str, method: str) -> dict[int, Record]:
-        found = {seed: read(folder(output, stream, method, seed)) for seed in seeds}
-        return {seed: run for seed, run in found.items() if run}
-
     for stream in streams:
-        floors = {name: runs(stream, name) for name in FLOORS}
+        floors = {name: records(output, stream, name, seeds) for name in FLOORS}
         for method in methods:
-            if found := runs(stream, method):
+            if found := records(output, stream, method, seeds):
                 better = "-" if method in FLOORS else above(found, floors)
                 lines.append(row(stream, method, found, better))
     return "\n".join(lines)
