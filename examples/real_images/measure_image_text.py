@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from measure import COLUMNS, HERE, folder, measure, read, spread
+from measure import COLUMNS, HERE, measure, read, records, spread
 from rich.console import Console
 
 from avalanche_peftcl.runs import Record, run_from_file
@@ -189,10 +189,8 @@ def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]
     ]
     for stream in streams:
         for method in methods:
-            found = [read(folder(output, stream, method, seed)) for seed in seeds]
-            runs = [run for run in found if run]
-            if runs:
-                lines.append(row(stream, method, runs))
+            if found := records(output, stream, method, seeds):
+                lines.append(row(stream, method, list(found.values())))
     return "\n".join(lines)
 
 
