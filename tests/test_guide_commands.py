@@ -142,7 +142,7 @@ def test_commands_that_there_are_not_are_found(line, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_seven_commands_of_readme_run_after_the_first(tmp_path, monkeypatch):
+def test_the_commands_of_readme_run_after_the_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "examples" / "quickstart.yaml").read_text(encoding="utf-8")
     text = text.replace("n_experiences: 5", "n_experiences: 2")
@@ -156,15 +156,16 @@ def test_the_seven_commands_of_readme_run_after_the_first(tmp_path, monkeypatch)
     labelled = Path("folder/of/classes/5")
     labelled.mkdir(parents=True)
     Image.new("L", (8, 8)).save(labelled / "five.png")
-    (seven,) = [b.text for b in blocks(ROOT / "README.md") if "peftcl predict" in b.text]
-    found = commands(seven)
-    assert len(found) == 7
+    (eight,) = [b.text for b in blocks(ROOT / "README.md") if "peftcl predict" in b.text]
+    found = commands(eight)
+    assert len(found) == 8
     quickstart = ["peftcl", "run", "examples/quickstart.yaml"]
     for _, *words in [quickstart, *found]:
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, (words, result.output)
     for name in ("report.html", "digits.manifest", "digits.safetensors", "predictions.csv"):
         assert Path(name).is_file()
+    assert Path("runs/quickstart-tune/tuned.yaml").is_file()
 
 
 @pytest.mark.slow
