@@ -17,6 +17,7 @@ from avalanche_peftcl.functional.finite import check_finite
 from avalanche_peftcl.models import Branch
 from avalanche_peftcl.models.backbones.backbone import out_features
 from avalanche_peftcl.models.counting import uncounted_passes
+from avalanche_peftcl.models.frozen import Frozen
 from avalanche_peftcl.models.meter import measured_as_evaluation
 from avalanche_peftcl.models.passes import forward_branches
 from avalanche_peftcl.registry.offers import BackboneOffers, ExperienceOffers, ModelOffers
@@ -69,6 +70,15 @@ class JointSpace:
                 f"{space}, and a {type(self.branch).__name__} makes some of width {width}; take "
                 f"another module, or leave {metric} out"
             )
+
+    def is_still(self, frozen: Frozen) -> bool:
+        """Whether images and texts have the embeddings that they had.
+
+        Args:
+            frozen: Of the backbone, as it was then.
+        """
+        tensors = self.backbone.state_dict()
+        return self.frozen is self.branch and frozen.names(self.backbone) == set(tensors)
 
     @torch.no_grad()
     def images(self, batches: Iterable[Tensor], *, adapted: bool = True) -> Tensor:
@@ -139,7 +149,8 @@ class StandingMetric(PluginMetric[Summary]):
     """Measures the same images and texts before the stream and after each experience.
 
     Before the stream it is the frozen backbone that is measured: what there was before any module
-    was put into it.
+    was put into it. Where nothing trains that images pass through, what was measured then holds
+    after each experience, and is not measured again.
 
     A subclass has a name and writes :meth:`measure` and :meth:`told`.
 
@@ -155,6 +166,7 @@ class StandingMetric(PluginMetric[Summary]):
         super().__init__()
         self.before: Values | None = None
         self.after: list[Values] = []
+        self._frozen = Frozen()  # of the backbone, as it was when it was measured
 
     def measure(self, space: JointSpace, *, adapted: bool) -> Values:
         """Return numbers by name.
@@ -172,6 +184,7 @@ class StandingMetric(PluginMetric[Summary]):
     def reset(self) -> None:
         """Forget the run."""
         self.before, self.after = None, []
+        self._frozen = Frozen()
 
     def result(self) -> Summary:
         """Return :meth:`summary`."""
@@ -188,6 +201,7 @@ class StandingMetric(PluginMetric[Summary]):
             return []
         with joint_space(strategy, self.name) as space:
             self.before = self.measure(space, adapted=False)
+            self._frozen = Frozen([space.backbone])
         return self._values(strategy, self.before)
 
     @uncounted_passes()
@@ -196,7 +210,10 @@ class StandingMetric(PluginMetric[Summary]):
         if ExperienceOffers.of(strategy.experience).is_last_subexp is False:
             return []
         with joint_space(strategy, self.name) as space:
-            self.after.append(self.measure(space, adapted=True))
+            if self.before is not None and space.is_still(self._frozen):
+                self.after.append(dict(self.before))
+            else:
+                self.after.append(self.measure(space, adapted=True))
         return self._values(strategy, self.after[-1])
 
     def _values(self, strategy: Any, values: Values) -> list[MetricValue]:

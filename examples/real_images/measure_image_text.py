@@ -38,6 +38,11 @@ STREAMS = {
     "tiny_imagenet": ("tiny_imagenet", ("cifar10", "pacs")),
     "flickr8k": ("flickr8k", ("cifar10", "tiny_imagenet")),
 }
+SMALL = {
+    "cifar10_task": {"test_per_class": 50},
+    "tiny_imagenet": {"test_per_class": 10},
+    "flickr8k": {"train_per_experience": 320, "test_per_experience": 100},
+}
 FOLDERS = {"pacs": "pacs/photo"}  # the other domains are near chance before any training
 PER_CLASS = {"cifar10": 15, "tiny_imagenet": 5, "pacs": 15}
 CAPTIONED = 100  # images for retrieval
@@ -46,6 +51,8 @@ ADAMW = {"optimizer": "adamw", "weight_decay": 0.0, "mixed_precision": FLOAT32}
 TRAINED = {**ADAMW, "train_epochs": 1, "train_mb_size": 16}
 LONGER = "adapter, five epochs"
 BOTH = "adapter in both towers"
+TEXT = "adapter in the text tower"
+HARD = "adapter, five epochs at ten times the rate"
 # learning rates with the best last accuracy on held-out images of CIFAR-10, one epoch without
 # projection; for the other two adapters that of 'adapter', not looked for again
 RATES = {
@@ -53,6 +60,10 @@ RATES = {
     "adapter": 0.003,
     LONGER: 0.003,
     BOTH: 0.003,
+    TEXT: 0.003,
+    HARD: 0.03,
+    "LoRA": 0.003,
+    "prefix": 0.01,
     "linear adapter": 0.001,
     "text context": 0.001,
 }
@@ -62,6 +73,10 @@ MODULES = {
     "adapter": {"name": "adapter"},
     LONGER: {"name": "adapter"},
     BOTH: {"name": "adapter", "tower": "both"},
+    TEXT: {"name": "adapter", "tower": "text"},
+    HARD: {"name": "adapter"},
+    "LoRA": {"name": "lora"},
+    "prefix": {"name": "prefix"},
     "linear adapter": {"name": "linear_adapter"},
 }
 CLOSED_FORM = {"zero-shot": "zero_shot", "ridge": "ridge", "zero-shot and ridge": "zero_shot_ridge"}
@@ -80,7 +95,7 @@ def strategy(stream: str, method: str) -> list[dict[str, Any]]:
     """Return the parts of a configuration that a method is."""
     module, projected = method.removesuffix(PROJECTED), method.endswith(PROJECTED)
     trained = {**TRAINED, "lr": RATES.get(module)}
-    if module == LONGER:
+    if module in (LONGER, HARD):
         trained["train_epochs"] = 5
     if stream == "flickr8k":
         plugins = [{"name": "gradient_projection", **PROJECTION}] if projected else []
@@ -131,6 +146,7 @@ def run(path: Path, stream: str, method: str, seed: int, settings: list[str]) ->
     changed = [f"{name}={json.dumps(part)}" for name, part in parts.items() if part is not None]
     if stream == "cifar10_task":
         changed.append("benchmark.scenario=task")
+    changed += [f"benchmark.{key}={value}" for key, value in SMALL.get(stream, {}).items()]
     file = HERE / f"{STREAMS[stream][0]}.yaml"
     where = [f"output={path}", f"seed={seed}"]
     run_from_file(file, [*where, *changed, *settings], True, Console())

@@ -19,6 +19,7 @@ from sklearn.metrics import accuracy_score
 
 from avalanche_peftcl.errors import ConfigError, NotFiniteError, PEFTCLError
 from avalanche_peftcl.evaluation import CostMetric, zero_shot_retention_metrics
+from avalanche_peftcl.models import FrozenBranch
 from avalanche_peftcl.testing import toy_backbone, toy_image_text
 from avalanche_peftcl.testing.probes import differing, weights
 from avalanche_peftcl.training.ntk_cl import build_ntk_cl
@@ -122,6 +123,24 @@ def test_images_come_in_batches_and_texts_are_encoded_once(places, monkeypatch):
     assert max(sizes) == 3
     assert sum(size == 3 for size in sizes) == 3 * 6  # of 20 images, before and twice after
     assert encoded == [8] * 3  # four words, of three lengths
+
+
+def test_what_nothing_changes_is_measured_once(places, monkeypatch):
+    backbone, metric = toy_image_text(), zero_shot_retention_metrics(root=places / "one")
+    method = strategy(metric, backbone=backbone, module=FrozenBranch(), train_epochs=1)
+    passes = []
+    measure = metric.measure
+    monkeypatch.setattr(metric, "measure", lambda *a, **k: passes.append(1) or measure(*a, **k))
+    stream = benchmark().train_stream
+    for experience in stream[:2]:
+        method.train(experience)
+    summary = metric.summary()
+    assert len(passes) == 1
+    assert summary["sets"]["one"]["after"] == [summary["sets"]["one"]["before"]] * 2
+    with torch.no_grad():
+        next(iter(backbone.parameters())).mul_(-1)
+    method.train(stream[2])
+    assert len(passes) == 2
 
 
 def test_a_choice_of_images_is_seeded_and_stays(places):

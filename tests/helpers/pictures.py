@@ -82,9 +82,9 @@ def strategy(*metrics, loggers=(), backbone=None, **options):
     torch.manual_seed(0)
     backbone = backbone or toy_image_text()
     defaults = {"lr": 0.3, "train_epochs": 2, "train_mb_size": 4, "mixed_precision": "no"}
+    defaults["module"] = build_adapters(backbone=backbone, r=4, dropout=0.2)
     return build_naive(
         backbone=backbone,
-        module=build_adapters(backbone=backbone, r=4, dropout=0.2),
         evaluator=EvaluationPlugin(*metrics, loggers=[*loggers] or [BaseLogger()]),
         **(defaults | options),
     )
