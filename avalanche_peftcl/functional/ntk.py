@@ -195,7 +195,8 @@ def tangent_gram(
     for i, part in enumerate(parts):
         there = of(part)
         outputs.append(there.outputs)
-        blocks[i, i] = inner_products(there.rows, there.rows)
+        square = inner_products(there.rows, there.rows)
+        blocks[i, i] = (square + square.T) / 2  # a product rounds so on some processors alone
         for j in range(i + 1, len(parts)):
             blocks[i, j] = inner_products(there.rows, of(parts[j]).rows)
             blocks[j, i] = blocks[i, j].T

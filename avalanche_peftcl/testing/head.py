@@ -147,11 +147,12 @@ class HeadContract:
         assert (among == of).float().mean() > 0.9
 
     def test_grows_without_touching_old_rows(self) -> None:
-        """New rows leave the logits of the old ones as they are."""
+        """New rows leave the logits of the old ones as they are, to rounding."""
         head = self.learnt(1)
         before = self.logits(head)
         self.grow(head, 4)
-        assert torch.equal(self.logits(head)[:, :2], before)
+        # on some processors a product's columns round by how many there are
+        assert torch.allclose(self.logits(head)[:, :2], before, atol=1e-5, rtol=1e-5)
 
     def test_images_are_independent(self) -> None:
         """An image has its logits alone, and in another order."""

@@ -40,8 +40,8 @@ STREAMS = {
 }
 SMALL = {
     "cifar10_task": {"test_per_class": 50},
-    "tiny_imagenet": {"test_per_class": 10},
-    "flickr8k": {"train_per_experience": 320, "test_per_experience": 100},
+    "tiny_imagenet": {"n_experiences": 5, "train_per_class": 10, "test_per_class": 8},
+    "flickr8k": {"train_per_experience": 160, "test_per_experience": 100},
 }
 FOLDERS = {"pacs": "pacs/photo"}  # the other domains are near chance before any training
 PER_CLASS = {"cifar10": 15, "tiny_imagenet": 5, "pacs": 15}

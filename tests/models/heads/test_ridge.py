@@ -404,7 +404,8 @@ def test_without_its_statistics_a_head_predicts_the_same_and_learns_no_further(m
     new.settle()
     assert torch.equal(new(features), head(features))
     new.grow(5)
-    assert torch.equal(new(features)[:, :3], head(features))
+    # on some processors a product's columns round by how many there are
+    torch.testing.assert_close(new(features)[:, :3], head(features), rtol=1e-5, atol=1e-5)
     for learn in (new.observe, new.remove):
         with pytest.raises(ConfigError, match="from an exported file can predict but not learn on"):
             learn(features, rows)
