@@ -73,3 +73,14 @@ def peftcl_strategies() -> Iterable[Component]:
             at_most=("per_class", *fewer),
         ),
     )
+
+
+@hookimpl
+def peftcl_strategy_plugins() -> Iterable[Component]:
+    """Offer what completes OnePrompt to OVOR, for any method with one trained head."""
+    yield Component(
+        "virtual_outliers",
+        f"{_HERE}.virtual_outliers:build_virtual_outliers",
+        source="OVOR, arXiv 2402.04129",
+        scenarios=("class", "task", "domain"),
+    )

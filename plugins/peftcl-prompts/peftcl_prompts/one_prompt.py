@@ -117,14 +117,13 @@ def build_one_prompt(
         anneal: Whether the learning rate falls to 0 as a cosine in each experience; ``None`` is yes
             unless a plugin schedules it.
         options: The defaults are published for ImageNet-R: Adam with rate 0.001, minibatches of
-            128, 50 epochs (of which the last ten are those of OVOR, see below), and a loss over the
-            classes of the experience.
+            128, 50 epochs (of which the last ten are those of OVOR's virtual outliers, the plugin
+            ``virtual_outliers``), and a loss over the classes of the experience.
 
     Source:
         Huang et al., ICLR 2024, arXiv 2402.04129, its OnePrompt; released code jpmorganchase/ovor
         4f59b75.
-        Differs: the virtual outliers of OVOR, by which the last epochs train the head alone, are
-        left out. How the release draws its prompts and lets the learning rate fall was not read:
+        Differs: how the release draws its prompts and lets the learning rate fall was not read:
         here they are from U(-1, 1), and it falls as a cosine.
     """
     branch = build_one_prompts(
