@@ -159,6 +159,12 @@ def passes(run: Record) -> float:
     return counted[-1] if run.joint else run.cost.passes_per_image(images) or 0.0
 
 
+def rate(run: Record) -> str:
+    """Return the learning rate that was found for a run; ``-`` where none was searched."""
+    tuned = run.config.tuned
+    return str(tuned.values["strategy.lr"]) if tuned else "-"
+
+
 def row(stream: str, method: str, found: dict[int, Record], better: str) -> str:
     """Return a line of the table."""
     runs = list(found.values())
@@ -174,15 +180,15 @@ def row(stream: str, method: str, found: dict[int, Record], better: str) -> str:
     seconds = statistics.mean(sum(run.cost.training_seconds) for run in runs)
     costs = [f"{cost.trainable_parameters:,}", f"{cost.stored_floats:,}", f"{taken:.1f}"]
     costs += [str(cost.forward_passes), f"{seconds:.0f}", str(len(runs))]
-    return f"| {' | '.join([stream, method, *numbers, *costs])} |"
+    return f"| {' | '.join([stream, method, rate(runs[0]), *numbers, *costs])} |"
 
 
 def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]) -> str:
     """Return mean and spread of every cell as Markdown."""
     lines = [
-        "| stream | method | average | last | any time | forgetting | above the best floor | "
+        "| stream | method | lr | average | last | any time | forgetting | above the best floor | "
         "trainable | stored floats | passes in training | of a test image | training s | seeds |",
-        f"|{'---|' * 13}",
+        f"|{'---|' * 14}",
     ]
 
     for stream in streams:
