@@ -1,5 +1,7 @@
 """How many floats a strategy keeps beside the backbone, in all and part by part."""
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +18,9 @@ def stored_floats(strategy: Any) -> int:
     Returns:
         Elements of the floating-point tensors in the state dict of ``strategy.model``, each tensor
         once, without those of ``strategy.model.backbone`` if there is one; plus ``stored_floats``
-        of every plugin that tells it.
+        of every plugin that tells it. Of Avalanche's plugins, which do not: the numbers of the
+        images in a memory, as the network gets them; weights that EWC keeps and their importances,
+        of what trains; the earlier network of LwF, counted like the model.
 
     Example:
         >>> from types import SimpleNamespace
@@ -48,10 +52,28 @@ def stored_by_part(strategy: Any) -> dict[str, int]:
             part = name.partition(".")[0]
             found[part] = found.get(part, 0) + tensor.numel()
     for plugin in strategy.plugins:
-        if kept := int(PluginOffers.of(plugin).stored_floats):
+        if kept := int(PluginOffers.of(plugin).stored_floats) or _kept_by_host(plugin, model):
             name = type(plugin).__name__
             found[name] = found.get(name, 0) + kept
     return found
+
+
+def _kept_by_host(plugin: Any, model: nn.Module) -> int:
+    """Return how many floats one of Avalanche's plugins keeps; they are known by what they have."""
+    kept = 0
+    memory = getattr(getattr(plugin, "storage_policy", None), "buffer", None)
+    if memory is not None and len(memory):
+        kept += len(memory) * int(memory.eval()[0][0].numel())  # test transforms draw nothing
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    for what in ("saved_params", "importances"):
+        by_experience = getattr(plugin, what, None)
+        if isinstance(by_experience, Mapping):
+            each = (entry for held in by_experience.values() for entry in held.items())
+            kept += sum(int(value.data.numel()) for name, value in each if name in trained)
+    earlier = getattr(getattr(plugin, "lwf", None), "prev_model", None)
+    if isinstance(earlier, nn.Module):
+        kept += stored_floats(SimpleNamespace(model=earlier, plugins=[]))
+    return kept
 
 
 def _floats(module: nn.Module) -> dict[str, Tensor]:

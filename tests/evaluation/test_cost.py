@@ -9,13 +9,15 @@ from avalanche.benchmarks.scenarios.supervised import class_incremental_benchmar
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.logging import TextLogger
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin, ReplayPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from avalanche_peftcl.evaluation import CostMetric, cost, cost_metrics
 from avalanche_peftcl.models import meter
+from avalanche_peftcl.testing import toy_backbone, toy_benchmark
+from avalanche_peftcl.training.naive import build_naive
 
 
 class Model(nn.Module):
@@ -100,6 +102,36 @@ def test_counts():
     assert summary["forward_passes"] == 2
     assert len(summary["training_seconds"]) == 3
     assert metric.result() == summary
+
+
+@pytest.mark.parametrize(
+    ("plugin", "kept"),
+    [
+        (lambda: ReplayPlugin(6), [4 * 6, 6 * 6, 6 * 6]),  # images of six numbers
+        (lambda: EWCPlugin(1.0), [24, 48, 72]),  # of each experience 12 weights, and what they mean
+    ],
+    ids=["replay", "ewc"],
+)
+def test_what_avalanches_plugins_keep_is_counted(plugin, kept):
+    metric, found = cost_metrics(), []
+    strategy = make(metric, plugins=[plugin()])
+    for experience in benchmark().train_stream:
+        strategy.train(experience, eval_streams=[])
+        found.append(metric.summary()["stored_floats"] - (12 + 5))
+    assert found == kept
+
+
+def test_the_network_before_is_counted_without_its_backbone():
+    metric = cost_metrics()
+    strategy = build_naive(
+        backbone=toy_backbone(),
+        plugins=[LwFPlugin()],
+        evaluator=EvaluationPlugin(metric, loggers=[TextLogger(io.StringIO())]),
+        train_epochs=1,
+    )
+    strategy.train(toy_benchmark().train_stream[0], eval_streams=[])
+    summary = metric.summary()
+    assert summary["stored_floats"] == 2 * summary["trainable_parameters"]
 
 
 def test_a_plain_model_has_no_backbone():

@@ -36,7 +36,7 @@ class BudgetPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignor
         seconds: Of training, without evaluations; no two runs end alike, gone on with or not. No
             step waits for the device, whose work may come a few steps behind.
         stored_floats: The most that may be kept beside the backbone after an experience, see
-            :func:`.stored_floats`; images that a memory keeps are not among them.
+            :func:`.stored_floats`.
 
     Raises:
         ConfigError: If none is given or one is not positive.
