@@ -48,6 +48,19 @@ def peftcl_strategies() -> Iterable[Component]:
         costs=Costs(test="2", per_class="T*(D + 1)", per_experience="P + 5*D", at_most=fewer),
     )
     yield Component(
+        "s_li_prompts",
+        f"{_HERE}.s_li_prompts:build_s_li_prompts",
+        source="S-Prompts, arXiv 2207.12819",
+        scenarios=("domain",),
+        costs=Costs(
+            test="2",
+            per_class="T*D",
+            per_experience="P + 5*D",
+            once="32*D",
+            at_most=fewer,
+        ),  # the context, and that of the last texts: as wide as an embedding, which CLIP's are
+    )
+    yield Component(
         "one_prompt",
         f"{_HERE}.one_prompt:build_one_prompt",
         source="OnePrompt, arXiv 2402.04129",

@@ -11,6 +11,28 @@ from avalanche_peftcl.models import Head
 MASKED = -1000.0  # the core's logit of a class that may not be predicted
 
 
+def by_class(logits: Tensor, numbers: Tensor, classes: Tensor, owners: Tensor) -> Tensor:
+    """Return the logits of the classifier that each image is shown to, class by class.
+
+    Args:
+        logits: Of the rows of all classifiers, ``(B, N)``.
+        numbers: Of the experience of each image, ``(B,)``.
+        classes: Class row of each row, ``(N,)``.
+        owners: Number of its experience, ``(N,)``.
+
+    Returns:
+        ``(B, R)``, -1000 for a class that was not in the image's experience.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> by_class(logits, torch.tensor([1]), torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]))
+        tensor([[-1000.,     3.]])
+    """
+    logits = logits.masked_fill(numbers[:, None] != owners, MASKED)
+    out = logits.new_full((len(logits), int(classes.amax()) + 1), MASKED)
+    return out.scatter_reduce(1, classes.expand(len(logits), -1), logits, "amax")
+
+
 class _Rows(Head):
     """Rows of classifiers: weight and bias, the class row and the experience of each."""
 
@@ -31,7 +53,19 @@ class _Rows(Head):
             self.register_buffer(name, torch.zeros(0, dtype=torch.long))
 
 
-class ExperienceHeads(Head):
+class OfExperiences(Head):
+    """A head that has something for each experience, and is told with a feature whose it is."""
+
+    def begin_experience(self, number: int) -> None:
+        """Begin what it has for an experience; the same again changes nothing.
+
+        Args:
+            number: From 0.
+        """
+        raise NotImplementedError
+
+
+class ExperienceHeads(OfExperiences):
     r"""Logits :math:`W_t z + b_t` of the experience :math:`t` that a feature comes with.
 
     The last entry of a feature is the number of its experience, from 0. A class that was not in it
@@ -62,11 +96,7 @@ class ExperienceHeads(Head):
 
     @torch.no_grad()
     def begin_experience(self, number: int) -> None:
-        """Begin the classifier of an experience, at zero; the same again changes nothing.
-
-        Args:
-            number: From 0.
-        """
+        """Begin the classifier of an experience, at zero."""
         past, now = self.past, self.current
         if len(now.owners) and int(now.owners[0]) == number:
             return
@@ -86,7 +116,4 @@ class ExperienceHeads(Head):
             torch.cat([getattr(part, name) for part in parts]) for name in self.past.row_tensors
         )
         logits = F.linear(features[:, :-1], weight.to(features), bias.to(features))  # (B, N)
-        own = features[:, -1:].round() == owners  # (B, N)
-        logits = logits.masked_fill(~own, MASKED)
-        out = logits.new_full((len(logits), int(classes.amax()) + 1), MASKED)
-        return out.scatter_reduce(1, classes.expand(len(logits), -1), logits, "amax")
+        return by_class(logits, features[:, -1].round(), classes, owners)

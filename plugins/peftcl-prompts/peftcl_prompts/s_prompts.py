@@ -22,7 +22,7 @@ from avalanche_peftcl.models import (
     exportable,
 )
 from avalanche_peftcl.training import PEFTTemplate, ends_experience, feature_pass
-from peftcl_prompts.experience_heads import ExperienceHeads
+from peftcl_prompts.experience_heads import ExperienceHeads, OfExperiences
 from peftcl_prompts.ranges import Epochs, GradNorm, LearningRate, MinibatchSize, WeightDecay, Width
 from peftcl_prompts.tokens import insert
 from peftcl_prompts.tuning import PromptOptions, prompt_strategy
@@ -180,7 +180,7 @@ class DomainPromptModel(PEFTModel):
     """
 
     branch: DomainPromptBranch
-    head: ExperienceHeads
+    head: OfExperiences
 
     def __init__(self, backbone: Backbone, branch: DomainPromptBranch) -> None:
         super().__init__(backbone, branch, ExperienceHeads)
@@ -269,7 +269,7 @@ def build_s_prompts(
         iamwangyabin/S-Prompts a26e822.
         Differs: weight decay is 2e-4 in every domain, where the release has 5e-4 in the first.
         Centroids are of images with the test transforms. Classifiers start at zero. Classes that a
-        domain has not are never predicted in it. The prompts of texts (S-liPrompts) are left out.
+        domain has not are never predicted in it. With prompts of texts too it is ``s_li_prompts``.
     """
     branch = build_domain_prompts(backbone=backbone, length=length, distance=distance)
     model = DomainPromptModel(backbone, branch)
