@@ -61,15 +61,16 @@ def stored_by_part(strategy: Any) -> dict[str, int]:
 def _kept_by_host(plugin: Any, model: nn.Module) -> int:
     """Return how many floats one of Avalanche's plugins keeps; they are known by what they have."""
     kept = 0
-    memory = getattr(getattr(plugin, "storage_policy", None), "buffer", None)
-    if memory is not None and len(memory):
-        kept += len(memory) * int(memory.eval()[0][0].numel())  # test transforms draw nothing
+    memory: Any = getattr(getattr(plugin, "storage_policy", None), "buffer", None)
+    if callable(tested := getattr(memory, "eval", None)) and len(memory):
+        image = tested()[0][0]  # test transforms draw nothing
+        kept += len(memory) * image.numel() if isinstance(image, Tensor) else 0
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     for what in ("saved_params", "importances"):
         by_experience = getattr(plugin, what, None)
-        if isinstance(by_experience, Mapping):
-            each = (entry for held in by_experience.values() for entry in held.items())
-            kept += sum(int(value.data.numel()) for name, value in each if name in trained)
+        held = by_experience.values() if isinstance(by_experience, Mapping) else ()
+        for weights in (each for each in held if isinstance(each, Mapping)):
+            kept += sum(int(w.data.numel()) for name, w in weights.items() if name in trained)
     earlier = getattr(getattr(plugin, "lwf", None), "prev_model", None)
     if isinstance(earlier, nn.Module):
         kept += stored_floats(SimpleNamespace(model=earlier, plugins=[]))
