@@ -50,6 +50,12 @@ tests/checkpoints/test_script\.py::test_a_script.*\[(pegp domain|ntk_cl\]|host c
 plugins/peftcl-adapters/tests/test_runs\.py::test_(it_runs.*\[(task|domain|online)|a_run.*\[ease)
 tests/export/test_write\.py::test_an_export.*-(pegp_lora|ntk_cl_released|patch_prompt|pissa|dora)\]
 tests/export/test_write\.py::test_an_export.*-(bfloat16|joint|prompt)\]
+tests/runs/test_resume\.py::test_whatever_remembers.*\[replay-online
+tests/checkpoints/test_script\.py::test_a_script.*\[ntk_cl online
+tests/benchmarks/test_avalanche\.py::test_strategies.*\[naive-(domain|task|online)
+tests/testing/test_strategy_contracts\.py::Test(NTKCL|KernelNTKCL|PEGP)::test_learns.*\[(domain|task|online)
+tests/training/test_validation\.py::test_training_does_not_notice_it\[(pegp|released)-iteration
+tests/runs/test_class_order_run\.py::test_the_record_says.*\[easiest
 plugins/peftcl-adapters/tests/test_contracts\.py::Test(APER|RanPAC.*)::test_trains.*\[(domain|task|online)
 """
 PATTERNS = [re.compile(pattern) for pattern in _PATTERNS.split("\n") if pattern]
