@@ -3,7 +3,7 @@
     python examples/real_images/measure_methods.py --seeds 0 1 2 --set num_threads=1
 
 Needs the packages of ``plugins/``. Runs whose record is complete, and trials, are not repeated.
-Learning rates that were found stand in ``searched.yaml``; a method that has none there is searched.
+Learning rates that were found stand in ``searched.json``; a method that has none there is searched.
 ``--table`` prints the table from the records that are there and runs nothing.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import yaml
 from measure import HERE, folder, measure, read, records
 from measure_heads import above, cell
 from rich.console import Console
@@ -26,7 +25,7 @@ from avalanche_peftcl.runs import Record, run_from_file
 PASSES = 4  # through the backbone for each training image of an experience, in its training
 TRIALS = 5
 SEARCHED_ON = HERE / "photographs.yaml"
-FOUND = yaml.safe_load((HERE / "searched.yaml").read_text())
+FOUND = json.loads((HERE / "searched.json").read_text())
 HELD_OUT = 10  # training images of a class there that trials are scored on
 SMALL = {
     "cifar10": {"train_per_class": 25, "test_per_class": 40},
