@@ -1,4 +1,4 @@
-"""Run what README's table of images and texts holds, and print it.
+"""Run what the table of images_and_texts.md holds, and print it.
 
     python examples/real_images/measure_image_text.py --seeds 0 1 2 --set num_threads=1
 

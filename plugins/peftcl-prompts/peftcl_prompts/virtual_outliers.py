@@ -20,60 +20,58 @@ Noise = Annotated[float, Field(gt=0, le=1e3)]
 DRAWN = 4  # points of which one is kept
 
 
-def virtual_outliers(
-    features: Tensor,
-    count: int,
-    *,
-    neighbors: int,
-    boundary: float,
-    noise: float,
-    generator: torch.Generator,
-) -> Tensor:
-    r"""Draw points around the features that have the fewest others near them.
-
-    With :math:`r_i` the distance of feature :math:`i` to its ``neighbors``-th neighbour, points are
-    drawn from :math:`\mathcal N(z_i, (\nu r_i)^2 I / D)` around those of the ``boundary`` share
-    with the largest :math:`r_i`, and of each four drawn the one is kept that is farthest from its
-    own ``neighbors``-th neighbour among the features.
+class Outskirts:
+    r"""The features that have the fewest others near them, and points around these.
 
     Args:
-        features: ``(N, D)``, on the CPU.
-        count: ``M``.
-        neighbors: From 1; with fewer others the last.
-        boundary: In (0, 1].
-        noise: :math:`\nu`, relative to :math:`r_i`.
-        generator: Of the draws.
-
-    Returns:
-        ``(M, D)``.
+        features: ``(N, D)``, on any device.
+        neighbors: With fewer others the last.
+        boundary: Share of the features, in (0, 1]: those with the largest distance :math:`r_i` to
+            their ``neighbors``-th neighbour.
 
     Raises:
         ConfigError: If there are fewer than two features.
 
     Example:
-        >>> line = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
-        >>> chance = torch.Generator().manual_seed(0)
-        >>> points = virtual_outliers(
-        ...     line, 3, neighbors=1, boundary=0.25, noise=0.1, generator=chance
-        ... )
+        >>> around = Outskirts(torch.tensor([[0.0], [1.0], [2.0], [9.0]]), 1, boundary=0.25)
+        >>> points = around.draw(3, noise=0.1, generator=torch.Generator().manual_seed(0))
         >>> points.shape, bool(((points - 9).abs() < 3).all())
         (torch.Size([3, 1]), True)
     """
-    if len(features) < 2:
-        raise ConfigError(
-            "virtual outliers lie between images and their neighbours, and there is "
-            f"{len(features)} image; give an experience several, or leave virtual_outliers out"
-        )
-    k = min(neighbors, len(features) - 1)
-    among = torch.cdist(features, features).fill_diagonal_(math.inf)
-    radii = among.kthvalue(k, dim=1).values
-    edge = radii.argsort(descending=True, stable=True)[: math.ceil(boundary * len(radii))]
-    chosen = edge[torch.randint(len(edge), (count, DRAWN), generator=generator)]
-    step = torch.randn(count, DRAWN, features.shape[1], generator=generator)
-    drawn = features[chosen] + noise * radii[chosen, None] * step / math.sqrt(features.shape[1])
-    far = torch.cdist(drawn.flatten(0, 1), features).kthvalue(k, dim=1).values
-    best = far.view(count, DRAWN).argmax(dim=1)
-    return drawn[torch.arange(count), best]
+
+    def __init__(self, features: Tensor, neighbors: int, *, boundary: float) -> None:
+        if len(features) < 2:
+            raise ConfigError(
+                "virtual outliers lie between images and their neighbours, and there is "
+                f"{len(features)} image; give an experience several, or leave virtual_outliers out"
+            )
+        self.features, self.neighbors = features, min(neighbors, len(features) - 1)
+        among = torch.cdist(features, features).fill_diagonal_(math.inf)
+        radii = among.kthvalue(self.neighbors, dim=1).values
+        self.edge = radii.argsort(descending=True, stable=True)[: math.ceil(boundary * len(radii))]
+        self.radii = radii[self.edge]
+
+    def draw(self, count: int, *, noise: float, generator: torch.Generator) -> Tensor:
+        r"""Draw points from :math:`\mathcal N(z_i, (\nu r_i)^2 I / D)`.
+
+        Of each four the one is kept that is farthest from its own ``neighbors``-th neighbour.
+
+        Args:
+            count: ``M``.
+            noise: :math:`\nu`.
+            generator: Of the CPU.
+
+        Returns:
+            ``(M, D)``.
+        """
+        width, device = self.features.shape[1], self.features.device
+        chosen = torch.randint(len(self.edge), (count, DRAWN), generator=generator).to(device)
+        step = torch.randn(count, DRAWN, width, generator=generator).to(device)
+        spread = noise * self.radii[chosen, None] / math.sqrt(width)
+        drawn = self.features[self.edge[chosen]] + spread * step
+        far = torch.cdist(drawn.flatten(0, 1), self.features).kthvalue(self.neighbors, dim=1).values
+        best = far.view(count, DRAWN).argmax(dim=1)
+        return drawn[torch.arange(count, device=device), best]
 
 
 class VirtualOutliersPlugin(SupervisedPlugin):
@@ -95,9 +93,9 @@ class VirtualOutliersPlugin(SupervisedPlugin):
         weight: :math:`\lambda`.
         inside: :math:`m_\text{in}`.
         outside: :math:`m_\text{out}`, above ``inside``.
-        neighbors: See :func:`virtual_outliers`.
+        neighbors: See :class:`Outskirts`.
         boundary: See there.
-        noise: See there.
+        noise: See :meth:`Outskirts.draw`.
         seed: Of the draws; no global generator is touched.
 
     Raises:
@@ -136,7 +134,7 @@ class VirtualOutliersPlugin(SupervisedPlugin):
         self.epochs, self.weight, self.inside, self.outside = epochs, weight, inside, outside
         self.neighbors, self.boundary, self.noise = neighbors, boundary, noise
         self.seed = seed
-        self._features: Tensor | None = None  # of the experience, in its last epochs
+        self._around: Outskirts | None = None  # of the experience, in its last epochs
         self._held: list[nn.Parameter] = []
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -159,32 +157,24 @@ class VirtualOutliersPlugin(SupervisedPlugin):
         self._held = [p for p in strategy.model.parameters() if p.requires_grad and p not in own]
         for p in self._held:
             p.requires_grad_(False)
-        if self._features is None:
+        if self._around is None:
             read: list[Tensor] = []
             feature_pass(
                 strategy,
-                lambda batch: read.append(batch.features.float().cpu()),
+                lambda batch: read.append(batch.features.float()),
                 num_workers=kwargs.get("num_workers", 0),
             )
-            self._features = torch.cat(read)
+            self._around = Outskirts(torch.cat(read), self.neighbors, boundary=self.boundary)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the term."""
-        if self._features is None:
+        if self._around is None:
             return
-        rows = strategy.current_rows
-        step = int(strategy.clock.train_iterations)
-        points = virtual_outliers(
-            self._features,
-            len(strategy.mb_y),
-            neighbors=self.neighbors,
-            boundary=self.boundary,
-            noise=self.noise,
-            generator=torch.Generator().manual_seed(2**32 * self.seed + step),
-        )
-        head = _trained_head(strategy)
+        chance = torch.Generator().manual_seed(self.seed + int(strategy.clock.train_iterations))
+        points = self._around.draw(len(strategy.mb_y), noise=self.noise, generator=chance)
+        rows, head = strategy.current_rows, _trained_head(strategy)
         inside = _energy(strategy.mb_row_logits[:, rows])
-        outside = _energy(head(points.to(strategy.device))[:, rows])
+        outside = _energy(head(points)[:, rows])
         lost = _huber(inside - self.inside) + _huber(self.outside - outside)
         add_loss(strategy, "outliers", self.weight * lost)
 
@@ -195,7 +185,7 @@ class VirtualOutliersPlugin(SupervisedPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Forget the experience's features."""
         self._let_go()
-        self._features = None
+        self._around = None
 
     def _let_go(self) -> None:
         for p in self._held:

@@ -10,9 +10,9 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin
 from peftcl_prompts.one_prompt import build_one_prompt
 from peftcl_prompts.virtual_outliers import (
+    Outskirts,
     VirtualOutliersPlugin,
     build_virtual_outliers,
-    virtual_outliers,
 )
 from sklearn.neighbors import NearestNeighbors
 
@@ -49,14 +49,8 @@ class TestPlugin(PluginContract):
 
 
 def draw(features, count=64, *, neighbors=3, boundary=0.2, noise=0.5, seed=0):
-    return virtual_outliers(
-        features,
-        count,
-        neighbors=neighbors,
-        boundary=boundary,
-        noise=noise,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    around = Outskirts(features, neighbors, boundary=boundary)
+    return around.draw(count, noise=noise, generator=torch.Generator().manual_seed(seed))
 
 
 def test_points_lie_around_those_with_distant_neighbours_and_outside():
@@ -112,13 +106,13 @@ class Spy(SupervisedPlugin):
 
 def by_hand(plugin, strategy):
     rows, head = strategy.current_rows, strategy.network.head
-    points = virtual_outliers(
-        plugin._features,
+    points = draw(
+        plugin._around.features,
         len(strategy.mb_y),
         neighbors=plugin.neighbors,
         boundary=plugin.boundary,
         noise=plugin.noise,
-        generator=torch.Generator().manual_seed(strategy.clock.train_iterations),
+        seed=strategy.clock.train_iterations,
     )
     total = 0.0
     for z, sign, margin in (
@@ -145,7 +139,7 @@ def test_the_term_is_that_by_hand_and_the_head_trains_alone():
     alone = [moved <= {"head.weight", "head.bias"} for moved in spy.moved]
     # the first step of an experience finds rows of zeros, through which no gradient comes
     assert alone == [is_late or i % 4 == 0 for i, is_late in enumerate(late)]
-    assert plugin._features is None
+    assert plugin._around is None
 
 
 def test_outliers_have_more_energy_than_images_with_it_than_without():
