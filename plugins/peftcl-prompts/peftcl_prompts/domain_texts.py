@@ -4,26 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
-from avalanche_peftcl.models import ClassTexts, Head, TextContextHead
+from avalanche_peftcl.models import ClassTexts, TextContextHead, ZeroShotHead
 from peftcl_prompts.experience_heads import OfExperiences, by_class
-
-
-class _Past(Head):
-    """Texts of experiences that ended, the class row and the experience of each."""
-
-    row_tensors = ("texts", "classes", "owners")
-    texts: Tensor
-    classes: Tensor
-    owners: Tensor
-
-    def __init__(self, in_features: int) -> None:
-        super().__init__(in_features)
-        self.register_buffer("texts", torch.zeros(0, in_features))
-        for name in ("classes", "owners"):
-            self.register_buffer(name, torch.zeros(0, dtype=torch.long))
 
 
 class DomainTexts(OfExperiences):
@@ -42,15 +26,17 @@ class DomainTexts(OfExperiences):
 
     Attributes:
         texts: From names to words, with the text side; ``None`` in a network that learns no more.
+        past: The texts of experiences that ended.
         current: The context of the experience that trains, and its texts.
-        past: Those of the others.
+        classes: Class row of each text, ``(N,)``, those of the past first.
+        owners: Number of its experience, ``(N,)``.
     """
 
     named = True
-    free_tensors = ("names", "classes")
+    free_tensors = ("names", "classes", "owners")
     names: Tensor
     classes: Tensor
-    number: Tensor
+    owners: Tensor
 
     def __init__(
         self, in_features: int, *, text_width: int, n_context: int, init_std: float
@@ -58,11 +44,11 @@ class DomainTexts(OfExperiences):
         super().__init__(in_features)
         self.text_width, self.n_context, self.init_std = text_width, n_context, init_std
         self.texts: ClassTexts | None = None
-        self.past = _Past(in_features - 1)
+        self.past = ZeroShotHead(in_features - 1)
         self.current = self._fresh()
         self.register_buffer("names", torch.zeros(0, dtype=torch.uint8))  # of all rows, as UTF-8
-        self.register_buffer("classes", torch.zeros(0, dtype=torch.long))  # rows of the current
-        self.register_buffer("number", torch.zeros((), dtype=torch.long))
+        for name in ("classes", "owners"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.long))
         self._begins: list[int] = []
 
     def _fresh(self) -> TextContextHead:
@@ -93,7 +79,7 @@ class DomainTexts(OfExperiences):
         Raises:
             ConfigError: If it has no text side any more.
         """
-        if len(self.classes) and int(self.number) == number:
+        if len(self.owners) and int(self.owners[-1]) == number:
             return
         if self.texts is None:
             raise ConfigError(
@@ -101,27 +87,21 @@ class DomainTexts(OfExperiences):
                 "for others build it with a backbone that has a text side"
             )
         past, now = self.past, self.current
-        known, size = len(past.owners), len(self.classes)
-        past.grow(known + size)
-        if size:
-            now.refresh()
-            past.texts[known:], past.classes[known:] = now.rows, self.classes
-            past.owners[known:] = self.number
+        now.refresh()
+        past.rows = torch.cat([past.rows, now.rows])
+        past.scale.copy_(now.scale)
         fresh = self.current = self._fresh().to(now.rows.device)
         fresh.texts = self.texts
         fresh.scale.copy_(now.scale)
         fresh.grow(len(self._begins))
         named = self._named()
         fresh.start([named[row] for row in self._begins])
-        self.classes = torch.tensor(self._begins, device=self.classes.device)
-        self.number.fill_(number)
+        begun = torch.tensor(self._begins, device=self.classes.device)
+        self.classes = torch.cat([self.classes, begun])
+        self.owners = torch.cat([self.owners, torch.full_like(begun, number)])
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits: ``(B, E + 1)`` to ``(B, R)``."""
-        z, past = features[:, :-1], self.past
-        with torch.autocast(features.device.type, enabled=False):
-            old = self.current.scale * (F.normalize(z.float(), dim=1) @ past.texts.T)
-        logits = torch.cat([old, self.current(z)], dim=1)
-        classes = torch.cat([past.classes, self.classes])
-        owners = torch.cat([past.owners, self.number.expand(len(self.classes))])
-        return by_class(logits, features[:, -1].round(), classes, owners)
+        z = features[:, :-1]
+        logits = torch.cat([self.past(z), self.current(z)], dim=1)
+        return by_class(logits, features[:, -1].round(), self.classes, self.owners)

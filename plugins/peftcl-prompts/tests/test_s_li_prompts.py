@@ -105,7 +105,7 @@ def test_contexts_train_one_by_one_and_old_texts_stay(trained):
     contexts = [then["head.current.context"] for then in kept]
     assert not torch.equal(contexts[0], contexts[1])
     texts = [then["head.current.rows"] for then in kept]
-    assert torch.equal(kept[2]["head.past.texts"], torch.cat(texts[:2]))
+    assert torch.equal(kept[2]["head.past.rows"], torch.cat(texts[:2]))
     assert not torch.allclose(texts[0], texts[1], atol=1e-3)
 
 
