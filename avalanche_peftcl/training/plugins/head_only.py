@@ -47,14 +47,17 @@ class HeadOnlyPlugin(SupervisedPlugin, supports_distributed=False):  # type: ign
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze or let go."""
         self.release()
-        early = strategy.clock.train_exp_epochs < self.epochs
-        once = is_chunk(strategy.experience)
-        if self.active and self.n_experiences_done and early and not once:
+        if self.active and self.holds(strategy) and not is_chunk(strategy.experience):
             named = [(n, p) for n, p in strategy.model.named_parameters() if p.requires_grad]
             held = [p for name, p in named if self.frozen(name)]
             self._held = held if len(held) < len(named) else []
             for p in self._held:
                 p.requires_grad_(False)
+
+    def holds(self, strategy: Any) -> bool:
+        """Whether the head trains alone in the epoch that begins."""
+        early: bool = strategy.clock.train_exp_epochs < self.epochs
+        return early and self.n_experiences_done > 0
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Let go."""

@@ -4,14 +4,14 @@ import math
 from typing import Annotated, Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import DynamicModel, Head
 from avalanche_peftcl.training import PEFTTemplate, add_loss, feature_pass
+from avalanche_peftcl.training.plugins import HeadOnlyPlugin
 from peftcl_prompts.ranges import Epochs, Weight, Width
 
 Energy = Annotated[float, Field(ge=-1e4, le=1e4)]
@@ -74,7 +74,7 @@ class Outskirts:
         return drawn[torch.arange(count, device=device), best]
 
 
-class VirtualOutliersPlugin(SupervisedPlugin):
+class VirtualOutliersPlugin(HeadOnlyPlugin):
     r"""Train the head alone in an experience's last epochs, beside features that are no image's.
 
     With the energy :math:`E(z) = -\log \sum_c \exp f_c(z)` over the classes of the experience it
@@ -111,8 +111,6 @@ class VirtualOutliersPlugin(SupervisedPlugin):
         those of images with test transforms, read once when the last epochs begin.
     """
 
-    remembers: tuple[str, ...] = ()  # features are read again, draws follow from the step
-
     def __init__(
         self,
         epochs: int = 10,
@@ -125,21 +123,19 @@ class VirtualOutliersPlugin(SupervisedPlugin):
         noise: float = 1.0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(epochs)
         if not inside < outside:
             raise ConfigError(
                 f"images must have less energy than outliers: inside ({inside}) must be below "
                 f"outside ({outside})"
             )
-        self.epochs, self.weight, self.inside, self.outside = epochs, weight, inside, outside
+        self.weight, self.inside, self.outside = weight, inside, outside
         self.neighbors, self.boundary, self.noise = neighbors, boundary, noise
         self.seed = seed
-        self._around: Outskirts | None = None  # of the experience, in its last epochs
-        self._held: list[nn.Parameter] = []
+        self._around: Outskirts | None = None  # of the experience, in its last epochs; read again
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Refuse what has no such epochs, or no such head."""
-        self._let_go()
         _trained_head(strategy)
         if strategy.train_epochs <= self.epochs:
             raise ConfigError(
@@ -148,15 +144,15 @@ class VirtualOutliersPlugin(SupervisedPlugin):
                 "epochs to virtual_outliers, or more to the strategy (train_epochs)"
             )
 
+    def holds(self, strategy: Any) -> bool:
+        """Whether the epoch that begins is one of the last."""
+        return bool(strategy.clock.train_exp_epochs >= strategy.train_epochs - self.epochs)
+
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze all but the head, and read the features that are fixed from now on."""
-        self._let_go()
-        if strategy.clock.train_exp_epochs < strategy.train_epochs - self.epochs:
+        super().before_training_epoch(strategy, **kwargs)
+        if not self.holds(strategy):
             return
-        own = set(_trained_head(strategy).parameters())
-        self._held = [p for p in strategy.model.parameters() if p.requires_grad and p not in own]
-        for p in self._held:
-            p.requires_grad_(False)
         if self._around is None:
             read: list[Tensor] = []
             feature_pass(
@@ -178,19 +174,10 @@ class VirtualOutliersPlugin(SupervisedPlugin):
         lost = _huber(inside - self.inside) + _huber(self.outside - outside)
         add_loss(strategy, "outliers", self.weight * lost)
 
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Let the rest train again."""
-        self._let_go()
-
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Forget the experience's features."""
-        self._let_go()
+        super().after_training_exp(strategy, **kwargs)
         self._around = None
-
-    def _let_go(self) -> None:
-        for p in self._held:
-            p.requires_grad_(True)
-        self._held = []
 
 
 def _energy(logits: Tensor) -> Tensor:
