@@ -1,12 +1,13 @@
 """How many floats a strategy keeps beside the backbone, in all and part by part."""
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_peftcl.registry.offers import ModelOffers, PluginOffers
+from avalanche_peftcl.registry.offers import HostPluginOffers, ModelOffers, PluginOffers
+
+_HOST = "avalanche.training.plugins."
 
 
 def stored_floats(strategy: Any) -> int:
@@ -59,21 +60,18 @@ def stored_by_part(strategy: Any) -> dict[str, int]:
 
 
 def _kept_by_host(plugin: Any, model: nn.Module) -> int:
-    """Return how many floats one of Avalanche's plugins keeps; they are known by what they have."""
-    kept = 0
-    memory: Any = getattr(getattr(plugin, "storage_policy", None), "buffer", None)
-    if callable(tested := getattr(memory, "eval", None)) and len(memory):
-        image = tested()[0][0]  # test transforms draw nothing
-        kept += len(memory) * image.numel() if isinstance(image, Tensor) else 0
+    """Return how many floats one of Avalanche's plugins keeps, 0 of any other."""
+    if not any(kind.__module__.startswith(_HOST) for kind in type(plugin).__mro__):
+        return 0  # what a stranger calls so may be something else
+    told, kept = HostPluginOffers.of(plugin), 0
+    if told.storage_policy is not None and len(memory := told.storage_policy.buffer):
+        kept += len(memory) * memory.eval()[0][0].numel()  # test transforms draw nothing
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    for what in ("saved_params", "importances"):
-        by_experience = getattr(plugin, what, None)
-        held = by_experience.values() if isinstance(by_experience, Mapping) else ()
-        for weights in (each for each in held if isinstance(each, Mapping)):
+    for by_experience in (told.saved_params or {}, told.importances or {}):
+        for weights in by_experience.values():
             kept += sum(int(w.data.numel()) for name, w in weights.items() if name in trained)
-    earlier = getattr(getattr(plugin, "lwf", None), "prev_model", None)
-    if isinstance(earlier, nn.Module):
-        kept += stored_floats(SimpleNamespace(model=earlier, plugins=[]))
+    if told.lwf is not None and told.lwf.prev_model is not None:
+        kept += stored_floats(SimpleNamespace(model=told.lwf.prev_model, plugins=[]))
     return kept
 
 

@@ -185,6 +185,27 @@ class PluginOffers(_Offers):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostPluginOffers(_Offers):
+    """What Avalanche's plugins keep between experiences, by the names that it has there.
+
+    Args:
+        storage_policy: Of a replay plugin: its ``buffer`` is a dataset.
+        saved_params: Of EWC: by experience the weights, by name.
+        importances: Of EWC: by experience what each weight means, by name.
+        lwf: Of LwF: its ``prev_model`` is the network as it was, or ``None``.
+
+    Example:
+        >>> HostPluginOffers.of(object()).saved_params is None
+        True
+    """
+
+    storage_policy: Any = None
+    saved_params: Mapping[int, Mapping[str, Any]] | None = None
+    importances: Mapping[int, Mapping[str, Any]] | None = None
+    lwf: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetricOffers(_Offers):
     """What a plugin metric may tell beside its values.
 

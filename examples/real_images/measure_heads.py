@@ -7,6 +7,7 @@ are there and runs nothing; ``--validate`` tests on held-out training images ins
 """
 
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from measure import COLUMNS, HERE, measure, read, records, spread
@@ -85,11 +86,29 @@ def above(runs: dict[int, Record], floors: dict[str, dict[int, Record]]) -> str:
     return said if p is None else f"{said}, p {p:.2g}"
 
 
+def beside_floors(
+    head: str,
+    output: Path,
+    streams: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    floors: Sequence[str],
+    row: Callable[[str, str, dict[int, Record], str], str],
+) -> str:
+    """Return a table of Markdown: of each method with a record a line that ``row`` makes."""
+    lines = [head, f"|{'---|' * (head.count('|') - 1)}"]
+    for stream in streams:
+        below = {name: records(output, stream, name, seeds) for name in floors}
+        for method in methods:
+            if found := records(output, stream, method, seeds):
+                better = "-" if method in floors else above(found, below)
+                lines.append(row(stream, method, found, better))
+    return "\n".join(lines)
+
+
 def row(stream: str, method: str, found: dict[int, Record], better: str) -> str:
     """Return a line of the table."""
     runs = list(found.values())
-    if not runs:
-        return f"| {stream} | {method} | - | - | - | - | 0 | - | - | - |"
     cost = runs[0].cost
     seconds = statistics.mean(sum(run.cost.training_seconds) for run in runs)
     numbers = " | ".join(
@@ -103,19 +122,11 @@ def row(stream: str, method: str, found: dict[int, Record], better: str) -> str:
 
 def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]) -> str:
     """Return mean and spread of every cell as Markdown."""
-    lines = [
+    head = (
         "| stream | method | average | last | forgetting | above the best floor | seeds | "
-        "training s | stored floats | passes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-
-    for stream in streams:
-        floors = {name: records(output, stream, name, seeds) for name in FLOORS}
-        for method in methods:
-            found = records(output, stream, method, seeds)
-            better = "-" if method in FLOORS else above(found, floors)
-            lines.append(row(stream, method, found, better))
-    return "\n".join(lines)
+        "training s | stored floats | passes |"
+    )
+    return beside_floors(head, output, streams, methods, seeds, FLOORS, row)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from measure import HERE, folder, measure, read, records
-from measure_heads import above, cell
+from measure import HERE, folder, measure, read
+from measure_heads import beside_floors, cell
 from rich.console import Console
 
 from avalanche_peftcl import tune
@@ -190,19 +190,11 @@ def row(stream: str, method: str, found: dict[int, Record], better: str) -> str:
 
 def table(output: Path, streams: list[str], methods: list[str], seeds: list[int]) -> str:
     """Return mean and spread of every cell as Markdown."""
-    lines = [
+    head = (
         "| stream | method | lr | average | last | any time | forgetting | above the best floor | "
-        "trainable | stored floats | passes in training | of a test image | training s | seeds |",
-        f"|{'---|' * 14}",
-    ]
-
-    for stream in streams:
-        floors = {name: records(output, stream, name, seeds) for name in FLOORS}
-        for method in methods:
-            if found := records(output, stream, method, seeds):
-                better = "-" if method in FLOORS else above(found, floors)
-                lines.append(row(stream, method, found, better))
-    return "\n".join(lines)
+        "trainable | stored floats | passes in training | of a test image | training s | seeds |"
+    )
+    return beside_floors(head, output, streams, methods, seeds, FLOORS, row)
 
 
 if __name__ == "__main__":
