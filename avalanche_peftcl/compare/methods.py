@@ -54,21 +54,22 @@ def _last(name: str) -> Callable[[Record], float | None]:
 
 
 def _passes(record: Record) -> float | None:
+    if record.config.floor:  # features that floors share are the work of the first of them
+        return None
     images = [each.train_images for each in record.protocol.experiences]
     if record.joint:  # all of them were trained on with the last
         return record.cost.training_passes[-1] if record.cost.training_passes else None
     return record.cost.passes_per_image(images)
 
 
+def _seconds(record: Record) -> float | None:
+    return None if record.config.floor else sum(record.cost.training_seconds)
+
+
 QUANTITIES = (
     *(Quantity(key, name, "fraction", _headline(name)) for key, name in HEADLINES.items()),
     Quantity("training_passes", "passes a training image", "passes", _passes),
-    Quantity(
-        "training_seconds",
-        "training time",
-        "seconds",
-        lambda record: sum(record.cost.training_seconds),
-    ),
+    Quantity("training_seconds", "training time", "seconds", _seconds),
     Quantity(
         "trainable_parameters",
         "trainable parameters",

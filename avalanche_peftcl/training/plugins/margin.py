@@ -74,12 +74,20 @@ class MarginLossPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Leave the criterion as it was: what evaluation computes has no margin."""
-        strategy._criterion, self._plain = self._plain, None
+        self._restore(strategy)
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Leave it so after a step that was broken off, too."""
+        self._restore(strategy)
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Hold a given factor: no optimizer moves what has no gradient."""
         if self.scale is not None and self._head is not None:
             self._head.sigma.grad = None
+
+    def _restore(self, strategy: Any) -> None:
+        if self._plain is not None:
+            strategy._criterion, self._plain = self._plain, None
 
     def _with_margin(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self._head is None or self._plain is None:

@@ -181,3 +181,18 @@ def test_arguments_out_of_range_are_refused(options, words):
     for build in (MarginLossPlugin, build_margin):
         with pytest.raises(ConfigError, match=words):
             build(**options)
+
+
+def test_a_step_that_breaks_off_leaves_evaluation_without_a_margin():
+    class Stop(SupervisedPlugin):
+        def after_forward(self, strategy, **kwargs):
+            raise KeyboardInterrupt
+
+    strategy = make(network(), MarginLossPlugin(0.3), Stop())
+    plain = strategy._criterion
+    stream = toy_benchmark(per_class=4)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(stream.train_stream[0])
+    assert strategy._criterion != plain
+    strategy.eval(stream.test_stream[:1])
+    assert strategy._criterion is plain
