@@ -34,6 +34,33 @@
     });
   };
 
+  // The head of a column sorts by it: words as A to Z first, numbers as the largest first.
+  const number = (text) => parseFloat((/-?\d[\d.]*/.exec(text.replaceAll(",", "")) || [])[0]);
+  const sortable = (table) => {
+    const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+    const sort = (i, up) => {
+      const rows = [...body.rows].map((row) => [row.cells[i].textContent, row]);
+      const differ = i ? (a, b) => number(a) - number(b) : (a, b) => a.localeCompare(b);
+      const known = (text) => !i || !Number.isNaN(number(text));
+      rows.sort(([a], [b]) => known(b) - known(a) || (known(a) ? differ(a, b) * (up ? 1 : -1) : 0));
+      body.append(...rows.map(([, row]) => row));
+    };
+    heads.forEach((head, i) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const before = head.getAttribute("aria-sort");
+        const up = before ? before === "descending" : i === 0;
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        sort(i, up);
+      });
+    });
+  };
+  document.querySelectorAll(".sortable").forEach(sortable);
+
   let figures;
   try {
     figures = JSON.parse(read("figures"));
@@ -48,12 +75,22 @@
     throw error;
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  for (const button of document.querySelectorAll(".legend button"))
+  const buttons = [...document.querySelectorAll(".legend button")];
+  const show = () => {
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(!hidden.has(i))));
+    draw();
+  };
+  buttons.forEach((button, series) => {
     button.addEventListener("click", () => {
-      const series = Number(button.dataset.series);
       if (!hidden.delete(series)) hidden.add(series);
-      button.setAttribute("aria-pressed", String(!hidden.has(series)));
-      draw();
+      show();
     });
+    button.addEventListener("dblclick", () => { // this one alone; once more, all
+      const alone = !hidden.has(series) && hidden.size === buttons.length - 1;
+      hidden.clear();
+      if (!alone) buttons.forEach((_, other) => other !== series && hidden.add(other));
+      show();
+    });
+  });
   root.dataset.drawn = String(plots.length);
 })();

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -180,6 +180,14 @@ def compare(
     published: Annotated[
         bool, typer.Option("--published", help="Quote published numbers of the same protocol.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="Test each method against this one alone."),
+    ] = None,
+    sort: Annotated[
+        Literal["average", "last", "forgetting"] | None,
+        typer.Option(help="Sort methods, the best first."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Compare runs that do not share one protocol.")
     ] = False,
@@ -188,7 +196,8 @@ def compare(
     """Compare runs: mean and spread over the seeds, and tests between methods.
 
     Mean, standard deviation, 95 % confidence interval (Student's t) and number
-    of seeds; paired t-tests with Holm's correction. Runs that differ in
+    of seeds; paired t-tests with Holm's correction, of every pair or --against
+    one method, named by its label or a part of it. Runs that differ in
     protocol, budget, precision or weights are refused side by side, with the
     difference, unless --force is given. --published sets quoted numbers of the
     same data set, experiences, weights, kind of class order and all images
@@ -202,6 +211,8 @@ def compare(
         files,
         force=force,
         published=published,
+        against=against,
+        sort=sort,
         as_json=as_json,
         console=standard_console(),
     )

@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from avalanche_peftcl.compare.command import compare_and_show
-from avalanche_peftcl.compare.comparison import Comparison, PairTest, compare_runs
+from avalanche_peftcl.compare.comparison import Comparison, compare_runs
+from avalanche_peftcl.compare.pairs import PairTest
 from avalanche_peftcl.compare.result import ComparisonResult, compare
 from avalanche_peftcl.compare.statistics import (
     Correlation,

@@ -13,6 +13,7 @@ from avalanche_peftcl.compare.plots import (
     add_lines,
     bands_in_words,
     empty_figure,
+    listed,
     percent_range,
     seeds,
 )
@@ -105,7 +106,7 @@ def _plot(
     dotted = " At dotted lines the experience changes." if switches else ""
     return Plot(
         _CURVES,
-        f"Mean accuracy on the experiences that the stream has come to: {'; '.join(words)}."
+        f"Mean accuracy on the experiences that the stream has come to: {listed(words)}."
         f"{dotted}{bands_in_words(line.y for line in lines.values())}",
         _points(lines),
         figure,

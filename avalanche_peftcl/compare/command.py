@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from avalanche_peftcl.compare.comparison import Comparison, compare_runs
+from avalanche_peftcl.compare.comparison import Comparison, SortBy, compare_runs
 from avalanche_peftcl.compare.render import (
     csv_table,
     json_tables,
@@ -38,6 +38,8 @@ def compare_and_show(
     *,
     force: bool,
     published: bool,
+    against: str | None = None,
+    sort: SortBy | None = None,
     as_json: bool = False,
     console: Console,
 ) -> Comparison:
@@ -49,6 +51,8 @@ def compare_and_show(
             ``None`` writes none. A file that is there is replaced in one step.
         force: Compare runs that do not share one protocol.
         published: Set published numbers of the same protocol beside them.
+        against: The method that all others are tested against; see :func:`.compare_runs`.
+        sort: The accuracy by which methods are sorted.
         as_json: Show JSON in the place of tables.
         console: Where the tables are shown.
 
@@ -65,7 +69,7 @@ def compare_and_show(
     for name, path in wanted.items():
         if places.count(path.resolve()) > 1:
             raise ConfigError(f"--{name} {path} is also the file of another format; give each one")
-    comparison = compare_runs(folders, force=force, published=published)
+    comparison = compare_runs(folders, force=force, published=published, against=against, sort=sort)
     if as_json:
         print_json(console, json_tables(comparison))
     else:

@@ -1,11 +1,12 @@
 """From folders with run records to methods, tests between them, and what was left out and why."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
-from avalanche_peftcl.compare.alike import Difference, protocol_differences, same_streams
+from avalanche_peftcl.compare.alike import Difference, protocol_differences
 from avalanche_peftcl.compare.methods import (
     QUANTITIES,
     Method,
@@ -14,38 +15,20 @@ from avalanche_peftcl.compare.methods import (
     further_quantities,
     gather,
 )
+from avalanche_peftcl.compare.pairs import PairTest, called, paired_tests
 from avalanche_peftcl.compare.published import Quoted, quoted_beside
 from avalanche_peftcl.compare.records import LeftOut, find_records, read_run
-from avalanche_peftcl.compare.statistics import PairedTest, holm, paired_t_test
 from avalanche_peftcl.errors import ConfigError, ProtocolError
+from avalanche_peftcl.registry.wording import join, show
 from avalanche_peftcl.runs.record import RunRecord
 
-TESTED = tuple(
-    quantity
-    for quantity in QUANTITIES
-    if quantity.key in ("average_incremental_accuracy", "last_accuracy")
-)
+SortBy = Literal["average", "last", "forgetting"]
+_SORTED: dict[SortBy, tuple[str, int]] = {  # quantity, and whether the largest comes first
+    "average": ("average_incremental_accuracy", -1),
+    "last": ("last_accuracy", -1),
+    "forgetting": ("forgetting", 1),
+}
 _MACHINE = ("device", "device_name", "threads")  # what times depend on
-
-
-@dataclass(frozen=True)
-class PairTest:
-    """A paired test between two methods.
-
-    Args:
-        first: One method.
-        second: The other.
-        quantity: What they are compared in.
-        result: The test on the seeds that both have.
-        corrected: Its p-value after Holm's correction over all pairs that have one, for this
-            quantity; ``None`` without a p-value.
-    """
-
-    first: Method
-    second: Method
-    quantity: Quantity
-    result: PairedTest
-    corrected: float | None
 
 
 @dataclass(frozen=True)
@@ -53,14 +36,15 @@ class Comparison:
     """Everything that is shown.
 
     Args:
-        methods: In the order of their first run.
-        tests: Of every pair of methods, in every quantity that is tested.
+        methods: In the order of their first run, unless another one was asked for.
+        tests: Of every pair of methods, or with one of them, in every quantity that is tested.
         differences: Where the runs do not share one protocol; none unless that was asked for.
         versions: Packages of which runs have several versions, and points in which the machines
             differ: name and versions.
         incomplete: Runs that were not finished, left out.
         unreadable: Records that could not be read, left out.
         quoted: Published numbers of the same protocol; ``None`` if they were not asked for.
+        against: The method that all others are tested against; ``None``, each against each.
     """
 
     methods: tuple[Method, ...]
@@ -70,6 +54,7 @@ class Comparison:
     incomplete: tuple[LeftOut, ...] = ()
     unreadable: tuple[LeftOut, ...] = ()
     quoted: tuple[Quoted, ...] | None = None
+    against: Method | None = None
 
     @property
     def runs(self) -> tuple[RunRecord, ...]:
@@ -83,7 +68,12 @@ class Comparison:
 
 
 def compare_runs(
-    folders: Sequence[str | Path], *, force: bool = False, published: bool = False
+    folders: Sequence[str | Path],
+    *,
+    force: bool = False,
+    published: bool = False,
+    against: str | None = None,
+    sort: SortBy | None = None,
 ) -> Comparison:
     """Compare the runs in ``folders``, and their floors, each once, see :func:`.floor_runs`.
 
@@ -91,14 +81,18 @@ def compare_runs(
         folders: Run records, or folders with run records at any depth below them.
         force: Compare runs that do not share one protocol, instead of refusing.
         published: Look for published numbers of the same protocol.
+        against: The method that all others are tested against, by its label or a part that only it
+            has; ``None`` tests every pair. Holm's correction is over the pairs that are tested.
+        sort: The accuracy by which methods are sorted, the best first; those that have none, as
+            joint training has no average, come last. ``None`` keeps the order of first runs.
 
     Returns:
         The comparison of all complete runs; those that are not, and records that cannot be read,
         are in it with their reason.
 
     Raises:
-        ConfigError: A folder without a run record, no complete run at all, or the same method twice
-            with the same seed.
+        ConfigError: A folder without a run record, no complete run at all, the same method twice
+            with the same seed, or ``against`` is no method, or several.
         ProtocolError: Runs that do not share one protocol, unless ``force``.
     """
     read = [read_run(folder) for folder in find_records([Path(folder) for folder in folders])]
@@ -125,52 +119,33 @@ def compare_runs(
             + "\nCompare those that do, or all of them nevertheless with --force (in Python, "
             "force=True)"
         )
-    methods = tuple(gather(runs))
+    methods = _sorted(gather(runs), sort)
+    chosen = None if against is None else called(against, methods)
     return Comparison(
         methods,
-        paired_tests(methods),
+        paired_tests(methods, chosen),
         differences,
         _versions(runs),
         incomplete,
         unreadable,
         quoted_beside(runs) if published else None,
+        chosen,
     )
 
 
-def paired_tests(methods: Sequence[Method]) -> tuple[PairTest, ...]:
-    """Test every pair of ``methods`` on the seeds that both have.
+def _sorted(methods: Sequence[Method], sort: SortBy | None) -> tuple[Method, ...]:
+    if sort is None:
+        return tuple(methods)
+    if sort not in _SORTED:
+        raise ConfigError(f"sort={show(sort)} must be one of {join(map(repr, _SORTED))}, or None")
+    key, sign = _SORTED[sort]
+    quantity = next(each for each in QUANTITIES if each.key == key)
 
-    Args:
-        methods: What to compare.
+    def place(method: Method) -> float:
+        estimate = method.estimate(quantity)
+        return math.inf if estimate is None else sign * estimate.mean
 
-    Returns:
-        For average and last accuracy a test of each pair. Pairs whose runs of one seed did not see
-        the same stream have no p-value, and a reason.
-    """
-    tests: list[PairTest] = []
-    alike = same_streams([run for method in methods for run in method.runs])  # so any two are
-    for quantity in TESTED:
-        pairs = list(combinations(methods, 2))
-        results = [_test(first, second, quantity, alike=alike) for first, second in pairs]
-        defined = [result.p_value for result in results if result.p_value is not None]
-        corrected = iter(holm(defined))
-        tests += [
-            PairTest(first, second, quantity, result, None if result.reason else next(corrected))
-            for (first, second), result in zip(pairs, results, strict=True)
-        ]
-    return tuple(tests)
-
-
-def _test(first: Method, second: Method, quantity: Quantity, *, alike: bool) -> PairedTest:
-    a, b = first.by_seed(quantity), second.by_seed(quantity)
-    seeds = sorted(a.keys() & b.keys())
-    paired = [run for run in first.runs + second.runs if run.record.seed in seeds]
-    if not alike and not same_streams(paired):
-        return PairedTest(None, reason="not the same streams")
-    if not (a and b):  # as the average accuracy of joint training is
-        whom = "the second" if a else "the first" if b else "both"
-        return PairedTest(None, reason=f"undefined for {whom}")
-    return paired_t_test([a[seed] for seed in seeds], [b[seed] for seed in seeds])
+    return tuple(sorted(methods, key=place))
 
 
 def _versions(runs: Sequence[RunRecord]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -12,6 +12,7 @@ from avalanche_peftcl.compare.plots import (
     Plot,
     empty_figure,
     label_of,
+    listed,
     mean_of,
     over_experiences,
     seeds,
@@ -42,7 +43,7 @@ def curve_plot(comparison: Comparison) -> Plot:
     return over_experiences(
         comparison,
         "Accuracy on all seen, after each experience",
-        f"Accuracy on all test images seen so far: {'; '.join(words)}.",
+        f"Accuracy on all test images seen so far: {listed(words)}.",
         curves,
         ("experiences trained", "accuracy on all seen (%)"),
         names=experience_names(comparison.runs),
@@ -55,15 +56,12 @@ def forgetting_plot(comparison: Comparison) -> Plot | None:
     if not any(estimate for values in drops.values() for estimate in values):
         return None
     domains = _domains(comparison.runs)
+    words = [f"{m.label}{_extremes(values, domains=domains)}" for m, values in drops.items()]
     return over_experiences(
         comparison,
         "Forgetting of each experience",
         "Best earlier accuracy on an experience minus the accuracy on it at the end, in points: "
-        + "; ".join(
-            f"{method.label}{_extremes(values, domains=domains)}"
-            for method, values in drops.items()
-        )
-        + ".",
+        f"{listed(words)}.",
         drops,
         ("experience", "forgetting (points)"),
         names=experience_names(comparison.runs),
@@ -98,36 +96,58 @@ def trade_off_plot(comparison: Comparison, key: str) -> Plot:
     scale = scale_of(cost, comparison.methods)
     title = f"{cost.title} ({scale.unit})" if scale.unit else cost.title
     figure = empty_figure(title, "last accuracy (%)")
-    rows, words, costs = [], [], []
-    for series, method in enumerate(comparison.methods):
-        x, y = method.estimate(cost), method.estimate(_LAST)
-        rows.append((method.label, cell(x, scale), cell(y, PERCENT)))
+    points = [(each, each.estimate(cost), each.estimate(_LAST)) for each in comparison.methods]
+    axis = _CostAxis([scale.factor * x.mean for _, x, y in points if x and y])
+    words = []
+    for series, (method, x, y) in enumerate(points):
         if x is None or y is None:
             continue
-        costs.append(x.mean)
-        unit = f" {scale.unit}" if scale.unit else f" {cost.title}"
-        words.append(f"{method.label}: {scale.number(x.mean)}{unit}, {_words(y)}")
+        shown = scale.number(x.mean)
+        words.append(f"{method.label}: {shown} {scale.unit or cost.title}, {_words(y)}")
         figure.add_scatter(
-            x=[scale.factor * x.mean],
+            x=[axis.place(scale.factor * x.mean)],
             y=[100 * y.mean],
-            error_x=_error(x, scale) if scale.unit else None,
+            error_x=_error(x, scale) if scale.unit and x.mean else None,
             error_y=_error(y, PERCENT) | _within(y),
             mode="markers",
             cliponaxis=False,
-            hovertemplate=f"{label_of(method)}<br>%{{x:,}}, %{{y:.1f}} %<extra></extra>",
+            hovertemplate=f"{label_of(method)}<br>{shown}, %{{y:.1f}} %<extra></extra>",
             **style_of(series, size=12),
         )
-    if costs and min(costs) > 0 and max(costs) > _FAR * min(costs):
-        ticks = _ticks(scale.factor * min(costs), scale.factor * max(costs))
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,g}" for tick in ticks])
-    else:
-        figure.update_xaxes(rangemode="tozero")
+    figure.update_xaxes(**axis.layout())
+    rows = [(method.label, cell(x, scale), cell(y, PERCENT)) for method, x, y in points]
     return Plot(
         f"Last accuracy against {cost.title}",
-        f"Last accuracy and {cost.title}: {'; '.join(words)}.",
+        f"Last accuracy and {cost.title}: {listed(words)}.",
         Sheet(title, ("method", title, "last accuracy (%)"), tuple(rows)),
         figure,
     )
+
+
+class _CostAxis:
+    """An axis of costs: logarithmic if they are far apart, with a place of its own for 0."""
+
+    def __init__(self, costs: Sequence[float]) -> None:
+        above = [cost for cost in costs if cost > 0]
+        self._low, self._high = min(above, default=1.0), max(above, default=1.0)
+        self._far = self._high > _FAR * self._low
+        self._zero = 10.0 ** (math.floor(math.log10(self._low)) - 1) if 0 in costs else None
+
+    def place(self, cost: float) -> float:
+        """Return where a cost is drawn."""
+        return self._zero if self._far and not cost and self._zero else cost
+
+    def layout(self) -> dict[str, Any]:
+        """Return what the figure is told."""
+        if not self._far:
+            return {"rangemode": "tozero"}
+        ticks = {
+            tick: f"{tick:,.0f}" if tick >= 1 else f"{tick:g}"
+            for tick in _ticks(self._low, self._high)
+        }
+        if self._zero is not None:
+            ticks[self._zero] = "0"
+        return {"type": "log", "tickvals": list(ticks), "ticktext": list(ticks.values())}
 
 
 def _domains(runs: Sequence[RunRecord]) -> list[str]:

@@ -25,11 +25,12 @@ from avalanche_peftcl.compare.figures import (
 )
 from avalanche_peftcl.compare.image_text_figures import image_text_sections
 from avalanche_peftcl.compare.kernel_figures import kernel_sections
+from avalanche_peftcl.compare.pairs_sheet import pairs_sheet
 from avalanche_peftcl.compare.plots import SERIES, SIGNS, Section, sign_of
 from avalanche_peftcl.compare.sheets import (
+    MANY,
     further_sheet,
     left_out_lines,
-    pairs_sheet,
     results_sheet,
 )
 from avalanche_peftcl.config.settings import dump_settings
@@ -72,6 +73,7 @@ def html_report(comparison: Comparison) -> str:
         ],
         "plots": plots,
         "matrices": matrices,
+        "many": len(matrices) > MANY,
         "sections": list(_numbered(sections, len(plots) + len(matrices))),
         "tests": pairs_sheet(comparison),
         "protocol": list(_protocol(comparison)),

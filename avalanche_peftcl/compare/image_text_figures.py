@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import estimate_of
-from avalanche_peftcl.compare.plots import PERCENT, Plot, Section, over_experiences
+from avalanche_peftcl.compare.plots import PERCENT, Plot, Section, listed, over_experiences
 from avalanche_peftcl.compare.sheets import Scale, cell
 from avalanche_peftcl.compare.statistics import Estimate
 from avalanche_peftcl.compare.summaries import Number, Summary, experience_names, told
@@ -136,7 +136,7 @@ def _sections(comparison: Comparison, kind: _Kind[Any]) -> list[Section]:
             over_experiences(
                 comparison,
                 name,
-                f"{name}: {'; '.join(words)}.",
+                f"{name}: {listed(words)}.",
                 lines,
                 ("experiences trained", axis),
                 scale=scale,

@@ -10,6 +10,7 @@ from avalanche_peftcl.compare.plots import (
     Section,
     empty_figure,
     label_of,
+    listed,
     mean_of,
     over_experiences,
     plot_text,
@@ -197,7 +198,7 @@ def _drifts(
         yield over_experiences(
             comparison,
             title,
-            f"{_SAID[key]}. The largest: {'; '.join(words)}.",
+            f"{_SAID[key]}. The largest: {listed(words)}.",
             lines,
             ("experience", "relative change"),
             scale=_DRIFT,

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import Method
-from avalanche_peftcl.compare.sheets import Scale, cell
+from avalanche_peftcl.compare.sheets import MANY, Scale, cell
 from avalanche_peftcl.compare.statistics import Estimate
 from avalanche_peftcl.console import visible
 from avalanche_peftcl.runs.tables import Sheet
@@ -106,7 +106,7 @@ def empty_figure(x: str, y: str, *, height: int = 360) -> go.Figure:
 def add_lines(
     figure: go.Figure, comparison: Comparison, lines: Mapping[Method, Line], scale: Scale
 ) -> None:
-    """Draw a line a method with its confidence band, in the method's own style."""
+    """Draw a line a method in its own style, with confidence bands unless there are many."""
     percent = scale == PERCENT
     low = lowest(e for each in lines.values() for e in each.y) if percent else -math.inf
     high = 100.0 if percent else math.inf
@@ -119,7 +119,7 @@ def add_lines(
             for x, e in points
             if e.half_width is not None
         ]
-        if band:
+        if band and len(lines) <= MANY:
             figure.add_scatter(
                 x=[x for x, _, _ in (*band, *band[::-1])],
                 y=[round(min(y + half, high), scale.digits + 2) for _, y, half in band]
@@ -192,10 +192,25 @@ def over_experiences(
     return Plot(title, caption + bands_in_words(values.values()), sheet, figure)
 
 
+def listed(words: Sequence[str]) -> str:
+    """Return what a caption says of each method; of many, where that stands.
+
+    Example:
+        >>> listed(["a: 1 %", "b: 2 %"]), listed(["a: 1 %"] * 9)
+        ('a: 1 %; b: 2 %', '9 methods, whose numbers stand in the table below')
+    """
+    if len(words) > MANY:
+        return f"{len(words)} methods, whose numbers stand in the table below"
+    return "; ".join(words)
+
+
 def bands_in_words(lines: Iterable[Estimates]) -> str:
     """Return the end of a caption, which says what bands are, where there are any."""
-    several = any(e is not None and e.count > 1 for values in lines for e in values)
-    return " Bands are 95 % confidence intervals of the mean over the seeds." if several else ""
+    drawn = list(lines)
+    several = any(e is not None and e.count > 1 for values in drawn for e in values)
+    if not several or len(drawn) > MANY:
+        return ""
+    return " Bands are 95 % confidence intervals of the mean over the seeds."
 
 
 def sign_of(series: int) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from avalanche_peftcl.compare.comparison import Comparison
+from avalanche_peftcl.compare.pairs_sheet import pairs_sheet
 from avalanche_peftcl.compare.sheets import (
     further_sheet,
     left_out_lines,
-    pairs_sheet,
     results_sheet,
     shown_quantities,
 )

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from avalanche_peftcl.compare.command import WRITERS
-from avalanche_peftcl.compare.comparison import Comparison, compare_runs
+from avalanche_peftcl.compare.comparison import Comparison, SortBy, compare_runs
 from avalanche_peftcl.compare.render import csv_table, shown_sheets, terminal_tables
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import write_file
@@ -66,7 +66,11 @@ class ComparisonResult:
 
 
 def compare(
-    *runs: str | Path | RunRecord, force: bool = False, published: bool = False
+    *runs: str | Path | RunRecord,
+    force: bool = False,
+    published: bool = False,
+    against: str | None = None,
+    sort: SortBy | None = None,
 ) -> ComparisonResult:
     """Compare runs: mean and spread over the seeds, and tests between methods.
 
@@ -75,6 +79,10 @@ def compare(
             folders with run records at any depth below them.
         force: Compare runs that do not share one protocol, instead of refusing.
         published: Set published numbers of the same protocol beside them.
+        against: The method that all others are tested against, by its label or a part that only it
+            has; ``None`` tests every pair.
+        sort: ``"average"``, ``"last"`` or ``"forgetting"``: what methods are sorted by, the best
+            first; ``None`` keeps the order of first runs.
 
     Returns:
         The comparison; a notebook shows its tables.
@@ -86,4 +94,6 @@ def compare(
     if not runs:
         raise ConfigError("give the runs to compare, or folders that contain them")
     folders = [run.folder if isinstance(run, RunRecord) else Path(run) for run in runs]
-    return ComparisonResult(compare_runs(folders, force=force, published=published))
+    return ComparisonResult(
+        compare_runs(folders, force=force, published=published, against=against, sort=sort)
+    )

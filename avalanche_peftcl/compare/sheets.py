@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from avalanche_peftcl.compare.comparison import Comparison, PairTest
+from avalanche_peftcl.compare.comparison import Comparison
 from avalanche_peftcl.compare.methods import QUANTITIES, Method, Quantity
 from avalanche_peftcl.compare.published import Quoted
 from avalanche_peftcl.compare.statistics import Estimate
 from avalanche_peftcl.runs.report import number
 from avalanche_peftcl.runs.tables import Sheet
 
+MANY = 8  # methods: of more, sentences and tables that have each of them are too long to read
 QUOTED = "quoted"  # in the place of the number of seeds
 _TIMES = ((3 * 3600.0, 3600.0, "h"), (180.0, 60.0, "min"), (0.0, 1.0, "s"))  # from, divisor, unit
 
@@ -80,36 +81,25 @@ def results_sheet(comparison: Comparison) -> Sheet:
 
 
 def further_sheet(comparison: Comparison) -> Sheet | None:
-    """Return the table of further metrics, a row each and a column a method; ``None`` of none."""
-    rows = tuple(
-        (quantity.title, *(_free_cell(m.estimate(quantity)) for m in comparison.methods))
-        for quantity in comparison.further
-    )
-    if not rows:
+    """Return the table of further metrics; ``None`` of none.
+
+    A row is a metric and a column a method; of many methods, the other way round.
+    """
+    if not comparison.further:
         return None
-    columns = ("metric", *(method.label for method in comparison.methods))
-    notes = ("Values after the last experience, in the metric's own unit.",)
-    return Sheet("Further metrics", columns, rows, notes=notes)
-
-
-def pairs_sheet(comparison: Comparison) -> Sheet:
-    """Return the table of paired tests."""
-    columns = ("methods", "accuracy", "seeds", "difference (points)", "t", "p", "p (Holm)")
-    tests = comparison.tests
-    return Sheet(
-        "Paired tests",
-        columns,
-        tuple(_test_row(test) for test in tests),
-        (),
-        (
-            "Paired two-sided t-tests on the seeds that both methods have: first minus second, "
-            "mean ± standard deviation (± half-width of the 95 % confidence interval). "
-            "p (Holm): corrected over all pairs of methods, for each accuracy on its own."
-            if tests
-            else "There is one method: nothing to test.",
+    cells = [
+        ("metric", *(method.label for method in comparison.methods)),
+        *(
+            (quantity.title, *(_free_cell(m.estimate(quantity)) for m in comparison.methods))
+            for quantity in comparison.further
         ),
-        heads=2,
-    )
+    ]
+    many = len(comparison.methods) > MANY
+    if many:
+        cells = [("method", *cells[0][1:]), *cells[1:]]
+        cells = list(zip(*cells, strict=True))
+    notes = ("Values after the last experience, in the metric's own unit.",)
+    return Sheet("Further metrics", cells[0], tuple(cells[1:]), notes=notes, sparse=many)
 
 
 def cell(estimate: Estimate | None, scale: Scale) -> str:
@@ -142,18 +132,6 @@ def _free_cell(estimate: Estimate | None) -> str:
     return f"{number(estimate.mean)} ± {spread} (± {half})"
 
 
-def p_value(value: float | None) -> str:
-    """Return a p-value with two digits.
-
-    Example:
-        >>> p_value(0.0312), p_value(0.00001), p_value(None)
-        ('0.031', '< 0.0001', '-')
-    """
-    if value is None:
-        return "-"
-    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
-
-
 def left_out_lines(comparison: Comparison) -> list[str]:
     """Return a line for every record that is not compared: what, where, why."""
     return [
@@ -166,20 +144,6 @@ def left_out_lines(comparison: Comparison) -> list[str]:
     ]
 
 
-def _test_row(test: PairTest) -> tuple[str, ...]:
-    result, points = test.result, Scale(100.0, "points", 1)
-    p = p_value(result.p_value)
-    return (
-        f"{test.first.label} / {test.second.label}",
-        test.quantity.title.removesuffix(" accuracy"),
-        str(result.difference.count if result.difference else 0),
-        cell(result.difference, points),
-        "-" if result.statistic is None else f"{result.statistic:.2f}",
-        f"{p} ({result.reason})" if result.reason else p,
-        p_value(test.corrected),
-    )
-
-
 def _result_notes(comparison: Comparison) -> list[str]:
     several = any(len(method.runs) > 1 for method in comparison.methods)
     return [
@@ -190,15 +154,18 @@ def _result_notes(comparison: Comparison) -> list[str]:
         "Average accuracy: mean over the experiences of the accuracy on all test images seen so "
         "far. Last accuracy: that after the last experience. Forgetting: mean drop of the earlier "
         "experiences from their best accuracy.",
-        *(
-            f"{method.label} trained on all experiences at once: there is its last accuracy alone."
-            for method in comparison.methods
-            if method.joint
-        ),
+        *_joint(comparison),
         *_budgets(comparison),
         *_tuned(comparison),
         *_overlaps(comparison),
     ]
+
+
+def _joint(comparison: Comparison) -> list[str]:
+    those = [method.label for method in comparison.methods if method.joint]
+    its = "its" if len(those) == 1 else "their"
+    said = f"trained on all experiences at once: there is {its} last accuracy alone."
+    return [f"{', '.join(those)} {said}"] if those else []
 
 
 def _budgets(comparison: Comparison) -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -36,6 +36,7 @@ class Sheet:
         words: Whether the other columns hold words too, and no numbers.
         heads: Columns that every part begins with, where the table is too wide for its place.
         parts: Columns before which it is parted then, if it has to be; else before any.
+        sparse: Whether a part leaves out rows that have nothing in it.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Sheet:
     words: bool = False
     heads: int = 1
     parts: tuple[int, ...] = ()
+    sparse: bool = False
 
 
 def matrix_sheet(
@@ -152,7 +154,8 @@ def terminal_tables(sheet: Sheet, *, width: int) -> list[Table]:
         widths = {i: least[i] for i in part}
         widths[0] = min(first, max(least[0], least[0] + width - _taken(list(widths.values()))))
         fits = _taken(list(widths.values())) <= width
-        tables.append(_drawn(sheet, part, stacked, widths if fits else {}, title=not number))
+        told = _without_empty_rows(sheet, part) if sheet.sparse else sheet
+        tables.append(_drawn(told, part, stacked, widths if fits else {}, title=not number))
     return tables
 
 
@@ -197,6 +200,11 @@ def _parted(sheet: Sheet, least: Sequence[int], width: int) -> list[list[int]]:
             parts.append(longer)
         parts[-1] = longer
     return parts
+
+
+def _without_empty_rows(sheet: Sheet, columns: Sequence[int]) -> Sheet:
+    own = columns[sheet.heads :]
+    return replace(sheet, rows=tuple(r for r in sheet.rows if any(r[i] != "-" for i in own)))
 
 
 def _unbroken(cell: str) -> list[str]:

@@ -35,6 +35,14 @@ const waiting = setInterval(() => {
   button.click();
   const after = shown(), pressed = button.getAttribute("aria-pressed");
   button.click();
+  button.dispatchEvent(new Event("dblclick"));
+  const alone = shown();
+  button.dispatchEvent(new Event("dblclick"));
+  const table = document.querySelector(".sortable"), sorted = [];
+  for (const column of [0, 0, 3, 3]) {
+    table.tHead.rows[0].cells[column].querySelector("button").click();
+    sorted.push([...table.tBodies[0].rows].map((row) => row.cells[column].textContent));
+  }
   const result = {
     width: innerWidth,
     wide: wide.map((element) => element.tagName + "." + element.className).slice(0, 5),
@@ -47,7 +55,7 @@ const waiting = setInterval(() => {
     links: [...document.querySelectorAll("a[href]")].map((link) => link.getAttribute("href")),
     asked: performance.getEntriesByType("resource").map((entry) => entry.name),
     hidden: document.getElementById("undrawn").hidden,
-    pressed, before, after, again: shown(),
+    pressed, before, after, again: shown(), alone, sorted,
   };
   parent.postMessage(JSON.stringify(result), "*");
 }, 50);
@@ -154,7 +162,16 @@ def test_a_button_hides_a_method_in_every_plot(chromium, page):
     assert seen["before"] == [5, 5, 3, 3]  # bands and lines, points
     assert seen["after"] == [3, 3, 2, 2]
     assert seen["pressed"] == "false"
+    assert seen["alone"] == [2, 2, 1, 1]
     assert seen["again"] == seen["before"]
+
+
+@pytest.mark.slow
+def test_the_head_of_a_column_sorts_by_it(chromium, page):
+    words, back, numbers, up = look(chromium, page, DESK, "light")["sorted"]
+    assert words == ["naive", "ntk_cl recipe=corrected", "ntk_cl recipe=released"] == back[::-1]
+    assert [float(cell.partition(" ")[0]) for cell in numbers] == [90.0, 85.7, 61.7]
+    assert up == numbers[::-1]
 
 
 @pytest.mark.slow

@@ -42,6 +42,62 @@ def test_holm_is_over_the_pairs_of_one_quantity(write, tmp_path):
         assert max(t.corrected for t in those) <= 1
 
 
+def test_all_are_tested_against_one_and_corrected_for_these_alone(write, tmp_path):
+    for seed in range(4):
+        for name, drop in (("a", 0.1), ("b", 0.1 + 0.003 * seed), ("c x", 0.2 - 0.01 * seed**2)):
+            write(f"{name}{seed}", name, seed, 0.8, drop)
+    every = {(t.first.label, t.second.label): t for t in compare_runs([tmp_path]).tests}
+    comparison = compare_runs([tmp_path], against="x")  # a part that one label alone has
+    assert comparison.against.label == "c x"
+    pairs = [(t.first.label, t.second.label) for t in comparison.tests]
+    assert pairs == [("a", "c x"), ("b", "c x")] * 2
+    for test in comparison.tests[2:]:
+        assert test.result == every[test.first.label, "c x"].result
+    least = min(comparison.tests[2:], key=lambda t: t.result.p_value)
+    assert least.corrected == pytest.approx(2 * least.result.p_value)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ntk", ["is a part of several labels", "recipe=corrected", "recipe=released"]),
+        ("ridge", ["is the label of no method", "naive", "recipe=corrected"]),
+        ("", ["is the label of no method"]),
+    ],
+)
+def test_a_name_that_is_no_method_lists_those_that_are(study, name, told):
+    with pytest.raises(ConfigError) as error:
+        compare_runs([study], against=name)
+    assert all(words in str(error.value) for words in told)
+    assert ("naive" in str(error.value)) == (name != "ntk")
+
+
+def test_a_whole_label_goes_before_a_part(write, tmp_path):
+    write("a", {"name": "naive"})
+    write("b", {"name": "naive_too"})
+    assert compare_runs([tmp_path], against="naive").against.label == "naive"
+
+
+def test_methods_are_sorted_and_what_has_no_such_number_comes_last(write, tmp_path):
+    for name, start, drop in (("a", 0.7, 0.05), ("b", 0.9, 0.2), ("c", 0.8, 0.08)):
+        write(name, name, 0, start, drop)
+    gone = {"accuracy.average_incremental_accuracy": None, "accuracy.forgetting": None}
+    write("d", "d", 0, 0.99, 0.0, changes=gone)
+
+    def sorted_by(key):
+        methods = compare_runs([tmp_path], sort=key).methods
+        return "".join(method.label for method in methods)
+
+    assert [sorted_by(key) for key in (None, "average", "last", "forgetting")] == [
+        "abcd",
+        "bcad",
+        "dcba",
+        "acbd",
+    ]
+    with pytest.raises(ConfigError, match="one of 'average', 'last', 'forgetting'"):
+        sorted_by("seeds")
+
+
 def test_incomplete_and_unreadable_records_are_left_out_and_listed(study, write):
     half = write("study/half", changes={"complete": False, "experiences.finished": 1})
     torn = write("study/torn")

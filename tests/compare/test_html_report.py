@@ -244,8 +244,38 @@ def test_costs_are_on_a_log_axis_where_they_are_far_apart(write, tmp_path):
     assert plot.figure.layout.xaxis.tickvals == (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
     write("c", "c", changes={"cost.trainable_parameters": 0})
     plot = trade_off_plot(compare_runs([tmp_path]), "trainable_parameters")
-    assert plot.figure.layout.xaxis.type is None
-    assert [trace.x for trace in plot.figure.data] == [(10,), (400,), (0,)]
+    axis = plot.figure.layout.xaxis
+    assert dict(zip(axis.tickvals, axis.ticktext, strict=True))[1] == "0"  # a place of its own
+    assert [trace.x for trace in plot.figure.data] == [(10,), (400,), (1,)]
+    assert plot.figure.data[2].hovertemplate.startswith("c<br>0, ")
+
+
+def test_costs_that_are_near_begin_at_zero(write, tmp_path):
+    for name, count in (("a", 0), ("b", 400)):
+        write(name, name, changes={"cost.trainable_parameters": count})
+    plot = trade_off_plot(compare_runs([tmp_path]), "trainable_parameters")
+    assert (plot.figure.layout.xaxis.type, plot.figure.layout.xaxis.rangemode) == (None, "tozero")
+    assert [trace.x for trace in plot.figure.data] == [(0,), (400,)]
+
+
+def test_many_methods_are_told_in_tables(write, tmp_path):
+    for i in range(11):
+        for seed in (0, 1):
+            write(f"r{i}_{seed}", f"m{i}", seed, 0.9 - 0.01 * i)
+    comparison = compare_runs([tmp_path])
+    plots = [curve_plot(comparison), forgetting_plot(comparison)]
+    for plot in (*plots, trade_off_plot(comparison, "training_seconds")):
+        assert plot.caption.endswith(" 11 methods, whose numbers stand in the table below.")
+        assert len(plot.figure.data) == 11  # no bands over each other
+        assert len(plot.sheet.rows) == 11
+    page = Page(text := html_report(comparison))
+    assert page.wrong == []
+    assert "Those of all 11 methods" in text
+    assert "55 pairs of methods are not shown: with --against METHOD" in text
+    assert "m3 / m4" not in text
+    against = html_report(compare_runs([tmp_path], against="m4"))
+    assert "m3 / m4" in against
+    assert "m3 / m5" not in against
 
 
 def test_one_experience_forgets_nothing(write, tmp_path):

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from avalanche_peftcl.compare import compare_runs
 from avalanche_peftcl.compare.html_report import html_report
+from avalanche_peftcl.compare.pairs_sheet import pairs_sheet
 from avalanche_peftcl.compare.render import (
     csv_table,
     json_tables,
@@ -18,7 +19,7 @@ from avalanche_peftcl.compare.render import (
     markdown_tables,
     terminal_tables,
 )
-from avalanche_peftcl.compare.sheets import Scale, pairs_sheet, results_sheet
+from avalanche_peftcl.compare.sheets import Scale, results_sheet
 from avalanche_peftcl.compare.statistics import estimate
 from avalanche_peftcl.errors import ProtocolError
 from avalanche_peftcl.runs.tables import Sheet
