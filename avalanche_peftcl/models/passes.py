@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avalanche_peftcl.models.backbones.backbone import Backbone
 from avalanche_peftcl.models.backbones.embedded import Embedded
+from avalanche_peftcl.models.backbones.kept_features import kept_feature
 from avalanche_peftcl.models.block_features import FeatureKind, block_features, chosen_blocks
-from avalanche_peftcl.models.branch import Branch, Reads
+from avalanche_peftcl.models.branch import Branch, FrozenBranch, Reads
 
 
 def forward_branches(
@@ -21,8 +23,9 @@ def forward_branches(
     """Run every branch and return its feature.
 
     The embedding, the first block's attention and MLP, and the frozen query are the same for all
-    branches: they are computed once. Of the last block only what is read is computed. Both are
-    exact.
+    branches: they are computed once. Of the last block only what is read is computed. Where a
+    strategy evaluates, what a branch that adapts nothing makes of images that come again is found,
+    see :class:`.KeptFeatures`. All are exact.
 
     Args:
         backbone: The frozen network.
@@ -38,7 +41,6 @@ def forward_branches(
         Equal to separate passes; specs of the released NTK-CL code 24de712. Differs: nothing.
 
     Example:
-        >>> import torch
         >>> from avalanche_peftcl.models import create_backbone
         >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=32)
         >>> images = torch.randn(2, 3, 32, 32)
@@ -76,10 +78,16 @@ def _feature(
     backbone: Backbone, branch: Branch, embedded: Embedded, features: FeatureKind
 ) -> Tensor:
     network = branch.network(backbone)
-    if features == "pooled":
-        return branch.pool(network, _read(backbone, branch, embedded))
-    tokens = _read(backbone, branch, embedded, reads="blocks")
-    return block_features(network, [tokens[i] for i in chosen_blocks(backbone, features)])
+
+    def compute() -> Tensor:
+        if features == "pooled":
+            return branch.pool(network, _read(backbone, branch, embedded))
+        tokens = _read(backbone, branch, embedded, reads="blocks")
+        return block_features(network, [tokens[i] for i in chosen_blocks(backbone, features)])
+
+    if type(branch) not in (Branch, FrozenBranch) or torch.is_grad_enabled():
+        return compute()
+    return kept_feature(backbone, embedded.tokens, compute, f"{branch.reads} {features}")
 
 
 def _read(

@@ -31,7 +31,7 @@ class Costs:
 
     Args:
         step: Passes through the backbone of an image in a step of training.
-        test: Passes of a test image.
+        test: Passes of a test image that comes for the first time.
         per_class: Floats kept of each class.
         per_experience: Floats kept of each experience.
         once: Floats kept whatever the stream is.

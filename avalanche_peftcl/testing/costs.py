@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from avalanche.core import SupervisedPlugin
 
+from avalanche_peftcl.models.backbones.kept_features import as_first_seen
 from avalanche_peftcl.models.counting import listen_for_passes, passes_so_far, stop_listening
 from avalanche_peftcl.models.stored import stored_floats
 from avalanche_peftcl.registry.costs import Costs, value
@@ -76,7 +77,7 @@ def count_costs(strategy: Any, benchmark: Any) -> Counted:
     """Train a strategy on a stream, evaluate it after each experience, and count.
 
     A pass is counted where an image comes to the last block of its backbone, in whatever view, as
-    for the record of a run.
+    for the record of a run; of a test image as if it came for the first time.
 
     Args:
         strategy: New; its network has the attribute ``backbone``, a :class:`.Backbone`.
@@ -100,7 +101,8 @@ def count_costs(strategy: Any, benchmark: Any) -> Counted:
     try:
         for number, experience in enumerate(visits(strategy, benchmark.train_stream)):
             strategy.train(experience)
-            strategy.eval(benchmark.test_stream[: number + 1])
+            with as_first_seen():
+                strategy.eval(benchmark.test_stream[: number + 1])
             step, test = counter.rates()
             joint = StrategyOffers.of(strategy).joint
             for each in benchmark.train_stream if joint else [experience]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.models import DynamicModel
-from avalanche_peftcl.models.backbones.kept_queries import keeping_queries
+from avalanche_peftcl.models.backbones.kept_features import keeping_features
 from avalanche_peftcl.models.backbones.weights import check_weights
 from avalanche_peftcl.models.frozen import Frozen
 from avalanche_peftcl.models.precision import MixedPrecision
@@ -192,8 +192,7 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the features that losses and plugins see; the last one is classified."""
-        with keeping_queries(not self.is_training):
-            return (self.network.embed(images),)
+        return (self.network.embed(images),)
 
     def row_logits(self, features: tuple[Tensor, ...]) -> Tensor:
         """Return a logit a head row, ``(B, R)``, of what :meth:`features` returned."""
@@ -202,7 +201,7 @@ class PEFTTemplate(LocalLoss, UndisturbedTraining, SteppedTemplate):
 
     def forward(self) -> Tensor:
         """Return the logits by class, ``(B, C)``, in float32."""
-        with self.autocast():
+        with self.autocast(), keeping_features(not self.is_training):
             if not self.grows:
                 logits: Tensor = super().forward()
                 return logits.float() if torch.is_tensor(logits) else logits

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from avalanche_peftcl.models.backbones.backbone import Backbone
-from avalanche_peftcl.models.backbones.kept_queries import kept_query
+from avalanche_peftcl.models.backbones.kept_features import kept_feature
 
 
 class Embedded:
@@ -42,10 +42,10 @@ class Embedded:
         """Return the frozen network's feature of each image, ``(B, E)``, without gradient.
 
         It costs one more pass, which :attr:`.Branch.forward_passes` of a branch that asks for it
-        counts; of test images that a strategy evaluates again none, see :class:`.KeptQueries`.
+        counts; of test images that a strategy evaluates again none, see :class:`.KeptFeatures`.
         """
         if self._query is None:
-            self._query = kept_query(self._backbone, self.tokens, self._ask)
+            self._query = kept_feature(self._backbone, self.tokens, self._ask, "query")
         return self._query
 
     def _ask(self) -> Tensor:

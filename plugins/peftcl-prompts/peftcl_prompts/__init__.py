@@ -14,12 +14,11 @@ _HERE = "peftcl_prompts"
 def peftcl_strategies() -> Iterable[Component]:
     """Offer the methods; each serves every scenario, if it says no other."""
     head = "D + 1"  # a row of it
-    fewer = ("test",)  # a frozen feature of a test image that is met again is known
     yield Component(
         "l2p",
         f"{_HERE}.l2p:build_l2p",
         source="L2P, arXiv 2112.08654",
-        costs=Costs(step="2", test="2", per_class=head, once="P", at_most=fewer),
+        costs=Costs(step="2", test="2", per_class=head, once="P"),
     )
     yield Component(
         "dualprompt",
@@ -31,21 +30,20 @@ def peftcl_strategies() -> Iterable[Component]:
             per_class=head,
             per_experience="31*D",
             once="P - 31*D",
-            at_most=fewer,
         ),  # three blocks of five keys and values, and a key
     )
     yield Component(
         "coda_prompt",
         f"{_HERE}.coda_prompt:build_coda_prompt",
         source="CODA-Prompt, arXiv 2211.13218",
-        costs=Costs(step="2", test="2", per_class=head, per_experience="P", at_most=fewer),
+        costs=Costs(step="2", test="2", per_class=head, per_experience="P"),
     )
     yield Component(
         "s_prompts",
         f"{_HERE}.s_prompts:build_s_prompts",
         source="S-Prompts, arXiv 2207.12819",
         scenarios=("domain",),
-        costs=Costs(test="2", per_class="T*(D + 1)", per_experience="P + 5*D", at_most=fewer),
+        costs=Costs(test="2", per_class="T*(D + 1)", per_experience="P + 5*D"),
     )
     yield Component(
         "s_li_prompts",
@@ -57,7 +55,6 @@ def peftcl_strategies() -> Iterable[Component]:
             per_class="T*D",
             per_experience="P + 5*D",
             once="32*D",
-            at_most=fewer,
         ),  # the context, and that of the last texts: as wide as an embedding, which CLIP's are
     )
     yield Component(
@@ -83,7 +80,7 @@ def peftcl_strategies() -> Iterable[Component]:
             per_class="2*(D + 1) + 40*D",
             per_experience="50*D",
             once="P - 50*D",
-            at_most=("per_class", *fewer),
+            at_most=("per_class",),
         ),
     )
 

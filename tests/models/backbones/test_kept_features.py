@@ -5,8 +5,12 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_peftcl.models import Branch, Embedded, PEFTModel
-from avalanche_peftcl.models.backbones.kept_queries import KeptQueries, keeping_queries
+from avalanche_peftcl.models import Branch, Embedded, FrozenBranch, PEFTModel, forward_branches
+from avalanche_peftcl.models.backbones.kept_features import (
+    KeptFeatures,
+    as_first_seen,
+    keeping_features,
+)
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
 
@@ -28,7 +32,7 @@ def counted(monkeypatch):
 
 @torch.no_grad()
 def query(backbone, images, *, keeps):
-    with keeping_queries(keeps):
+    with keeping_features(keeps):
         return Embedded(backbone, images).query()
 
 
@@ -61,10 +65,10 @@ def test_whatever_the_bits_depend_on_tells_minibatches_apart(counted):
 
 
 def test_the_oldest_are_dropped():
-    kept, network = KeptQueries(most=2 * 4 * 5), nn.Linear(1, 1)  # two of five floats
+    kept, network = KeptFeatures(most=2 * 4 * 5), nn.Linear(1, 1)  # two of five floats
     batches = [torch.full((1, 2, 5), float(i)) for i in range(3)]
     for i in (0, 1, 0, 2, 0, 1):
-        found = kept.query(network, batches[i], lambda i=i: batches[i].sum(dim=1))
+        found = kept.get(network, batches[i], lambda i=i: batches[i].sum(dim=1))
         assert torch.equal(found, batches[i].sum(dim=1))
     assert kept.computed == 4  # the last one again
 
@@ -101,3 +105,61 @@ def test_a_strategy_keeps_them_in_evaluation_alone(counted):
         strategy.train(images) if images is experience else strategy.eval(images)
         found.append(sum(passes) / len(images.dataset))
     assert found == [4, 2, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("branch", [Branch(), FrozenBranch()], ids=["plain", "frozen"])
+@pytest.mark.parametrize("kind", ["pooled", "blocks", (0, 2)], ids=str)
+def test_a_pass_that_adapts_nothing_is_kept_to_the_bit_and_its_layout(counted, branch, kind):
+    backbone, passes = counted
+    images = torch.rand(3, 3, 16, 16)
+    (fresh,) = forward_branches(backbone, [branch], images, features=[kind])
+    with keeping_features(True):
+        for _ in range(3):
+            (found,) = forward_branches(backbone, [branch], images, features=[kind])
+            assert torch.equal(found, fresh)
+            assert found.stride() == fresh.stride()
+            found.zero_()  # what is found is the caller's
+    assert passes == [3, 3]
+
+
+def test_passes_of_several_kinds_adapted_ones_and_gradients_are_apart(counted):
+    backbone, passes = counted
+    images = torch.rand(2, 3, 16, 16)
+
+    class Adapts(Branch):
+        def step(self, backbone, index, hidden, *, context=None):
+            return super().step(backbone, index, hidden, context=context) * 1.5
+
+    branches, kinds = [Branch(), Adapts(), FrozenBranch(), Branch()], ["pooled"] * 3 + ["blocks"]
+    with keeping_features(True):
+        with torch.no_grad():
+            first = forward_branches(backbone, branches, images, features=kinds)
+            again = forward_branches(backbone, branches, images, features=kinds)
+        assert all(map(torch.equal, first, again))
+        assert passes == [2] * 5
+        forward_branches(backbone, [Branch()], images.requires_grad_())[0].sum().backward()
+        assert images.grad.abs().sum() > 0
+        with as_first_seen(), torch.no_grad():
+            forward_branches(backbone, [Branch()], images)
+    assert passes == [2] * 7
+
+
+def test_a_strategy_whose_network_is_frozen_evaluates_images_once(counted):
+    backbone, passes = counted
+    model = PEFTModel(backbone, Branch())
+    strategy = PEFTTemplate(
+        model=model,
+        optimizer=torch.optim.SGD(model.head.parameters(), lr=0.1),
+        train_mb_size=6,
+        eval_mb_size=64,
+        evaluator=EvaluationPlugin(),
+    )
+    train, test = toy_benchmark().train_stream, toy_benchmark().test_stream
+    strategy.train(train[0])
+    passes.clear()
+    strategy.eval(test[:1])
+    strategy.train(train[1])
+    passes.clear()
+    strategy.eval(test[:2])
+    assert sum(passes) == len(test[1].dataset)
