@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from avalanche_peftcl.errors import ConfigError
 from avalanche_peftcl.files import write_file
 from avalanche_peftcl.registry import Registry, discover
 from avalanche_peftcl.registry.wording import show
+from avalanche_peftcl.runs.folder import CHECKPOINTS
 from avalanche_peftcl.runs.report import percent
 from avalanche_peftcl.runs.schema import Record
 from avalanche_peftcl.runs.tables import Sheet, terminal_table
@@ -88,7 +90,7 @@ def tune(
     accuracy on those held out; no test image is read. The first has the values that are there, the
     others follow a sequence, see :func:`.points`: the same call goes on after an interruption, one
     with more trials adds to them, and what is tried depends on neither. Of equal scores the
-    earliest wins.
+    earliest wins. A finished trial keeps its record and no checkpoint.
 
     Args:
         config: What is to be run later, see :func:`.config_from`. Of several seeds the first is
@@ -143,6 +145,7 @@ def tune(
         if record is not None:
             found[trial.name] = _scored(trial, record, phase)
             say(console, f"{trial.name}: finished earlier, {found[trial.name]}")
+            _drop_checkpoint(runs[trial.name])
     tasks = [
         Task(run, name, anew=overwrite)
         for (name, run), record in zip(runs.items(), records, strict=True)
@@ -152,6 +155,8 @@ def tune(
         for task, outcome in ended:
             trial = _scored(found[task.name], outcome.record, phase, outcome.error)
             found[task.name] = trial
+            if outcome.record is not None:
+                _drop_checkpoint(task.config)
             see = "" if outcome.error is None else f"\n  see {task.log}"
             say(console, f"{trial.name}: {trial}{see}")
     results = tuple(found.values())
@@ -174,6 +179,11 @@ def tune(
     console.print(terminal_table(_sheet(results)))
     say(console, f"{file}: {best}")
     return Search(file, tuned, results)
+
+
+def _drop_checkpoint(trial: RunConfig) -> None:
+    """Make room: what a head keeps to be fitted again may take hundreds of megabytes."""
+    shutil.rmtree(trial.output / CHECKPOINTS, ignore_errors=True)
 
 
 def _searched_on(config: RunConfig, phase: str, held_out: int, registry: Registry) -> RunConfig:

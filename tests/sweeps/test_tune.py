@@ -90,6 +90,9 @@ def test_first_experience(tmp_path, ran):
     assert record.config.tuned == found.tuned
     assert record.complete
 
+    # finished trials keep no checkpoints
+    assert list(folder.glob("*/checkpoint")) == []
+
     # the same command goes on, more trials add to those that are there
     ran.clear()
     more = tune(config, trials=4, held_out=2)
