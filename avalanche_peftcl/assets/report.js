@@ -35,15 +35,18 @@
   };
 
   // The head of a column sorts by it: words as A to Z first, numbers as the largest first.
-  const number = (text) => parseFloat((/-?\d[\d.]*/.exec(text.replaceAll(",", "")) || [])[0]);
+  const number = (text) =>
+    parseFloat((/-?\d[\d.]*(e[-+]?\d+)?/.exec(text.replaceAll(",", "")) || [])[0]);
   const sortable = (table) => {
     const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
     const sort = (i, up) => {
       const rows = [...body.rows].map((row) => [row.cells[i].textContent, row]);
-      const differ = i ? (a, b) => number(a) - number(b) : (a, b) => a.localeCompare(b);
-      const known = (text) => !i || !Number.isNaN(number(text));
-      rows.sort(([a], [b]) => known(b) - known(a) || (known(a) ? differ(a, b) * (up ? 1 : -1) : 0));
-      body.append(...rows.map(([, row]) => row));
+      const known = ([text]) => !Number.isNaN(number(text));
+      const words = i === 0 || !rows.some(known);
+      const differ = words ? ([a], [b]) => a.localeCompare(b) : ([a], [b]) => number(a) - number(b);
+      const there = words ? rows : rows.filter(known); // what has no number comes last
+      there.sort((a, b) => (up ? differ(a, b) : differ(b, a)));
+      body.append(...[...there, ...rows.filter((row) => !there.includes(row))].map(([, row]) => row));
     };
     heads.forEach((head, i) => {
       const button = document.createElement("button");
