@@ -85,21 +85,25 @@ def further_sheet(comparison: Comparison) -> Sheet | None:
 
     A row is a metric and a column a method; of many methods, the other way round.
     """
-    if not comparison.further:
+    methods, found, partly = comparison.methods, [], []
+    for quantity in comparison.further:
+        values = [method.estimate(quantity) for method in methods]
+        if any(values):
+            found.append((quantity.title, *map(_free_cell, values)))
+        else:
+            partly.append(quantity.title)
+    if not (found or partly):
         return None
-    cells = [
-        ("metric", *(method.label for method in comparison.methods)),
-        *(
-            (quantity.title, *(_free_cell(m.estimate(quantity)) for m in comparison.methods))
-            for quantity in comparison.further
-        ),
-    ]
-    many = len(comparison.methods) > MANY
+    labels = tuple(method.label for method in methods)
+    many = len(methods) > MANY
+    rows = [("method" if many else "metric", *labels), *found]
     if many:
-        cells = [("method", *cells[0][1:]), *cells[1:]]
-        cells = list(zip(*cells, strict=True))
-    notes = ("Values after the last experience, in the metric's own unit.",)
-    return Sheet("Further metrics", cells[0], tuple(cells[1:]), notes=notes, sparse=many)
+        rows = list(zip(*rows, strict=True))
+    notes = ["Values after the last experience, in the metric's own unit."] * bool(found)
+    if partly:
+        notes.append(f"Of no method do all seeds have {', '.join(partly)}.")
+    shown = tuple(rows[1:]) if found else ()
+    return Sheet("Further metrics", rows[0], shown, notes=tuple(notes), sparse=many)
 
 
 def cell(estimate: Estimate | None, scale: Scale) -> str:
@@ -108,7 +112,7 @@ def cell(estimate: Estimate | None, scale: Scale) -> str:
     Example:
         >>> cell(Estimate(0.5, 0.01, 0.0248, 3), Scale(100.0, "%", 1))
         '50.0 ± 1.0 (± 2.5)'
-        >>> cell(None, Scale(100.0, "%", 1)), cell(Estimate(20, 0.0, 0.0, 3), Scale(1.0, "", 0))
+        >>> cell(None, Scale(100.0, "%", 1)), cell(Estimate(20, 1e-9, 1e-9, 3), Scale(1.0, "", 0))
         ('-', '20')
     """
     if estimate is None:
@@ -116,9 +120,9 @@ def cell(estimate: Estimate | None, scale: Scale) -> str:
     mean = scale.number(estimate.mean)
     if estimate.standard_deviation is None or estimate.half_width is None:
         return mean
-    if not scale.unit and not estimate.standard_deviation:
-        return mean
     spread = scale.number(estimate.standard_deviation)
+    if not scale.unit and spread == scale.number(0.0):
+        return mean
     return f"{mean} ± {spread} (± {scale.number(estimate.half_width)})"
 
 

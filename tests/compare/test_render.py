@@ -19,7 +19,7 @@ from avalanche_peftcl.compare.render import (
     markdown_tables,
     terminal_tables,
 )
-from avalanche_peftcl.compare.sheets import Scale, results_sheet
+from avalanche_peftcl.compare.sheets import Scale, further_sheet, results_sheet
 from avalanche_peftcl.compare.statistics import estimate
 from avalanche_peftcl.errors import ProtocolError
 from avalanche_peftcl.runs.tables import Sheet
@@ -123,6 +123,29 @@ def test_cells_of_the_tests(comparison):
         "0.00029",
     )
     assert rows[0][3:] == ("-22.5", "-", "- (one common seed)", "-")
+
+
+def test_further_metrics_of_some_seeds_are_named_and_of_many_methods_have_a_row_each(
+    write, tmp_path
+):
+    for i in range(9):
+        for seed in (0, 1):
+            told = {"x": [0.5, 0.5, 2.0 + i]} | ({"y": [1.0] * 3} if seed else {})
+            told |= {"z": [1.0] * 3} if i == 8 else {}
+            write(f"m{i}_{seed}", f"m{i}", seed, changes={"further_metrics": told})
+    few = further_sheet(
+        compare_runs([tmp_path / f"m{i}_{seed}" for i in (0, 1) for seed in (0, 1)])
+    )
+    assert few.columns == ("metric", "m0", "m1")
+    assert [row[0] for row in few.rows] == ["x"]
+    assert few.notes[-1] == "Of no method do all seeds have y."
+    many = further_sheet(comparison := compare_runs([tmp_path]))
+    assert many.columns == ("method", "x", "z")
+    assert [row[0] for row in many.rows] == [f"m{i}" for i in range(9)]
+    assert many.rows[7][2] == "-"
+    narrow = [shown.columns[0]._cells for shown in drawn(many, width=20)]
+    assert [len(names) for names in narrow] == [9, 1]  # rows with nothing in a part are left out
+    assert "| m8 |" in markdown_tables(comparison)
 
 
 def test_one_method_has_nothing_to_test(write, tmp_path):
