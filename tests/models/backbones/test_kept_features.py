@@ -13,6 +13,7 @@ from avalanche_peftcl.models.backbones.kept_features import (
 )
 from avalanche_peftcl.testing import toy_backbone, toy_benchmark
 from avalanche_peftcl.training import PEFTTemplate
+from avalanche_peftcl.training.ntk_cl import build_ntk_cl
 
 
 @pytest.fixture
@@ -163,3 +164,18 @@ def test_a_strategy_whose_network_is_frozen_evaluates_images_once(counted):
     passes.clear()
     strategy.eval(test[:2])
     assert sum(passes) == len(test[1].dataset)
+
+
+def test_the_kernel_recipe_saves_a_pass_of_images_that_come_again(counted):
+    backbone, passes = counted
+    strategy = build_ntk_cl(
+        backbone=backbone, recipe="kernel", train_epochs=1, evaluator=EvaluationPlugin()
+    )
+    test = toy_benchmark().test_stream[:1]
+    strategy.train(toy_benchmark().train_stream[0])
+    found = []
+    for _ in range(2):
+        passes.clear()
+        strategy.eval(test)
+        found.append(sum(passes) / len(test[0].dataset))
+    assert found == [2, 1]  # the adapted one is computed
